@@ -16,7 +16,7 @@ from anyio import to_thread
 
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, RuntimeUnavailableError
-from daemon.engine.sweep_steps import disown_incarnation
+from daemon.engine.incarnation_steps import disown_incarnation
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.runtimes.spec import LABEL_INCARNATION
 from daemon.store.data_folder import Layout

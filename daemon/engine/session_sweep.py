@@ -18,13 +18,14 @@ from daemon.core.events import Event, JournalRecovered, ScheduleFired, SeriesRea
 from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
 from daemon.engine.delivery import Delivery
 from daemon.engine.events import Events
+from daemon.engine.incarnation_steps import drain, finish_incarnation
 from daemon.engine.message_events import action_events, question_decided, stuck, verdict_events
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.slots import Phase, Slot
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
-from daemon.engine.sweep_steps import Settings, Swept, drain, finish_incarnation, sweep_files
+from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.engine.troubles import ACCEPT, EXIT, SWEEP, WRITE
 from daemon.runtimes.protocol import Exit
 from daemon.store.registry import SessionKey

@@ -8,16 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
 
 from daemon.config.agents import Agent
 from daemon.config.models import Config
 from daemon.config.policies import agent_policy
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.lifecycle import (
-    CEILING,
-    CLAIM_OVERDUE,
-    CLAIM_STUCK,
     Action,
     Container,
     Fail,
@@ -30,10 +26,8 @@ from daemon.core.lifecycle import (
     Stop,
     Wake,
     decide,
-    reset_orphans,
-    settled,
 )
-from daemon.core.message_fate import EXPIRY_GRACE, Fate, Verdict, Void, claimed_by, held_from
+from daemon.core.message_fate import EXPIRY_GRACE, Expire, Fate, Verdict, held_from
 from daemon.engine import recurrence, schedule_steps
 from daemon.engine.cancelled_turns import STOP_LOOK, CancelledTurns, cancelled_turns, note_stopped
 from daemon.engine.endings import endings
@@ -43,16 +37,14 @@ from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
 from daemon.store import deliveries, host_messages, messages, outbound, questions, schedules
 from daemon.store.backlog import count_dead
+from daemon.store.draining import is_draining, note_draining
 from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
 from daemon.store.registry import SessionKey
 from daemon.store.schedules import Scheduled
 from daemon.store.session_files import SessionFiles
-from daemon.store.transitions import change_status, record, schedule_retry
+from daemon.store.transitions import change_status, schedule_retry
 from schema.connect import Reader, Writer
-from schema.ids import time_of
-from schema.rows import Ack, AckStatus, MessageIn, MessageStatus, ToolInFlight
-
-FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
+from schema.rows import AckStatus, MessageIn, MessageStatus, ToolInFlight
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +75,6 @@ class Swept:
     home_use: FolderUse | None = field(default=None, compare=False)
     decided: tuple[questions.Asked, ...] = ()
     stop_at: int | None = None
-
-
-class Finished(NamedTuple):
-    """The result of settling a confirmed exit. `claimed`: whether the incarnation had claimed anything."""
-
-    claimed: bool
-    actions: list[Action]
-    endings: tuple[AttemptEnd, ...]
-    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,63 +139,124 @@ def sweep_files(
         with suppress(OSError):  # failing to shorten the log must not block the sweep
             output_log.cut(files.folder.logs / STDERR_LOG)
     recovered = container is None and not occupied and files.has_journal() and files.recover()
-    stopping = CancelledTurns()
     with files.inbound() as db, db.looking():
         fired = schedule_steps.sweep(db, settings.configured, now)
-        with files.outbound() as out:
-            raw = _observe(db, out, now)
-            void, good = judge_suspects(db, out, raw.pending, raw.acks, floor)
-            judged = judge(db, raw.pending, raw.acks, settings.fate, now)
-            news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
-            if container is not None:
-                container = _as_it_shows(container, db, out, outbound.heartbeat_at(files.folder), last_tool, now)
-                claimed = [claim.message_id for claim in raw.claims]
-                raw = replace(raw, noted=messages.noted_at(db, claimed, container.incarnation))
-                stopping = cancelled_turns(db, out, container.incarnation)
-        acks = {**judged.acks, **good}
-        alive = container is not None or occupied
-        too_late = expired(judged.pending, acks, raw.charged, now, alive=alive)
-        over = {item.message_id for item in too_late}
-        seen = replace(
-            raw, pending=tuple(message for message in judged.pending if message.id not in over), acks=acks,
-            container=container, occupied=occupied, evidence_floor=floor, excused=questions.excused(db, [claim.message_id for claim in raw.claims], now),
-            cancelled=stopping.going_on,
-        )  # fmt: skip
-        verdicts: tuple[Verdict, ...] = (*judged.verdicts, *void, *too_late)
+        found = _read(db, files, container, now, settings, occupied=occupied, floor=floor, last_tool=last_tool)
+        seen = found.seen
         actions = decide(seen, settings.policy)
-        rearmed: list[MessageIn] = []
-        stale = _ended_attempts(db, seen)
-        changes = verdicts or questions.to_close(db, now) or any(not isinstance(item, Wake | Stop) for item in actions)
-        closed: list[questions.Asked] = []
-        if messages.to_rearm(db, 1) or stale or changes or stopping.over:
-            with db.transaction():
-                _apply_all(db, seen, verdicts, actions, settings.fate)
-                for attempt in stale:
-                    messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
-                for turn in stopping.over:
-                    note_stopped(db, turn, container.incarnation if container else None, now)
-                closed = questions.close_overdue(db, now)  # after the messages have their statuses
-                # After the loops above, so that a series whose occurrence was just settled is rearmed in this transaction.
-                missed = [
-                    message for message in judged.pending if message.id in over and message.recurrence is not None
-                ]
-                rearmed = recurrence.rearm(db, [*missed, *messages.to_rearm(db)], now, settings.timezone)
+        rearmed, closed = _write(db, found, actions, settings)
         # An answer that delivery has not recorded yet is work, so its session must not be retired.
-        next_at = 0 if news else next_work(db, now)
-        late = any(item.worked_on_by is not None for item in too_late)
-        stop_at = now + STOP_LOOK if stopping.going_on or late else None
+        next_at = 0 if found.news else next_work(db, now)
+        late = any(item.worked_on_by is not None for item in found.too_late)
+        stop_at = now + STOP_LOOK if found.stopping.going_on or late else None
         due, dead = messages.count_due(db, now), count_dead(db)
         ended = endings(db, seen.pending, seen.acks, actions, now)
         expiry = messages.next_expiry(db)
         kept, schedule_at = int(schedules.stored(db)), schedules.next_at(db)
-    if (due or void or closed or late) and container is not None:
+    if (due or found.void or closed or late) and container is not None:
         files.ring()  # a message may have come due by the clock alone, without a commit that would notify the runner
-    expires_at = expiry + EXPIRY_GRACE if expiry is not None else None
     return Swept(
-        tuple(actions), tuple(rearmed), next_at, due, recovered, dead, ended, container.tool if container else None,
-        use, verdicts, expires_at, held_from(seen.pending, now) is not None, kept, schedule_at, fired, home_use,
-        tuple(closed), stop_at,
-    )  # fmt: skip
+        actions=tuple(actions),
+        rearmed=tuple(rearmed),
+        next_at=next_at,
+        due=due,
+        recovered=recovered,
+        dead=dead,
+        endings=ended,
+        tool=seen.container.tool if seen.container is not None else None,
+        use=use,
+        verdicts=found.verdicts,
+        expires_at=expiry + EXPIRY_GRACE if expiry is not None else None,
+        held=held_from(seen.pending, now) is not None,
+        schedules=kept,
+        schedule_at=schedule_at,
+        fired=fired,
+        home_use=home_use,
+        decided=tuple(closed),
+        stop_at=stop_at,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a session's files show at a sweep, and what was decided about its messages so far. Nothing of it is written yet.
+
+    `seen`: what the other decisions are made from. `missed`: messages of a series that expired and must be rearmed. `news`:
+    whether delivery has rows to record. `stopping`: the turns of cancelled messages.
+    """
+
+    seen: Observation
+    judged: Sequence[Verdict]
+    void: Sequence[Verdict]
+    too_late: Sequence[Expire]
+    missed: Sequence[MessageIn]
+    news: bool
+    stopping: CancelledTurns
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All verdicts, in the order in which they are written."""
+        return (*self.judged, *self.void, *self.too_late)
+
+
+def _read(
+    db: Reader,
+    files: SessionFiles,
+    container: Container | None,
+    now: int,
+    settings: Settings,
+    *,
+    occupied: bool,
+    floor: int,
+    last_tool: ToolInFlight | None,
+) -> _Found:
+    stopping = CancelledTurns()
+    with files.outbound() as out:
+        raw = observe(db, out, now)
+        void, good = judge_suspects(db, out, raw.pending, raw.acks, floor)
+        judged = judge(db, raw.pending, raw.acks, settings.fate, now)
+        news = out is not None and outbound.has_after(out, deliveries.cursor(db, out.file_id))
+        if container is not None:
+            container = _as_it_shows(container, db, out, outbound.heartbeat_at(files.folder), last_tool, now)
+            claimed = [claim.message_id for claim in raw.claims]
+            raw = replace(raw, noted=messages.noted_at(db, claimed, container.incarnation))
+            stopping = cancelled_turns(db, out, container.incarnation)
+    acks = {**judged.acks, **good}
+    too_late = expired(judged.pending, acks, raw.charged, now, alive=container is not None or occupied)
+    over = {item.message_id for item in too_late}
+    seen = replace(
+        raw,
+        pending=tuple(message for message in judged.pending if message.id not in over),
+        acks=acks,
+        container=container,
+        occupied=occupied,
+        evidence_floor=floor,
+        excused=questions.excused(db, [claim.message_id for claim in raw.claims], now),
+        cancelled=stopping.going_on,
+    )
+    missed = [message for message in judged.pending if message.id in over and message.recurrence is not None]
+    return _Found(seen, judged.verdicts, void, too_late, missed, news, stopping)
+
+
+def _write(
+    db: Writer, found: _Found, actions: Sequence[Action], settings: Settings
+) -> tuple[list[MessageIn], list[questions.Asked]]:
+    """Write all that was decided, in one transaction; none if nothing changes. Return rearmed messages and closed questions."""
+    seen, now = found.seen, found.seen.now
+    stale = _ended_attempts(db, seen)
+    changes = found.verdicts or questions.to_close(db, now) or any(not isinstance(one, Wake | Stop) for one in actions)
+    if not (messages.to_rearm(db, 1) or stale or changes or found.stopping.over):
+        return [], []
+    with db.transaction():
+        _apply_all(db, seen, found.verdicts, actions, settings.fate)
+        for attempt in stale:
+            messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
+        for turn in found.stopping.over:
+            note_stopped(db, turn, seen.container.incarnation if seen.container else None, now)
+        closed = questions.close_overdue(db, now)  # after the messages have their statuses
+        # After the loops above, so that a series whose occurrence was just settled is rearmed in this transaction.
+        rearmed = recurrence.rearm(db, [*found.missed, *messages.to_rearm(db)], now, settings.timezone)
+    return rearmed, closed
 
 
 def _as_it_shows(
@@ -239,95 +283,6 @@ def _apply_all(
         apply(db, action, seen.now, fate)
         if isinstance(action, Kill) and seen.container is not None:
             note_draining(db, seen.container.incarnation, seen.now, forced=True)
-
-
-def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:
-    """Settle a CONFIRMED exit in the files: recover the journal, settle acks, reset claims. Safe to repeat.
-
-    A claim that the runner released costs no try, unless the host had to force the container to end.
-    """
-    files.recover()
-    with files.inbound() as db:
-        with files.outbound() as out:
-            raw = _observe(db, out, now)
-            # Count only acks that are proven to belong to their message; the next sweep judges the others.
-            _, good = judge_suspects(db, out, raw.pending, raw.acks, floor=0)
-        judged = judge(db, raw.pending, raw.acks, settings.fate, now)
-        seen = replace(raw, pending=judged.pending, acks={**judged.acks, **good})
-        born = time_of(incarnation)
-        own = tuple(replace(c, incarnation=incarnation) for c in seen.claims if claimed_by(c, incarnation, born))
-        open_ids = [item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation]
-        had_any = messages.ever_claimed(db, incarnation) or bool(own)
-        claimed = {claim.message_id for claim in own}
-        put_off = {verdict.message_id for verdict in judged.verdicts if not isinstance(verdict, Void)}
-        open_ids = [message_id for message_id in open_ids if message_id not in put_off]
-        if reason in FORCED:
-            own += tuple(_forced(message_id, incarnation) for message_id in open_ids if message_id not in claimed)
-            claimed.update(open_ids)
-        seen = replace(seen, claims=own)
-        settles = settled(seen)
-        finished = {item.message_id for item in settles}
-        orphans = [item for item in reset_orphans(seen, settings.policy) if item.message_id not in finished]
-        actions: list[Action] = [*settles, *orphans]
-        with db.transaction():
-            for claim in own:
-                messages.note_claim(db, claim.message_id, incarnation, claim.changed_at or now, now)
-            for verdict in judged.verdicts:
-                apply_verdict(db, verdict, settings.fate, now)
-            for action in actions:
-                apply(db, action, now, settings.fate)
-            for message_id in set(open_ids) - claimed - finished:
-                record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": reason})
-                messages.end_attempt(db, message_id, incarnation, now, "released")
-        ended = endings(db, seen.pending, seen.acks, actions, now)
-    return Finished(had_any or bool(settles) or bool(put_off), actions, ended, judged.verdicts)
-
-
-def disown_incarnation(files: SessionFiles, incarnation: str, now: int) -> int:
-    """Release, without charging a try, what another installation's container had claimed when this folder was copied.
-
-    Return the number of released messages. None of our containers may have written to these files.
-    """
-    files.recover()
-    with files.inbound() as db:
-        with files.outbound() as out:
-            seen = _observe(db, out, now)
-        held = {claim.message_id for claim in seen.claims if claim.incarnation == incarnation}
-        held |= {item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation}
-        held -= {item.message_id for item in settled(seen)}
-        with db.transaction():
-            for message_id in sorted(held):
-                messages.note_claim(db, message_id, incarnation, now, now)
-                if messages.end_attempt(db, message_id, incarnation, now, "released"):
-                    record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": "copied"})
-    return len(held)
-
-
-def drain(files: SessionFiles, incarnation: str, now: int) -> bool:
-    """Ask this incarnation, in inbound.db, to stop claiming. Return whether it works on nothing.
-
-    After the commit our runner makes no further claim, so "works on nothing" stays true. A runner that ignores the request
-    may still claim; it then gets the usual grace before it is stopped.
-    """
-    with files.inbound() as db:
-        if not is_draining(db, incarnation):
-            with db.transaction():
-                note_draining(db, incarnation, now, forced=False)
-        with files.outbound() as out:
-            seen = _observe(db, out, now)
-        # An open claim counts as work even if the turn is finished: its commit may still be missing.
-        return not any(claimed_by(claim, incarnation, time_of(incarnation)) for claim in seen.claims)
-
-
-def is_draining(db: Reader, incarnation: str) -> bool:
-    """Return whether this incarnation was asked to stop claiming."""
-    return db.one("SELECT 1 FROM draining WHERE incarnation = ?", (incarnation,)) is not None
-
-
-def note_draining(db: Writer, incarnation: str, now: int, *, forced: bool) -> None:
-    """Ask an incarnation to stop claiming. `forced`: from now on, a failure that it acks does not count."""
-    db.execute("DELETE FROM draining")  # at most one incarnation is live, so other rows are a predecessor's
-    db.execute("INSERT INTO draining(incarnation, since, forced) VALUES (?, ?, ?)", (incarnation, now, int(forced)))
 
 
 def apply(db: Writer, action: Action, now: int, fate: Fate) -> None:
@@ -375,7 +330,8 @@ def _fail(db: Writer, action: Fail, now: int) -> None:
         host_messages.notify_sender(db, message, address, "TRIES_EXHAUSTED", told, now)
 
 
-def _observe(db: Reader, out: Reader | None, now: int) -> Observation:
+def observe(db: Reader, out: Reader | None, now: int) -> Observation:
+    """Return what both files show of unfinished messages: their acks, and the claims of any incarnation."""
     claims = outbound.claims(out) if out is not None else []
     pending, acks = unfinished(db, out, now, [claim.message_id for claim in claims])
     # A container may invent any number of claims; add those on our own messages that the limited list missed.
@@ -404,7 +360,3 @@ def _ended_attempts(db: Reader, seen: Observation) -> Sequence[messages.Attempt]
         item for item in messages.open_attempts(db)
         if item.incarnation != alive and (item.message_id, item.incarnation) not in held
     ]  # fmt: skip
-
-
-def _forced(message_id: str, incarnation: str) -> Ack:
-    return Ack(message_id, AckStatus.PROCESSING, None, incarnation)

@@ -26,7 +26,7 @@ EXPECTED = {
         "registry.activate", "make.inbound", "ingress.store", "registry.begin_incarnation", "ProcessRuntime._launch",
         "RecordStore.write", "registry.incarnation_started", "delivery_steps.collect", "LocalChannel.deliver_inline",
         "mailbox.put_many", "WebhookChannel.deliver", "outcome_steps.record_outcomes", "ProcessRuntime._kill",
-        "SessionFiles.recover", "sweep_steps.finish_incarnation", "RecordStore.remove", "registry.end_incarnation",
+        "SessionFiles.recover", "incarnation_steps.finish_incarnation", "RecordStore.remove", "registry.end_incarnation",
         "SessionFiles.create", "Making.make_whole", "Making.make_empty", "Making.sync_folder", "Making.prepare",
         "make.outbound", "Path.mkdir", "Path.chmod", "Path.replace",
     },

@@ -14,7 +14,8 @@ from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import Container, Policy
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import Collected, collect
-from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.engine.incarnation_steps import finish_incarnation
+from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.inspect.message_life import read_life
 from daemon.inspect.session_detail import read_detail
 from daemon.store.session_files import SessionFiles

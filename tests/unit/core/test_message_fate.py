@@ -27,7 +27,8 @@ from daemon.core.message_fate import (
 )
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import Collected, collect
-from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.engine.incarnation_steps import finish_incarnation
+from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from schema.ids import new_id, time_of
 from schema.instants import to_text
 from schema.rows import Ack, AckStatus, Deferral, MessageIn, MessageStatus

@@ -8,7 +8,8 @@ import pytest
 
 from daemon.core.lifecycle import CANCEL_IGNORED, Container, Kill, Policy
 from daemon.engine.cancelled_turns import STOP_LOOK
-from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.engine.incarnation_steps import finish_incarnation
+from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.maintenance import message_repair
 from daemon.store.dead_letters import Operator
 from schema.instants import to_text

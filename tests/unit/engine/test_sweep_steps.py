@@ -12,10 +12,11 @@ from container_runner.store import Store
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import CEILING, CLAIM_STUCK, Container, Kill, Policy, Reset, Settle, Stop, Wake, is_due
-from daemon.engine import sweep_steps as steps
+from daemon.engine import incarnation_steps as steps
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import collect
-from daemon.engine.sweep_steps import Settings, Swept, finish_incarnation, sweep_files
+from daemon.engine.incarnation_steps import finish_incarnation
+from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.runtimes import output_log
 from daemon.store import messages
 from daemon.store.session_files import SessionFiles
