@@ -59,6 +59,7 @@ class Store:
     """One incarnation's access to its session's two files. `now_ms` is the clock: epoch milliseconds."""
 
     def __init__(self, in_folder: Path, out_folder: Path, incarnation: str, now_ms: Callable[[], int]) -> None:
+        self.in_folder = in_folder
         self._inbound = in_folder / INBOUND_DB
         self._outbound = out_folder / OUTBOUND_DB
         self._incarnation = incarnation

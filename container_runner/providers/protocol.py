@@ -16,6 +16,7 @@ from typing import Final, Protocol, cast
 from container_runner.shared.children import Children
 from container_runner.shared.tool_server import ToolServer
 from schema.ids import MessageLife
+from schema.layout import CONTAINER_IN
 from schema.questions import Decision, Question
 from schema.rows import Address, Kind, RunnerSettings, TurnNote, TurnUsage
 
@@ -96,6 +97,7 @@ class Turn:
     routing: Address | None = None
     destinations: tuple[Destination, ...] = ()
     state: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    in_folder: str = CONTAINER_IN  # where the files are that came with the messages
 
     def to_json(self) -> dict[str, object]:
         """Return the object that an agent program reads on stdin."""
@@ -115,6 +117,7 @@ class Turn:
             },
             "destinations": [destination.to_json() for destination in self.destinations],
             "state": dict(self.state),
+            "in_folder": self.in_folder,
         }
 
 

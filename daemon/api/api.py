@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
+import anyio.to_thread
 from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +22,7 @@ from daemon.api.operations import Operations
 from daemon.api.requests import (
     EventBody,
     MessageBody,
+    decode_files,
     integer,
     parse_body,
     parse_verb,
@@ -41,13 +43,18 @@ DEFAULT_BODY_BYTES: Final = 4 * 1024 * 1024
 
 
 def build_api(
-    operations: Operations, more: Sequence[BaseRoute] = (), *, max_body_bytes: int = DEFAULT_BODY_BYTES
+    operations: Operations,
+    more: Sequence[BaseRoute] = (),
+    *,
+    max_body_bytes: int = DEFAULT_BODY_BYTES,
+    max_attachment_bytes: int = 0,
 ) -> Starlette:
     """Build the ASGI app. `max_body_bytes` limits a request's body; the ingress has its own limit for the content.
 
+    A message may be larger by `max_attachment_bytes` of files, which it brings in base64.
     `more` are other routes on the same socket: telemetry and the event stream.
     """
-    api = _Handlers(operations, max_body_bytes)
+    api = _Handlers(operations, max_body_bytes, 4 * (max_attachment_bytes // 3 + 1))
 
     def route(path: str, handler: Handler, method: str = "GET") -> Route:
         return Route(path, enveloped(handler), methods=[method])
@@ -73,13 +80,15 @@ def build_api(
 
 
 class _Handlers:
-    def __init__(self, operations: Operations, max_body_bytes: int) -> None:
+    def __init__(self, operations: Operations, max_body_bytes: int, max_file_text: int) -> None:
         self._operations = operations
         self._max_body_bytes = max_body_bytes
+        self._max_file_text = max_file_text
 
     async def accept(self, request: Request) -> object:
-        body = parse_body(MessageBody, await read_body(request, self._max_body_bytes))
+        body = parse_body(MessageBody, await read_body(request, self._max_body_bytes + self._max_file_text))
         address = body.address
+        files = await anyio.to_thread.run_sync(decode_files, body.files) if body.files else ()
         accepted = await self._operations.accept(
             Incoming(
                 agent=body.agent,
@@ -96,6 +105,7 @@ class _Handlers:
                 traceparent=request.headers.get("traceparent"),
                 not_after=body.not_after,
                 stop_late=body.stop_late,
+                files=files,
             )
         )
         return asdict(accepted)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import anyio
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from daemon.core.attachments import Attachment
 from daemon.core.commands import AnyVerb
 from daemon.core.errors import BodyTooLargeError, RequestRefusedError
 from daemon.http.asgi import CLOSING
@@ -32,6 +34,15 @@ class AddressBody(BaseModel):
     thread_id: str | None = None
 
 
+class FileBody(BaseModel):
+    """A file that comes with a message: its name and its bytes in base64."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    data: str
+
+
 class MessageBody(BaseModel):
     """The body of POST /v1/messages. `process_after` and `not_after` are epoch milliseconds."""
 
@@ -50,6 +61,7 @@ class MessageBody(BaseModel):
     create_session: bool = True
     not_after: int | None = None
     stop_late: bool = False
+    files: list[FileBody] = []
 
 
 class EventBody(BaseModel):
@@ -85,6 +97,14 @@ def parse_body(model: type[_Model], body: bytes) -> _Model:
         raise _wrong(error) from error
     except (ValueError, RecursionError) as error:
         raise RequestRefusedError(f"the request's body is not JSON: {error}") from error
+
+
+def decode_files(files: Sequence[FileBody]) -> tuple[Attachment, ...]:
+    """Return the files with their bytes. Raise RequestRefusedError if one is not base64."""
+    try:
+        return tuple(Attachment(one.name, base64.b64decode(one.data, validate=True)) for one in files)
+    except ValueError as error:
+        raise RequestRefusedError(f"a file's data is not base64: {error}") from error
 
 
 def parse_verb(adapter: TypeAdapter[AnyVerb], values: Mapping[str, Any], body: bytes) -> AnyVerb:

@@ -20,7 +20,7 @@ from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.config.agents import Agent
 from daemon.config.models import Config
 from daemon.config.ownership import owned, ownership_of
-from daemon.config.policies import fate_of, read_limits
+from daemon.config.policies import fate_of, intake_limits, read_limits
 from daemon.core.clock import Clock
 from daemon.core.egress_usage import UsageRow
 from daemon.core.user_commands import rules
@@ -137,8 +137,7 @@ class Bus:
         self.delivery, self.sweeper, self.keeper = self._build_engine(held_files)
         self.ingress = Ingress(
             self.sessions, self.agents, clock, held_files,
-            max_content_bytes=config.limits.max_content_bytes, tracing=self.telemetry, events=events,
-            elsewhere=self.elsewhere,
+            limits=intake_limits(config), tracing=self.telemetry, events=events, elsewhere=self.elsewhere,
         )  # fmt: skip
         Waking(self.sessions, self.supervisor, self.schedule, self.background, clock).subscribe(events)
         self.watch = Watch(self.delivery.poke)

@@ -275,7 +275,7 @@ async def _bring_up(
     routes = [*monitoring.routes, events_route(events), reload_route(reload_now)]
     if conductor is not None:
         routes += deploy_routes(conductor)
-    api = build_api(operations, routes)
+    api = build_api(operations, routes, max_attachment_bytes=config.limits.max_attachment_bytes)
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
     tasks.start_soon(Watchdog(pulse, notifier, bus.status_line).run, name="watchdog")
     # The objects made so far live as long as the process. Without this, every full collection walks them: a 50 ms pause.

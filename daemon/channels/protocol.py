@@ -17,6 +17,7 @@ from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
 from daemon.core.answering import Person
+from daemon.core.attachments import Attachment
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.routing import EventRefusal, PlaceEvent
@@ -64,6 +65,7 @@ class Incoming:
     stop_late: bool = False  # a turn that works on it at `not_after` is stopped
     person: Person | None = None  # who wrote it, as far as the channel has verified that
     note: Mapping[str, object] | None = None  # what its first history row says about how it came here
+    files: tuple[Attachment, ...] = ()  # stored in the session; the content gets `attachments`, which names them
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
 from daemon.cli.answers import as_result
+from daemon.cli.attached_files import read_files
 from daemon.cli.command import add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.invocation import Invocation
@@ -78,6 +80,12 @@ ExpiresInOption = Annotated[
 StopLateOption = Annotated[
     bool, typer.Option("--stop-late", help="An agent that still works on it when it expires is asked to stop.")
 ]
+FileOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--file", metavar="PATH", help="Attach this file; repeat it for more. The agent gets a read-only copy."
+    ),
+]
 NoCreateOption = Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")]
 
 
@@ -100,6 +108,7 @@ def send(
     expires_in: ExpiresInOption = None,
     stop_late: StopLateOption = False,
     no_create: NoCreateOption = False,
+    file: FileOption = None,
     place: PlaceOption = None,
     thread: ThreadOption = None,
     sender: SenderOption = None,
@@ -115,12 +124,15 @@ def send(
     Example:
       clawbus send 'hello' --agent echo --session demo --wait 30
       clawbus send - --agent echo --session demo < question.txt
+      clawbus send 'summarise it' -s echo/demo --file report.pdf
       clawbus send 'hello' --place kitchen --sender ann
     """
     if place is not None:
         if stop_late:
             raise typer.BadParameter("--stop-late does not go with --place.")
         _refuse_beside_place(agent, session, wait)
+        if file:
+            raise typer.BadParameter("--file goes to one session: name --session, and leave --place out.")
         event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in))
         return send_to_place(invocation, with_words(read_text() if text == "-" else text), event)
     if thread is not None or sender is not None or mention or direct:
@@ -137,6 +149,8 @@ def send(
         "trigger": not context,
         "create_session": not no_create,
     }
+    if file:
+        message["files"] = read_files(file, invocation.config)
     expiry = _expiry(not_after, expires_in)
     if expiry is not None:
         message["not_after"] = expiry

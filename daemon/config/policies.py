@@ -6,6 +6,7 @@ from typing import Final
 
 from daemon.config.agents import Agent
 from daemon.config.models import Config
+from daemon.core.attachments import IntakeLimits
 from daemon.core.lifecycle import Policy
 from daemon.core.message_fate import Fate
 from schema.connect import ReadLimits
@@ -22,6 +23,12 @@ def read_limits(config: Config) -> ReadLimits:
         max_row_bytes=4 * config.limits.max_content_bytes + 64 * 1024,
         deadline_s=config.limits.read_deadline_s,
     )
+
+
+def intake_limits(config: Config) -> IntakeLimits:
+    """Return what one message may bring."""
+    limits = config.limits
+    return IntakeLimits(limits.max_content_bytes, limits.max_attachments, limits.max_attachment_bytes)
 
 
 def fate_of(agent: Agent | None, config: Config) -> Fate:

@@ -220,6 +220,13 @@ class ContentError(ClawbusError):
     default_hint = "Send valid JSON (or text) within limits.max_content_bytes."
 
 
+class AttachmentError(ClawbusError):
+    """A file cannot be attached: its name, its size, or the number of files. Nothing was stored."""
+
+    code = "ATTACHMENT_REFUSED"
+    default_hint = "Attach fewer, smaller or renamed files; docs/configuration.md has the limits."
+
+
 class MessageError(ClawbusError):
     """A field of a message is wrong: its kind, a time, a cron expression. Nothing was stored."""
 

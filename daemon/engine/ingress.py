@@ -13,11 +13,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+import anyio.to_thread
 from cronsim import CronSim, CronSimError
 
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.agents import Agent
 from daemon.core.answering import Person
+from daemon.core.attachments import IntakeLimits, attached, check_attachments
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.errors import (
@@ -37,6 +39,7 @@ from daemon.engine.replies import Reply, record_reply, reply_in
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.troubles import ACCEPT, WRITE
 from daemon.store import messages
+from daemon.store.attachments import media_type, place_attachments
 from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.registry import SessionKey
@@ -64,7 +67,7 @@ class Ingress:
         clock: Clock,
         held_files: HeldFiles,
         *,
-        max_content_bytes: int,
+        limits: IntakeLimits,
         tracing: Tracing,
         events: Events,
         elsewhere: Mapping[str, str] = NOWHERE,
@@ -74,7 +77,7 @@ class Ingress:
         self._sessions = sessions
         self._clock = clock
         self._held_files = held_files
-        self._max_content_bytes = max_content_bytes
+        self._limits = limits
         self._tracing = tracing
         self._events = events
 
@@ -98,7 +101,9 @@ class Ingress:
                 raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
-        message = replace(check(incoming, now, self._max_content_bytes), traceparent=span.traceparent)
+        if incoming.files:
+            incoming = await anyio.to_thread.run_sync(with_files, incoming, now, self._limits)
+        message = replace(check(incoming, now, self._limits.max_content_bytes), traceparent=span.traceparent)
         if message.not_after is None:
             message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
         reply = reply_in(incoming.content)
@@ -191,6 +196,14 @@ def _address_of(stored: MessageIn) -> Address | None:
     if stored.channel_type is None or stored.platform_id is None:
         return None
     return Address(stored.channel_type, stored.platform_id, stored.thread_id)
+
+
+def with_files(incoming: Incoming, now: int, limits: IntakeLimits) -> Incoming:
+    """Return the message with its id chosen and its files named in its content. Raise AttachmentError, InvalidNameError."""
+    check_attachments(incoming.files, limits)
+    identity = check_message_id(incoming.message_id) if incoming.message_id is not None else new_id(now)
+    content = attached(incoming.content, identity, incoming.files, media_type)
+    return replace(incoming, message_id=identity, content=content)
 
 
 def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
@@ -321,6 +334,8 @@ def store(session: Session, message: MessageIn, incoming: Incoming, now: int) ->
         else:
             check_expiry(message.not_after, max(now, message.process_after or 0))
             stored = replace(message, seq=messages.next_even_seq(db))
+            if incoming.files:
+                place_attachments(session.files.folder, stored.id, incoming.files)
             messages.insert(db, stored, now, detail=incoming.note)
             kept = Stored(stored, stored)
         if incoming.address is not None and incoming.trigger and not kept.duplicate:

@@ -7,21 +7,18 @@ row with the highest seq. Synchronous; the caller holds the session's lock. One 
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from daemon.store import deliveries, outbound
+from daemon.store.attachments import remove_attachments, remove_unnamed
 from daemon.store.messages import chunks, marks
 from daemon.store.pruned import note
 from daemon.store.session_files import SessionFiles
 from schema.connect import Reader, Writer
-from schema.ids import is_message_id
 from schema.instants import from_text
-from schema.layout import INBOX_FILES
 from schema.rows import DeliveryState, MessageStatus
 
 _OVER: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, MessageStatus.CANCELLED})
@@ -44,6 +41,8 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
     Delete their history, attempts and closed dead letters too. Raise what opening the files raises; then nothing is deleted.
     """
     with files.inbound() as db:
+        if after == 0:
+            remove_unnamed(db, files.folder, cutoff)
         rows = db.all(
             "SELECT seq, id, status, recurrence, series_id, timestamp FROM messages_in"
             " WHERE seq > ? AND seq < (SELECT max(seq) FROM messages_in) ORDER BY seq LIMIT ?",
@@ -57,7 +56,7 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
                 return Step(0, after, done=True)  # a new answer may reply to any of them; it must be recorded first
             taken = _finished(db, out, old, cutoff)
         if taken:
-            _remove_files(files, taken)
+            remove_attachments(db, files.folder, taken)
             with db.transaction():
                 for table, key in (
                     ("message_history", "message_id"), ("attempts", "message_id"), ("messages_in", "id"),
@@ -226,11 +225,3 @@ def _in_table(db: Reader, table: str, key: str, ids: Sequence[str]) -> set[str]:
 def _delete(db: Writer, table: str, key: str, ids: Sequence[str]) -> None:
     for chunk in chunks(ids):
         db.execute(f"DELETE FROM {table} WHERE {key} IN ({marks(chunk)})", chunk)
-
-
-def _remove_files(files: SessionFiles, ids: Sequence[str]) -> None:
-    """Remove a message's files before its row, so that a death in between leaves no unknown file behind."""
-    for identity in ids:
-        if is_message_id(identity):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(files.folder.inbox / INBOX_FILES / identity)

@@ -183,7 +183,7 @@ class AcpProvider:
         if listener.failure is not None:  # stopped before the prompt
             raise listener.failure
         prompting = _Prompting(listener.ended)
-        self._tasks().start_soon(prompting.run, agent, prompt_text(turn.messages))
+        self._tasks().start_soon(prompting.run, agent, prompt_text(turn.messages, turn.in_folder))
         try:
             await in_time(listener.ended.wait, settings.timeout_s, lambda: listener.waiting > 0)
         except TimeoutError:

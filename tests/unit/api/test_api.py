@@ -11,6 +11,7 @@ import pytest
 
 from daemon.api.envelopes import status_of
 from daemon.channels.protocol import Accepted, Incoming
+from daemon.core.attachments import Attachment
 from schema.errors import ClawbusError
 from schema.rows import Address
 from tests.docs.error_codes import error_classes
@@ -53,15 +54,18 @@ def test_a_message_and_its_yes_pass_with_every_field(tmp_path: Path) -> None:
     whole = Incoming(
         agent="echo", session="s", content={"text": "hi"}, message_id="m1", kind="task",
         address=Address("local", "cli", "t1"), trigger=False, on_wake=True, process_after=5, recurrence="0 9 * * *",
-        create_session=False, traceparent=f"00-{'a' * 32}-{'b' * 16}-01", not_after=9,
+        create_session=False, traceparent=f"00-{'a' * 32}-{'b' * 16}-01", not_after=9, stop_late=True,
+        files=(Attachment("a.txt", b"\0hi"),),
     )  # fmt: skip
-    defaults = Incoming("", "", None)
+    defaults, inside = Incoming("", "", None), ("note", "person")  # those two are for channels
     assert [
         one.name
         for one in fields(Incoming)
-        if one.name != "note" and getattr(whole, one.name) == getattr(defaults, one.name)
+        if one.name not in inside and getattr(whole, one.name) == getattr(defaults, one.name)
     ] == []
-    body = {name: value for name, value in asdict(whole).items() if name not in ("message_id", "traceparent", "note")}
+    left_out = ("message_id", "traceparent", *inside)
+    body = {name: value for name, value in asdict(whole).items() if name not in left_out}
+    body["files"] = [{"name": "a.txt", "data": "AGhp"}]
     operations = NotingOperations()
     with (
         serving(operations, tmp_path / "c.sock"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -377,3 +378,25 @@ def test_the_answer_of_the_message_that_does_the_work_again_is_waited_for(
     assert (result["duplicate"], result["previous"], result["requeued_as"]) == (True, "failed", "m1+r1")
     assert set(asked) == {"m1+r1"}
     assert "worked on again as m1+r1" in cli("send", "hello", *TO_ECHO, "--id", "m1", "--pretty").out
+
+
+def test_files_go_with_the_message(cli: CommandLine, operations: FakeOperations, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.bin"
+    first.write_text("first")
+    second.write_bytes(b"\0\xff")
+    cli("send", "look", *TO_ECHO, "--file", str(first), "--file", str(second))
+    assert [(one.name, one.data) for one in operations.received[0].files] == [("a.txt", b"first"), ("b.bin", b"\0\xff")]
+
+
+def test_what_cannot_be_attached_is_refused_before_anything_is_sent(
+    cli: CommandLine, operations: FakeOperations, tmp_path: Path
+) -> None:
+    fifo, large = tmp_path / "fifo", tmp_path / "large"
+    os.mkfifo(fifo)
+    with large.open("wb") as file:
+        file.truncate(9 * 1024**2)
+    for path in (fifo, large, tmp_path, tmp_path / "missing"):
+        answer = cli("send", "look", *TO_ECHO, "--file", str(path))
+        assert (answer.code, answer.envelope["error"]["code"]) == (1, "ATTACHMENT_REFUSED"), path
+    assert cli("send", "look", "--place", "kitchen", "--file", str(large)).code == 2
+    assert operations.received == []

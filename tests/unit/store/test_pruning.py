@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -115,6 +116,32 @@ def test_a_finished_message_goes_with_all_that_is_told_of_it(world: SessionWorld
         assert {row["id"] for row in world.read(f"SELECT {key} AS id FROM {table}")} <= {"young"}
     (told,) = world.read("SELECT * FROM pruned")
     assert told == {"what": "messages", "rows": 4, "at": world.now, "through": world.now - KEEP}
+
+
+def test_files_stay_while_a_message_names_them_and_go_with_the_last_one(world: SessionWorld) -> None:
+    runner_file(world)
+    inbox = world.files.folder.inbox / "inbox"
+    for name in ("m1", "lost", ".partial", "fresh"):
+        (inbox / name).mkdir(parents=True)
+        (inbox / name / "a.txt").write_text("a")
+        at = world.now / 1000 + (31 * 86400 if name == "fresh" else 0)
+        os.utime(inbox / name, (at, at))
+    accept_finished(world, "m1")
+    later(world, 31)
+    world.accept("retry")
+    with world.files.inbound() as db, db.transaction():
+        content = '{"attachments": [{"localPath": "inbox/m1/a.txt"}]}'
+        db.execute("UPDATE messages_in SET content = ? WHERE id = 'retry'", (content,))
+    prune_all(world)
+    assert ids(world) == ["retry"]
+    assert sorted(path.name for path in inbox.iterdir()) == ["fresh", "m1"]
+    finish(world, "retry")
+    later(world, 62)
+    world.accept("young")
+    prune_all(world)  # takes the message
+    prune_all(world)  # takes what it named
+    assert ids(world) == ["young"]
+    assert list(inbox.iterdir()) == []
 
 
 def test_the_age_counts_from_the_end_and_not_from_the_beginning(world: SessionWorld) -> None:

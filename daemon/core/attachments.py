@@ -1,0 +1,91 @@
+"""Files that come with a message: what is accepted, and what the message's content says about them. Pure.
+
+The content names them as NanoClaw's host does (`attachments`, each with `name` and `localPath`, `inbox/<message id>/<name>`
+below the session's in/), with the size, media type and digest beside these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from daemon.core.errors import AttachmentError
+from daemon.core.printable import one_line
+from schema.layout import INBOX_FILES
+
+KEY: Final = "attachments"
+MAX_NAME_BYTES: Final = 200
+# Other (controls, bidi and zero-width characters, surrogates, private use) and the two separators that break lines.
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One file: its name, without a path, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """What one message may bring: bytes of content as JSON, number of files, bytes of all its files together."""
+
+    max_content_bytes: int
+    max_attachments: int
+    max_attachment_bytes: int
+
+
+def check_attachments(files: Sequence[Attachment], limits: IntakeLimits) -> None:
+    """Raise AttachmentError unless all of the files may be stored."""
+    if len(files) > limits.max_attachments:
+        raise AttachmentError(f"{len(files)} files are attached; limits.max_attachments is {limits.max_attachments}.")
+    size = sum(len(one.data) for one in files)
+    if size > limits.max_attachment_bytes:
+        raise AttachmentError(
+            f"the files have {size} bytes together; limits.max_attachment_bytes is {limits.max_attachment_bytes}."
+        )
+    seen: set[str] = set()
+    for one in files:
+        check_file_name(one.name)
+        same = unicodedata.normalize("NFKC", one.name).casefold()
+        if same in seen:
+            raise AttachmentError(f"two files are named {one.name!r}, or look the same.", hint="Rename one of them.")
+        seen.add(same)
+
+
+def check_file_name(name: str) -> None:
+    """Raise AttachmentError unless the name is one visible, unambiguous path component."""
+    shown = one_line(name[:MAX_NAME_BYTES])
+    if not name or name != name.strip() or name.startswith((".", "-")):
+        raise AttachmentError(f"the file name {shown!r} is empty, or begins or ends with a character that misleads.")
+    if "/" in name or "\\" in name:
+        raise AttachmentError(f"the file name {shown!r} holds a path.")
+    if any(unicodedata.category(character) in _UNSEEN for character in name):
+        raise AttachmentError(f"the file name {shown!r} holds a character that cannot be seen.")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise AttachmentError(f"the file name {shown!r} has over {MAX_NAME_BYTES} bytes.")
+
+
+def attached(content: object, message_id: str, files: Sequence[Attachment], media_type: Callable[[str], str]) -> object:
+    """Return the content with its files named; `media_type` knows the type that belongs to a name. Raise AttachmentError if it has no place for them."""
+    if not isinstance(content, dict):
+        raise AttachmentError("files need a content that is a JSON object.", hint='Send {"text": ...}, or no file.')
+    fields = cast("Mapping[str, Any]", content)
+    if KEY in fields:
+        raise AttachmentError(f'the content has "{KEY}" already.', hint="Leave that key to the files that you attach.")
+    return {**fields, KEY: [_entry(message_id, one, media_type(one.name)) for one in files]}
+
+
+def _entry(message_id: str, file: Attachment, media_type: str) -> dict[str, object]:
+    return {
+        "name": file.name,
+        "type": "image" if media_type.startswith("image/") else "file",
+        "mimeType": media_type,
+        "size": len(file.data),
+        "sha256": hashlib.sha256(file.data).hexdigest(),
+        "localPath": f"{INBOX_FILES}/{message_id}/{file.name}",
+    }

@@ -1,0 +1,110 @@
+"""The files of messages on disk: in/inbox/<message id>/, which only the host writes and agents can only read.
+
+They are there, and synced, before the row that names them. A crash in between leaves a folder without a row: the same
+message replaces it when it is sent again, and retention removes it otherwise.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from daemon.core.attachments import Attachment
+from schema.connect import Reader
+from schema.ids import is_message_id
+from schema.layout import INBOX_FILES, SessionFolder
+from schema.os_faults import host_error
+
+_TYPES: Final = mimetypes.MimeTypes(filenames=())  # the table built into Python: the same answer on every machine
+_PARTIAL: Final = ".partial"  # begins like no message id
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def media_type(name: str) -> str:
+    """Return the media type that a file's name suggests."""
+    return _TYPES.guess_type(name)[0] or "application/octet-stream"
+
+
+def place_attachments(folder: SessionFolder, message_id: str, files: Sequence[Attachment]) -> None:
+    """Put the files into the message's folder, all or none. Raise StorageError.
+
+    Call it under the session's lock and before the message has a row: a folder of that name is a crash's and is replaced.
+    """
+    inbox = folder.inbox / INBOX_FILES
+    partial, target = inbox / _PARTIAL, inbox / message_id
+    try:
+        inbox.mkdir(mode=0o755, exist_ok=True)
+        inbox.chmod(0o755)
+        _remove(partial)
+        partial.mkdir()
+        for one in files:
+            _write(partial / one.name, one.data)
+        partial.chmod(0o755)
+        _sync(partial)
+        _remove(target)
+        partial.rename(target)
+        _sync(inbox)
+        _sync(folder.inbox)
+    except OSError as error:
+        with suppress(OSError):
+            _remove(partial)
+        raise host_error(error, f"the message's files cannot be written to {inbox}") from error
+
+
+def remove_attachments(db: Reader, folder: SessionFolder, ids: Sequence[str]) -> None:
+    """Remove the folders of these messages, except one that another message names: a retry under another id."""
+    going = set(ids)
+    for identity in filter(is_message_id, ids):
+        path = folder.inbox / INBOX_FILES / identity
+        if os.path.lexists(path) and _named_by(db, identity) <= going:
+            _remove(path)
+
+
+def remove_unnamed(db: Reader, folder: SessionFolder, cutoff: int) -> None:
+    """Remove folders that were made before `cutoff` (epoch milliseconds) and that no message has or names."""
+    for path in _folders(folder.inbox / INBOX_FILES):
+        if path.lstat().st_mtime_ns // 1_000_000 < cutoff and not _named_by(db, path.name):
+            _remove(path)
+
+
+def _folders(inbox: Path) -> Iterator[Path]:
+    with suppress(FileNotFoundError):
+        yield from list(inbox.iterdir())
+
+
+def _named_by(db: Reader, identity: str) -> set[str]:
+    rows = db.all(
+        "SELECT id FROM messages_in WHERE id = ? OR instr(content, ?) > 0", (identity, f'"{INBOX_FILES}/{identity}/')
+    )
+    return {row["id"] for row in rows}
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, _NEW_FILE, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
