@@ -297,7 +297,9 @@ class Operator:
                 status = self._status(key, verb.id)
                 if status not in ("cancelled", None):
                     broken(f"{key}: {verb.id} is cancelled by the answer, and {status} in the file")
-                if result["running"] and (alive := [one.id for one in asked.running if one.state == "running"]):
+                alive = [one.id for one in asked.running if one.state == "running"]
+                # Without `kill` the turn is asked to stop; that it does, or ends with its container, is asked at rest.
+                if verb.kill and result["running"] and alive:
                     broken(f"{key}: {verb.id} is cancelled with its container killed, and {alive} still runs")
             case QuarantineSession():
                 if self.records.held(key) is asked and not self._quarantine_reason(key):
