@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
 from daemon.core.errors import ConfigError
@@ -76,50 +76,59 @@ def build_spec(
 
     Raise ConfigError when the agent's own environment names a variable that is reserved or not one.
     """
-    name = container_name(install_id, agent, session)
     environment = _environment(agent, session, runner, agent_env)
+    spec = ContainerSpec(
+        install_id=install_id,
+        agent=agent,
+        session=session,
+        incarnation=incarnation,
+        name=container_name(install_id, agent, session),
+        fingerprint="",
+        image=image,
+        environment=environment,
+        mounts=(*_mounts(folder, agent_folder, workspace), *extra_mounts),
+        limits=limits,
+        network=network,
+        user=user,
+        stderr_log=folder.logs / STDERR_LOG,
+        runner=own_runner,
+    )
+    return replace(
+        spec,
+        fingerprint=_fingerprint(spec, image_digest),
+        environment={**environment, ENV_INCARNATION: incarnation},
+    )
+
+
+def _mounts(folder: SessionFolder, agent_folder: Path, workspace: Path | None) -> tuple[Mount, ...]:
+    """Return the mounts that every container has."""
     mounts = (
         Mount(folder.inbox, CONTAINER_IN, read_only=True),
         Mount(folder.outbox, CONTAINER_OUT, read_only=False),
         Mount(agent_folder, CONTAINER_AGENT, read_only=False),
         Mount(folder.home, CONTAINER_HOME, read_only=False),
-        *extra_mounts,
     )
-    if workspace is not None:
-        mounts = (Mount(workspace, CONTAINER_WORKSPACE, read_only=True), *mounts)
-    stderr_log = folder.logs / STDERR_LOG
-    fingerprint = _digest(
+    return mounts if workspace is None else (Mount(workspace, CONTAINER_WORKSPACE, read_only=True), *mounts)
+
+
+def _fingerprint(spec: ContainerSpec, image_digest: str) -> str:
+    """Return the digest of all that makes two containers of a session differ. The incarnation is not part of it."""
+    return _digest(
         {
             "version": SPEC_VERSION,
-            "install": install_id,
-            "agent": agent,
-            "session": session,
-            "name": name,
-            "image": [image, image_digest],
-            "environment": environment,
-            "mounts": [[str(mount.source), mount.target, mount.read_only] for mount in mounts],
-            "limits": asdict(limits),
-            "network": network,
-            "user": user,
-            "stderr_log": str(stderr_log),
-            **({"runner": list(own_runner)} if own_runner else {}),
+            "install": spec.install_id,
+            "agent": spec.agent,
+            "session": spec.session,
+            "name": spec.name,
+            "image": [spec.image, image_digest],
+            "environment": spec.environment,
+            "mounts": [[str(mount.source), mount.target, mount.read_only] for mount in spec.mounts],
+            "limits": asdict(spec.limits),
+            "network": spec.network,
+            "user": spec.user,
+            "stderr_log": str(spec.stderr_log),
+            **({"runner": list(spec.runner)} if spec.runner else {}),
         }
-    )
-    return ContainerSpec(
-        install_id=install_id,
-        agent=agent,
-        session=session,
-        incarnation=incarnation,
-        name=name,
-        fingerprint=fingerprint,
-        image=image,
-        environment={**environment, ENV_INCARNATION: incarnation},
-        mounts=mounts,
-        limits=limits,
-        network=network,
-        user=user,
-        stderr_log=stderr_log,
-        runner=own_runner,
     )
 
 

@@ -6,9 +6,7 @@ gone or replaced later, that is an error, never an empty registry (see `daemon/s
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +15,14 @@ from typing import NamedTuple, TypeVar
 from daemon.core.deploy_errors import FencedError
 from daemon.core.egress_usage import UsageRow
 from daemon.core.errors import RegistryGoneError
-from daemon.store import egress_usage, verified_idle, workers
+from daemon.store import egress_usage, incarnation_pruning, session_deletions, verified_idle, workers
 from daemon.store.dead_letters import Operator
+from daemon.store.file_anchor import FileAnchor
 from daemon.store.pruned import note
 from daemon.store.verified_idle import Verified
 from schema.connect import Writer, open_owner
 from schema.ids import new_id
 from schema.migrate import Role
-from schema.os_faults import host_error
 
 T = TypeVar("T")
 
@@ -83,36 +81,12 @@ class Memory:
     live: tuple[IncarnationRow, ...]
 
 
-class _Anchor:
-    """Keeps a file open, so that its inode number cannot be reused by a file that replaces it.
-
-    The descriptor is O_PATH: closing an ordinary one would drop SQLite's locks on the file (open(2), fcntl(2)).
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            raise host_error(error, f"{path.name} cannot be opened") from error
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def holds(self, path: Path) -> bool:
-        """Return whether `path` is still this same file and not empty. Raise StorageError."""
-        try:
-            there, here = path.stat(), os.fstat(self._descriptor)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise host_error(error, str(path)) from error
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) and there.st_size > 0
-
-
 class Registry:
     """Reads and writes central.db, opening it for each operation. After the first one, it must stay the same file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._anchor: _Anchor | None = None  # the file that was opened first
+        self._anchor: FileAnchor | None = None  # the file that was opened first
         self._epoch = 0  # of the slot that this daemon serves in; 0 without slots
         self._worker: str | None = None  # the worker that makes claims; None if none is registered
 
@@ -298,20 +272,7 @@ class Registry:
         Return how many were deleted, and the id to continue from, or None when no old ones follow. Times are epoch milliseconds.
         """
         with self._open() as db:
-            rows = db.all(
-                "SELECT id, created_at, ended_at, EXISTS (SELECT 1 FROM incarnations AS later WHERE later.agent = one.agent"
-                " AND later.session = one.session AND (later.created_at, later.id) > (one.created_at, one.id)) AS followed"
-                " FROM incarnations AS one WHERE id > ? ORDER BY id LIMIT ?",
-                (after, limit),
-            )
-            ended = [row for row in rows if row["ended_at"] is not None and row["ended_at"] < cutoff]
-            old = [(row["id"],) for row in ended if row["followed"]]
-            if old:
-                with db.transaction():
-                    db.executemany("DELETE FROM incarnations WHERE id = ?", old)
-                    note(db, "incarnations", len(old), now_ms, cutoff)
-        # Ids grow with time: if no incarnation on this page is old, no later one is.
-        return len(old), rows[-1]["id"] if ended and len(rows) == limit else None
+            return incarnation_pruning.prune(db, cutoff, after, limit, now_ms)
 
     def note_pruned(self, taken: Mapping[str, int], now_ms: int, through: int) -> None:
         """Add to the retention figures of `status`, for rows that were removed from other files. Times are epoch ms."""
@@ -359,35 +320,28 @@ class Registry:
     def begin_deletion(self, deletion: str, key: SessionKey, now_ms: int, operator: Operator) -> None:
         """Delete the session and its incarnations from the registry, and record that it is being deleted."""
         with self._open() as db, db.transaction():
-            db.execute(
-                "INSERT INTO session_deletions(id, agent, session, at, by, reason) VALUES (?, ?, ?, ?, ?, ?)",
-                (deletion, *key, now_ms, operator.name, operator.reason),
-            )
-            db.execute("DELETE FROM sessions WHERE agent = ? AND session = ?", key)
-            db.execute("DELETE FROM verified_idle WHERE agent = ? AND session = ?", key)
-            db.execute("DELETE FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL", key)
+            session_deletions.begin(db, deletion, key, now_ms, operator)
 
     def undo_deletion(self, deletion: str, key: SessionKey, now_ms: int) -> None:
         """Undo a deletion whose folder could not be moved to the trash: the session exists as before."""
         with self._open() as db, db.transaction():
-            db.execute("DELETE FROM session_deletions WHERE id = ?", (deletion,))
+            session_deletions.forget(db, deletion)
             _insert_sessions(db, [key], now_ms)
 
     def deletion_moved(self, deletion: str) -> None:
         """Record that the folder is in the trash: from now on a session with that name is a new one."""
         with self._open() as db, db.transaction():
-            db.execute("UPDATE session_deletions SET moved = 1 WHERE id = ?", (deletion,))
+            session_deletions.note_moved(db, deletion)
 
     def deletion_done(self, deletion: str, now_ms: int) -> None:
         """Record that the deletion is complete."""
         with self._open() as db, db.transaction():
-            db.execute("UPDATE session_deletions SET finished_at = ? WHERE id = ?", (now_ms, deletion))
+            session_deletions.note_done(db, deletion, now_ms)
 
     def open_deletions(self) -> list[tuple[str, SessionKey, bool]]:
         """Return unfinished deletions: (id, session, whether its folder is in the trash)."""
         with self._open() as db:
-            rows = db.all("SELECT * FROM session_deletions WHERE finished_at IS NULL ORDER BY id")
-        return [(row["id"], SessionKey(row["agent"], row["session"]), bool(row["moved"])) for row in rows]
+            return [(one, SessionKey(*key), moved) for one, key, moved in session_deletions.unfinished(db)]
 
     def idle_sessions(self, after: SessionKey | None, limit: int, created_before: int) -> list[SessionKey]:
         """Return a page of sessions without work, quarantine, open dead letters or container, created before a time."""
@@ -462,13 +416,13 @@ class Registry:
                     for row in memory.live
                 ],
             )
-        self._anchor = _Anchor(self._path)
+        self._anchor = FileAnchor(self._path)
 
     def _open(self) -> Writer:
         if self._anchor is None:
             db = open_owner(self._path, Role.CENTRAL)
             try:
-                self._anchor = _Anchor(self._path)
+                self._anchor = FileAnchor(self._path)
             except BaseException:
                 db.close()
                 raise

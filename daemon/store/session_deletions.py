@@ -1,0 +1,41 @@
+"""How far the deletion of a session has come: the table `session_deletions` of central.db.
+
+Functions that write must be called inside `Writer.transaction()`. `session_trash.py` moves and removes the folders.
+"""
+
+from __future__ import annotations
+
+from daemon.store.dead_letters import Operator
+from schema.connect import Reader, Writer
+
+
+def begin(db: Writer, deletion: str, key: tuple[str, str], now_ms: int, operator: Operator) -> None:
+    """Delete the session (agent, name) and its ended incarnations, and record that it is being deleted."""
+    db.execute(
+        "INSERT INTO session_deletions(id, agent, session, at, by, reason) VALUES (?, ?, ?, ?, ?, ?)",
+        (deletion, *key, now_ms, operator.name, operator.reason),
+    )
+    db.execute("DELETE FROM sessions WHERE agent = ? AND session = ?", key)
+    db.execute("DELETE FROM verified_idle WHERE agent = ? AND session = ?", key)
+    db.execute("DELETE FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL", key)
+
+
+def forget(db: Writer, deletion: str) -> None:
+    """Remove the record of a deletion that did not happen."""
+    db.execute("DELETE FROM session_deletions WHERE id = ?", (deletion,))
+
+
+def note_moved(db: Writer, deletion: str) -> None:
+    """Record that the folder is in the trash."""
+    db.execute("UPDATE session_deletions SET moved = 1 WHERE id = ?", (deletion,))
+
+
+def note_done(db: Writer, deletion: str, now_ms: int) -> None:
+    """Record that the deletion is complete."""
+    db.execute("UPDATE session_deletions SET finished_at = ? WHERE id = ?", (now_ms, deletion))
+
+
+def unfinished(db: Reader) -> list[tuple[str, tuple[str, str], bool]]:
+    """Return unfinished deletions: (id, (agent, session), whether the folder is in the trash)."""
+    rows = db.all("SELECT * FROM session_deletions WHERE finished_at IS NULL ORDER BY id")
+    return [(row["id"], (row["agent"], row["session"]), bool(row["moved"])) for row in rows]
