@@ -273,7 +273,7 @@ def _show_one(console: Console, one: Mapping[str, Any]) -> None:
     pairs(console, {
         "schedule": one["key"], "session": f"{one['agent']}/{one['session']}", "when": one["times"],
         "missed ones": one["catch_up"], "state": one["state"],
-        "next": when(one["next_at"], now) if one["next_at"] else "none", "sent": one["sent"],
+        "next": "; ".join(when(at, now) for at in one["upcoming"]) or "none", "sent": one["sent"],
         "failed in a row": one["failures"], "answers to": one["to"], "says": one["text"],
         "set by": f"{one['changed_by']}, {when(one['changed_at'], now)}",
     })  # fmt: skip

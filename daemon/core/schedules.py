@@ -187,6 +187,16 @@ def _from(times: Times, first: int, last: int) -> Iterator[int]:
         at = next_after(times, at)
 
 
+def upcoming(times: Times, next_at: int | None, sent: int, limit: int) -> tuple[int, ...]:
+    """Return the next occurrences from `next_at` on, up to `limit` and to `times.count`, of which `sent` have been."""
+    left = limit if times.count is None else min(limit, max(0, times.count - sent))
+    found: list[int] = []
+    while next_at is not None and len(found) < left:
+        found.append(next_at)
+        next_at = next_after(times, next_at)
+    return tuple(found)
+
+
 def next_cron(expression: str, after: int, timezone: str) -> int | None:
     """Return the first time of a cron expression after an instant, or None if it never comes."""
     return _cron(expression, after, timezone, reverse=False)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from daemon.core.clock import Clock
 from daemon.core.content import text_of
 from daemon.core.errors import UnknownScheduleError
+from daemon.core.schedules import upcoming
 from daemon.inspect.central_reading import Key, folder_of, read_central
 from daemon.inspect.trusted_files import open_inbound
 from daemon.store import schedules
@@ -19,6 +20,7 @@ from schema.errors import ClawbusError
 _BUDGET_S: Final = 60.0
 _NAMED: Final = 50
 _RUNS: Final = 20
+_UPCOMING: Final = 3
 
 
 def schedules_report(
@@ -48,15 +50,20 @@ def schedules_report(
 
 
 def schedule_report(data_dir: Path, session: Key, key: str, limit: int = _RUNS) -> dict[str, Any]:
-    """Return one schedule as in `schedules_report`, with {runs}: its newest occurrences, each {due, at, message_id, detail, status}.
+    """Return one schedule as in `schedules_report`, with {upcoming, runs}.
 
-    Raise UnknownScheduleError and what opening the file raises.
+    `upcoming` are its next occurrences, epoch ms; `runs` its newest ones, each {due, at, message_id, detail, status}. Raise UnknownScheduleError and what opening the file raises.
     """
     with open_inbound(folder_of(data_dir, session)) as db:
         row = next((one for one in stored_schedules(db) if one.key == key), None)
         if row is None:
             raise UnknownScheduleError(f"there is no schedule {key!r:.80} in session {'/'.join(session)}.")
-        return {**_values(db, session, row), "runs": [dict(one) for one in schedules.runs(db, key, limit)]}
+        values = _values(db, session, row)
+        return {
+            **values,
+            "upcoming": list(upcoming(row.what.times, values["next_at"], row.sent, _UPCOMING)),
+            "runs": [dict(one) for one in schedules.runs(db, key, limit)],
+        }
 
 
 def sessions_with_schedules(data_dir: Path) -> list[Key]:

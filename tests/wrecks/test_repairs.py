@@ -13,10 +13,13 @@ from tests.integration.conftest import Make
 from tests.support.ageing import change
 from tests.support.agents import ECHO, command_agent, obedient
 from tests.support.daemon import RealDaemon, eventually
+from tests.support.http_receiver import misbehaving, status
+from tests.support.webhooks import free_port
 from tests.support.wreck import Finding, findings, found, healthy, repair
 
 pytestmark = pytest.mark.faults
 
+SECRET = "0123456789abcdef"
 BROKEN = b"\xa5" * 9000
 
 
@@ -114,6 +117,33 @@ def test_dead_letters_are_ended_by_either_choice(make_daemon: Make) -> None:
     daemon.post("more", agent="prog", session="s")
     repair(daemon, offered(found(daemon, "DEAD_LETTERS"), " dead drop "))
     eventually("healthy", lambda: not findings(daemon))
+
+
+def _failed_attempts(daemon: RealDaemon, number: int) -> str | None:
+    """The id of the answer that has failed so often."""
+    answers = daemon.cli("delivery", "list").result["answers"]
+    return next((one["id"] for one in answers if one["state"] == "retrying" and one["attempts"] == number), None)
+
+
+def test_an_answer_that_its_receiver_refuses_again_and_again(make_daemon: Make) -> None:
+    with misbehaving() as receiver:
+        receiver.script["s"] = [status(500)] * 100
+        hook = f'agent = "echo"\nsession = "s"\nsecret = "{SECRET}"\nreply_url = "{receiver.url}"\nreply_secret = "{SECRET[::-1]}"\n'
+        daemon = make_daemon(
+            f'{ECHO}\n[channels.webhook]\nlisten = "127.0.0.1:{free_port()}"\n[channels.webhook.hooks.h]\n{hook}'
+        )
+        daemon.start(environment={"CLAWBUS_DELIVERY__RETRY_BASE_S": "600", "CLAWBUS_DELIVERY__RETRY_MAX_S": "3600"})
+        daemon.post("hello", agent="echo", session="s", address={"channel_type": "webhook", "platform_id": "h"})
+        for number in (1, 2, 3):  # it waits for the operator, not for the next attempt
+            failed = partial(_failed_attempts, daemon, number)
+            answer = eventually(f"attempt {number} failed", failed, 60)
+            if number < 3:
+                assert daemon.cli("delivery", "retry", answer, "--reason", "again").ok
+        one = found(daemon, "ANSWER_RETRYING", 60)
+        assert any("answered 500" in line for line in one["evidence"])
+        receiver.script["s"] = []
+        repair(daemon, one["command"])
+        healthy(daemon)
 
 
 @pytest.mark.parametrize("way", ["retry", "cancel"])

@@ -19,6 +19,7 @@ from daemon.core.schedules import (
     last_until,
     local_instant,
     next_after,
+    upcoming,
 )
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -156,3 +157,12 @@ def _matches(cron: str, day: date) -> bool:
     fields = cron.split()
     weekday = fields[4] == "*" or day.weekday() < 5
     return weekday and (fields[2] == "*" or day.day == int(fields[2]))
+
+
+def test_the_next_occurrences_end_with_the_schedule() -> None:
+    every = Times(every_ms=1000, start=0)
+    assert upcoming(every, 5000, 0, 3) == (5000, 6000, 7000)
+    assert upcoming(Times(every_ms=1000, start=0, count=6), 5000, 4, 3) == (5000, 6000)
+    assert upcoming(Times(every_ms=1000, start=0, until=6500), 5000, 0, 3) == (5000, 6000)
+    assert upcoming(Times(at=5000), 5000, 0, 3) == (5000,)
+    assert upcoming(every, None, 0, 3) == ()
