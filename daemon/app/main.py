@@ -160,18 +160,7 @@ async def _main(
     notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
     with signals.interruptible_start() as beginning:
-        install_id = await settle_install(
-            Start(folder, registry, clock, read_limits(config)),
-            lambda kind, of_install: build_runtime(config, folder, of_install, clock, kind),
-        )
-        await anyio.to_thread.run_sync(registry.take_epoch, lease.epoch if lease is not None else None)
-        live = await anyio.to_thread.run_sync(registry.live_incarnations)
-        known = await anyio.to_thread.run_sync(InstallFile(folder.install_record).engine)
-        await refuse_changed_runtime(
-            config.runtime.kind, live, lambda kind: build_runtime(config, folder, install_id, clock, kind), known
-        )
-        async with aclosing(build_runtime(config, folder, install_id, clock)) as asked:
-            await refuse_changed_engine(live, EngineGuard(InstallFile(folder.install_record), install_id, asked))
+        install_id = await _take_installation(config, folder, registry, clock, lease)
     if beginning.cancelled_caught:
         log.info("daemon_stopped")
         return
@@ -217,6 +206,28 @@ async def _main(
             await registration.end()
             await bus.telemetry.tracer.aclose()
     log.info("daemon_stopped")
+
+
+async def _take_installation(
+    config: Config, folder: DataFolder, registry: Registry, clock: Clock, lease: Lease | None
+) -> str:
+    """Return the id of this installation, once it is certain that this daemon may start its containers.
+
+    Raise ClawbusError when another slot's daemon has taken over, or when containers on record run where this one cannot see.
+    """
+    install_id = await settle_install(
+        Start(folder, registry, clock, read_limits(config)),
+        lambda kind, of_install: build_runtime(config, folder, of_install, clock, kind),
+    )
+    await anyio.to_thread.run_sync(registry.take_epoch, lease.epoch if lease is not None else None)
+    live = await anyio.to_thread.run_sync(registry.live_incarnations)
+    known = await anyio.to_thread.run_sync(InstallFile(folder.install_record).engine)
+    await refuse_changed_runtime(
+        config.runtime.kind, live, lambda kind: build_runtime(config, folder, install_id, clock, kind), known
+    )
+    async with aclosing(build_runtime(config, folder, install_id, clock)) as asked:
+        await refuse_changed_engine(live, EngineGuard(InstallFile(folder.install_record), install_id, asked))
+    return install_id
 
 
 def _conductor(bus: Bus, lease: Lease | None, signals: SignalInbox) -> Conductor | None:

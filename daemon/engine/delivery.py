@@ -24,6 +24,7 @@ from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.trace import Tracing
 from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import Collected
 from daemon.engine.events import Events
 from daemon.engine.hand_over import HandOver, Outcome
 from daemon.engine.inline_delivery import InlineDelivery
@@ -281,6 +282,17 @@ class Delivery:
             self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
             self._schedule.at(session.key, now + _SURPRISE_RETRY_MS)
             return False
+        return self._follow_up(session, found, handed, groups, now)
+
+    def _follow_up(
+        self,
+        session: Session,
+        found: Collected,
+        handed: Mapping[str, HandOver],
+        groups: Sequence[tuple[str, list[Send]]],
+        now: int,
+    ) -> bool:
+        """Publish what a poll committed, and begin its sends. Return True when more rows are known to wait."""
         session.consecutive_timeouts.pop("collect", None)
         session.unreadable_since = None
         self._troubles.healed(session.key, COLLECT)
