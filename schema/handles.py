@@ -369,4 +369,4 @@ class Writer(Reader):
 
 
 def _weight(values: Iterable[object]) -> int:
-    return sum(len(value) for value in values if isinstance(value, str | bytes))
+    return sum([len(value) for value in values if isinstance(value, (str, bytes))])

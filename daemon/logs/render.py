@@ -7,6 +7,7 @@ control characters are escaped and sizes are limited. Never shows the values of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import traceback
@@ -31,6 +32,7 @@ _SECRET: Final = re.compile(
     r"passw|secret|token|authorization|credential|api_?key|cookie|private_?key|signature", re.IGNORECASE
 )
 _ENVIRONMENT: Final = frozenset({"env", "environ", "environment"})
+_SHORT: Final = 64  # characters of a field's name that is remembered; a container may choose longer ones
 _FIRST: Final = ("timestamp", "level", "event")
 
 EventDict = MutableMapping[str, Any]
@@ -38,13 +40,15 @@ EventDict = MutableMapping[str, Any]
 
 def plain(value: object, key: str = "", depth: int = 0) -> object:
     """Return a value that JSON can hold: limited in size, redacted by its field's name. No foreign `__repr__` runs."""
-    if isinstance(value, Enum):
-        return plain(value.value, key, depth)
+    if type(value) is str:  # first, because most values are text
+        return REDACTED if _is_secret(key) else _cut(value)
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, Enum):
+        return plain(value.value, key, depth)
     if isinstance(value, int):
         return int(value) if value.bit_length() <= 64 else f"<an integer of {value.bit_length()} bits>"
-    if _SECRET.search(key):
+    if _is_secret(key):
         return REDACTED
     if isinstance(value, float):
         return value if value - value == 0 else str(value)  # NaN and the infinities are not JSON
@@ -57,6 +61,15 @@ def plain(value: object, key: str = "", depth: int = 0) -> object:
     if depth >= MAX_DEPTH:
         return f"<{type(value).__name__}>"
     return _plain_container(value, key, depth + 1)
+
+
+def _is_secret(key: str) -> bool:
+    return _is_secret_name(key) if len(key) <= _SHORT else _SECRET.search(key) is not None
+
+
+@functools.lru_cache(maxsize=512)
+def _is_secret_name(key: str) -> bool:
+    return _SECRET.search(key) is not None
 
 
 def _plain_container(value: object, key: str, depth: int) -> object:
