@@ -23,6 +23,7 @@ from daemon.config.ownership import owned, ownership_of
 from daemon.config.policies import fate_of, intake_limits, read_limits
 from daemon.core.clock import Clock
 from daemon.core.egress_usage import UsageRow
+from daemon.core.slots import SlotState
 from daemon.core.user_commands import rules
 from daemon.core.zones import zone
 from daemon.egress.gate import Gate
@@ -112,6 +113,7 @@ class Bus:
         self._source = overrides.source
         self.agents: dict[str, Agent] = dict(config.agents)
         self.elsewhere = self.ownership.elsewhere  # agents of another role, with that role
+        self.slots = SlotState()  # as the conductor last saw it; empty without slots
         self.registration: Registered | None = None  # None until the daemon is registered
         self.channels: Channels = build_channels(config, clock, overrides.types)
         self.telemetry = _telemetry(config, self.channels, runtime, install_id, clock)
@@ -204,6 +206,7 @@ class Bus:
             ],
             max_containers=self.config.runtime.max_containers,
             worker=self._worker,
+            slots=lambda: self.slots,
         )
 
     def _worker(self) -> dict[str, Any]:

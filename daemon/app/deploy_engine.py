@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from daemon.app.bus import Bus
-from daemon.core.events import AnswerDeadLettered, MessageDeadLettered, SessionQuarantined, SpawnFailed
-from daemon.core.slots import Health
+from daemon.core.events import AnswerDeadLettered, DeployEnded, MessageDeadLettered, SessionQuarantined, SpawnFailed
+from daemon.core.slots import Deploy, Health, SlotState
 from daemon.engine.supervisor.slots import Phase
 
 
@@ -54,6 +54,14 @@ class BusEngine:
             {str(one["what"]): str(one["why"]) for one in self._bus.problems.degraded()},
             tuple(one.name for one in self._bus.pulse.stale()),
         )
+
+    def report(self, deploy: Deploy, at: int) -> None:
+        """Publish a deploy that is over."""
+        self._bus.events.publish(DeployEnded(at, deploy))
+
+    def seen(self, state: SlotState) -> None:
+        """Keep the state for whoever scrapes the metrics."""
+        self._bus.slots = state
 
     def _dead(self, _: object) -> None:
         self._dead_letters += 1

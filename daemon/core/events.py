@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.egress_usage import Usage
+from daemon.core.slots import Deploy
 from daemon.core.trace import SpanStart
 from schema.rows import Cause, TurnUsage
 
@@ -384,6 +385,16 @@ class SweepFinished(Event):
     sessions: int
     errors: int
     duration_s: float
+
+
+# --- deploys
+
+
+@dataclass(frozen=True, slots=True)
+class DeployEnded(Event):
+    """A deploy is over, whatever became of it. Published by the daemon that serves afterwards."""
+
+    deploy: Deploy
 
 
 # --- the gate

@@ -7,9 +7,9 @@ crash the state is the one before or the one after a step, and `serving` names o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from daemon.core.deploy_errors import DeployCooldownError, DeployRefusedError, DeployRunningError, NotServingError
 
@@ -29,6 +29,7 @@ FAILURE_ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 Status = Literal["pending", "running", "pass", "fail", "skipped"]
+DEPLOY_STATES: Final = ("running", "passed", "failed", "rolled_back", "unhealthy")
 KEPT: Final = 20  # finished deploys that the state keeps
 
 
@@ -62,6 +63,7 @@ class Deploy:
     no_rollback: bool = False
     boot: str = ""  # the machine's boot in which the new slot's daemon was started last
     stopped: bool = False  # the baking daemon was asked to stop, so its next start is not a breach
+    reported: bool = False  # the trace of the whole deploy was handed to the telemetry
 
     def gate(self, name: str) -> Gate:
         """Return one gate."""
@@ -105,17 +107,27 @@ def as_json(state: SlotState) -> dict[str, Any]:
 
 
 def from_json(found: Mapping[str, Any]) -> SlotState:
-    """Return the state. Raise TypeError, ValueError or LookupError for what is none."""
-    values: dict[str, Any] = dict(found)
+    """Return the state. Raise TypeError, ValueError or LookupError for what is none.
+
+    Fields that this release does not know are left out: after a rollback it reads what a later one wrote.
+    """
+    values = _known(SlotState, found)
+    if found and not {"epoch", "serving"} <= values.keys():
+        raise LookupError("it names neither epoch nor slot")
     if values.get("deploy") is not None:
-        raw = dict(cast("Mapping[str, Any]", values["deploy"]))
-        raw["gates"] = tuple(Gate(**one) for one in raw["gates"])
+        raw = _known(Deploy, values["deploy"])
+        raw["gates"] = tuple(Gate(**_known(Gate, one)) for one in raw["gates"])
         values["deploy"] = Deploy(**raw)
     values["history"] = tuple(values.get("history", ()))
     state = SlotState(**values)
     if state.serving not in (None, *SLOTS) or type(state.epoch) is not int:
         raise ValueError("the slot or the epoch is none")
     return state
+
+
+def _known(record: type[SlotState | Deploy | Gate], found: Mapping[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(record)}
+    return {name: value for name, value in dict(found).items() if name in names}
 
 
 def other(slot: str) -> str:

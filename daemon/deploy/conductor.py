@@ -83,6 +83,14 @@ class Engine(Protocol):
         """Return what a bake checks."""
         ...
 
+    def report(self, deploy: Deploy, at: int) -> None:
+        """Publish a deploy that is over."""
+        ...
+
+    def seen(self, state: SlotState) -> None:
+        """Take note of the state, for the metrics."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -177,10 +185,23 @@ class Conductor:
                 self._event(state.deploy, state.deploy.gate("cutover"))
             await self._bake()
         while True:
+            await self._report()
             await self._wanted.wait()
             self._wanted = anyio.Event()
             if (await self._read()).active is not None:
                 await self._carry_out()
+
+    async def _report(self) -> None:
+        """Publish a deploy that is over, once: also one that a standby or a start ended, which have no telemetry."""
+        state = await self._read()
+        deploy = state.deploy
+        if deploy is None or not deploy.is_over or deploy.reported or state.serving != self._place.slot:
+            return
+        self._engine.report(deploy, self._clock.now_ms())
+        try:
+            await self._write(replace(state, deploy=replace(deploy, reported=True)))
+        except ClawbusError as error:  # the next start publishes the same spans again
+            self._log.warning("deploy_not_recorded", error=str(error))
 
     async def _carry_out(self) -> None:
         gates: list[tuple[str, Callable[[], Awaitable[dict[str, Any]]]]] = [
@@ -322,10 +343,13 @@ class Conductor:
         return deploy
 
     async def _read(self) -> SlotState:
-        return await anyio.to_thread.run_sync(read_state, self._place.data_dir)
+        state = await anyio.to_thread.run_sync(read_state, self._place.data_dir)
+        self._engine.seen(state)
+        return state
 
     async def _write(self, state: SlotState) -> None:
         await anyio.to_thread.run_sync(write_state, self._place.data_dir, state)
+        self._engine.seen(state)
 
     async def _begin_gate(self, name: str) -> None:
         await self._change_gate(name, status="running", since=self._clock.now_ms())

@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from daemon.core.clock import Clock
+from daemon.core.slots import DEPLOY_STATES, GATES, SlotState
 from daemon.engine.supervisor.slots import Phase
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.monitoring.backlog import BacklogWatch
@@ -44,6 +45,7 @@ class Sources:
     agents: Callable[[], Sequence[str]]
     max_containers: int
     senders: Callable[[], int]
+    slots: Callable[[], SlotState]
 
 
 @dataclass(slots=True)
@@ -76,7 +78,13 @@ class BusCollector(Collector):
     def take(self) -> None:
         """Take a new snapshot, on the event loop."""
         sources = self._sources
-        self._gauges = (*_containers(sources), *_queues(sources), *_state(sources), *_process(sources))
+        self._gauges = (
+            *_containers(sources),
+            *_queues(sources),
+            *_state(sources),
+            *_deploys(sources),
+            *_process(sources),
+        )
 
 
 def _containers(sources: Sources) -> Iterator[_Gauge]:
@@ -137,6 +145,25 @@ def _state(sources: Sources) -> Iterator[_Gauge]:
     )  # fmt: skip
     ages = {(name,): age for name, age in sources.pulse.ages().items()}
     yield _Gauge("loop_progress_age_seconds", "Since a loop last made progress.", ("loop",), ages)
+
+
+def _deploys(sources: Sources) -> Iterator[_Gauge]:
+    """Of the last deploy, from the record that outlives the daemons: both slots export the same. 0 without one."""
+    state, now = sources.slots(), sources.clock.now_ms()
+    deploy = state.deploy
+    gates = {one.name: one for one in deploy.gates} if deploy is not None else {}
+    ages = {
+        (name,): max(0, (one.ended or now) - one.since) / 1000 if (one := gates.get(name)) is not None and one.since else 0.0
+        for name in GATES
+    }  # fmt: skip
+    failed = {(name,): float(name in gates and gates[name].status == "fail") for name in GATES}
+    names = {(one,): float(deploy is not None and deploy.state == one) for one in DEPLOY_STATES}
+    ended = (deploy.ended_at or 0) / 1000 if deploy is not None else 0.0
+    yield _Gauge("deploy_state", "1 for the state of the last deploy.", ("state",), names)
+    yield _Gauge("deploy_ended_timestamp_seconds", "When it ended (Unix time).", (), {(): ended})
+    yield _Gauge("deploy_gate_seconds", "How long each of its gates took, or has taken so far.", ("gate",), ages)
+    yield _Gauge("deploy_gate_failed", "1 for a gate of it that failed.", ("gate",), failed)
+    yield _Gauge("serving_epoch", "How often the serving slot has changed.", (), {(): float(state.epoch)})
 
 
 def _process(sources: Sources) -> Iterator[_Gauge]:

@@ -16,6 +16,7 @@ from anyio.abc import TaskStatus
 from starlette.routing import BaseRoute
 
 from daemon.core.clock import Clock
+from daemon.core.slots import SlotState
 from daemon.engine.delivery import Delivery
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
@@ -43,6 +44,7 @@ class Watched:
     problems: Callable[[], Sequence[tuple[str, int, str]]]
     max_containers: int
     worker: Callable[[], Mapping[str, Any]]
+    slots: Callable[[], SlotState]
 
 
 class Monitoring:
@@ -70,6 +72,7 @@ class Monitoring:
             agents=watched.agents,
             max_containers=watched.max_containers,
             senders=lambda: watched.delivery.senders,
+            slots=watched.slots,
         )
         self.exporter = Exporter(metrics.registry, sources, clock)
         self.routes: list[BaseRoute] = telemetry_routes(self.exporter, self.health)

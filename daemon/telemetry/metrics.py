@@ -119,6 +119,7 @@ class Metrics:
         )
         self.egress_tokens = counter("egress_tokens", "Tokens of models.", "agent", "route", "direction")
         self.egress_bytes = counter("egress_bytes", "Bodies through the gate.", "agent", "route", "direction")
+        self.deploys = counter("deploys", "Deploys that ended while this daemon ran, by their state.", "state")
         self.spans = counter("trace_spans", "Spans handed to the collector: exported, failed, dropped.", "outcome")
 
 

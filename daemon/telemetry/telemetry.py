@@ -18,6 +18,7 @@ from daemon.core.events import (
     ContainerAdopted,
     ContainerSpawned,
     DeliveredAnswer,
+    DeployEnded,
     EgressRequest,
     ExitSettled,
     MessageAccepted,
@@ -36,6 +37,7 @@ from daemon.core.events import (
 )
 from daemon.core.trace import SpanStart, TraceContext
 from daemon.telemetry.context import new_context, parse
+from daemon.telemetry.deploy_spans import deploy_spans
 from daemon.telemetry.metrics import CURRENCIES, NONE, OTHER, Metrics
 from daemon.telemetry.spans import Event, Role, Span, about, context_of_row
 from daemon.telemetry.tracing import NoTracer, Tracer
@@ -81,6 +83,7 @@ class Telemetry:
         events.subscribe(SessionQuarantined, self._quarantined)
         events.subscribe(SweepFinished, self._swept)
         events.subscribe(EgressRequest, self._egress)
+        events.subscribe(DeployEnded, self._deployed)
 
     # --- starts of spans, for the engine (`core.trace.Tracing`)
 
@@ -241,6 +244,12 @@ class Telemetry:
         self.metrics.egress_bytes.labels(event.agent, route, "down").inc(event.bytes_down)
 
     # --- the sweep
+
+    def _deployed(self, event: DeployEnded) -> None:
+        self.metrics.deploys.labels(event.deploy.state).inc()
+        if self.tracer.ratio is not None:
+            for span in deploy_spans(event.deploy, event.at):
+                self.tracer.emit(span)
 
     def _swept(self, event: SweepFinished) -> None:
         self.metrics.sweep.observe(event.duration_s)

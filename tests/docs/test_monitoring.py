@@ -197,6 +197,14 @@ FIRES: Final = (
     ("ClawbusContainersStuck", {'clawbus_container_exits_total{agent="a",reason="ceiling",instance="h"}': "0+1x30"}),
     ("ClawbusNoRoom", {'clawbus_sessions_waiting_for_container{instance="h"}': "1x30"}),
     ("ClawbusSweepLate", {'clawbus_sweep_last_completed_timestamp_seconds{instance="h"}': "60x30"}),
+    (
+        "ClawbusDeployFailed",
+        {
+            'clawbus_deploy_state{state="rolled_back",instance="h"}': "1x30",
+            'clawbus_deploy_ended_timestamp_seconds{instance="h"}': "60x30",
+        },
+    ),
+    ("ClawbusDeployUnhealthy", {'clawbus_deploy_state{state="unhealthy",instance="h"}': "1x30"}),
     ("ClawbusTracesLost", {'clawbus_trace_spans_total{outcome="failed",instance="h"}': "0+1x40"}),
 )
 SILENT: Final = {
@@ -212,6 +220,9 @@ SILENT: Final = {
     'clawbus_sessions_waiting_for_container{instance="h"}': "1x20 0 1x8",
     'clawbus_trace_spans_total{outcome="exported",instance="h"}': "0+9x30",
     'process_start_time_seconds{job="clawbus",instance="h"}': "5x30",
+    'clawbus_deploy_state{state="passed",instance="h"}': "1x30",
+    'clawbus_deploy_state{state="rolled_back",instance="h"}': "0x30",
+    'clawbus_deploy_ended_timestamp_seconds{instance="h"}': "60x30",
 }
 
 

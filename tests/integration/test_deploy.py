@@ -122,6 +122,11 @@ def test_forward_and_back_under_load_nothing_is_lost_or_doubled_and_no_agent_is_
     found = answers()
     assert {name: found[name] for name in load.sent if found[name] != 1} == {}
     assert host.bus.cli("deploy", "verify-runtime").result["verdict"] == "pass"
+    text = host.bus.metrics()
+    assert 'clawbus_deploy_state{state="passed"} 1.0' in text
+    assert f"clawbus_serving_epoch {host.state().epoch:.1f}" in text
+    (worker,) = host.bus.cli("worker", "list").result["workers"]
+    assert (worker["slot"], worker["epoch"], worker["release"]) == ("blue", 3, host.state().release)
 
 
 BAD = {

@@ -247,6 +247,17 @@ class RealDaemon:
             with connection.getresponse() as response:
                 return json.loads(response.read())
 
+    def metrics(self) -> str:
+        """What a scrape of the daemon gets."""
+        with socket.socket(socket.AF_UNIX) as plain:
+            plain.settimeout(10.0)
+            plain.connect(str(self.socket))
+            connection = http.client.HTTPConnection("clawbus")
+            connection.sock = plain
+            connection.request("GET", "/metrics")
+            with connection.getresponse() as response:
+                return response.read().decode()
+
     def client(self) -> ControlClient:
         return ControlClient(self.socket)
 

@@ -12,7 +12,7 @@ import daemon.deploy.conductor as module
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import DeployRefusedError, SlotStateError
-from daemon.core.slots import BLUE, Health, SlotState, claim, cut_over
+from daemon.core.slots import BLUE, Deploy, Health, SlotState, claim, cut_over, roll_back
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.releases import Releases
 from daemon.deploy.state_file import read_state, state_path, write_state
@@ -35,6 +35,14 @@ class FakeEngine:
         self.left = 0
         self.later = Health()  # what every look after the first one sees
         self.looks = 0
+        self.reported: list[str] = []
+        self.states: list[SlotState] = []
+
+    def report(self, deploy: Deploy, at: int) -> None:
+        self.reported.append(deploy.state)
+
+    def seen(self, state: SlotState) -> None:
+        self.states.append(state)
 
     def hold(self) -> None:
         self.held = True
@@ -266,6 +274,22 @@ async def test_without_a_way_back_a_breach_leaves_the_new_slot_serving_and_unhea
     state = await bake(stage, no_rollback=True)
     assert state.deploy is not None
     assert (state.deploy.state, state.serving, stage.left) == ("unhealthy", "green", False)
+
+
+async def test_a_deploy_that_is_over_is_reported_once_also_when_a_start_ended_it(stage: Stage) -> None:
+    """A standby that goes back has no telemetry: the daemon that serves afterwards reports the deploy."""
+    deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=False)
+    moved = cut_over(replace(stage.state(), deploy=deploy), 2)
+    write_state(stage.data, roll_back(moved, "no daemon of the new release ran", 3, 0))
+    for _ in range(2):
+        conductor = Conductor(Place(stage.config, BLUE, SystemClock(), stage.leave), stage.engine)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(conductor.run)
+            with anyio.fail_after(20):
+                await until(lambda: (found := stage.state().deploy) is not None and found.reported)
+            tasks.cancel_scope.cancel()
+    assert stage.engine.reported == ["rolled_back"]
+    assert stage.engine.states[-1] == stage.state()
 
 
 async def test_a_full_disk_at_the_cutover_leaves_the_old_slot_serving(
