@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from daemon.cli.answers import as_result
+from daemon.cli.answers import as_result, lines_of, question_of
 from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
@@ -99,4 +99,8 @@ def _print(console: Console, entry: MailboxEntry) -> None:
     reply = f" in reply to {entry.in_reply_to}" if entry.in_reply_to else ""
     time_text = when(entry.delivered_at, SystemClock().now_ms())
     say(console, f"[{entry.cursor}] {time_text} {entry.agent}/{entry.session}{reply}")
+    if question_of(answer) is not None:
+        for line in lines_of(answer):
+            say_block(console, line, "    ")
+        return
     say_block(console, answer["text"], f"    {'error: ' if answer['error'] is not None else ''}")

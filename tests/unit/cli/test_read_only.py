@@ -142,3 +142,14 @@ class TestFromTheDaemon:
     def test_acting_needs_the_daemon(self, cli: CommandLine) -> None:
         for action in ("stop", "kill", "release"):
             assert cli("session", action, "echo", "s").envelope["error"]["code"] == "DAEMON_DOWN"
+
+    def test_a_question_is_marked_and_says_how_it_is_answered(
+        self, cli: CommandLine, operations: FakeOperations
+    ) -> None:
+        options = [{"label": "yes"}, {"label": "no\x1b[2J"}]
+        content = {"type": "question", "question": "q-6jbnqwzr5vkbi5xd", "text": "Deploy?", "options": options}
+        assert cli("send", json.dumps(content), "-s", "echo/s", "--json-content").code == 0
+        lines = cli("mailbox", "cli", "--pretty").out.splitlines()
+        assert [one.strip() for one in lines[1:]] == [
+            "? Deploy?", "1 yes", "2 no", "(clawbus question answer q-6jbnqwzr5vkbi5xd TEXT)",
+        ]  # fmt: skip
