@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from daemon.config.models import Delivery as DeliveryConfig
-from daemon.core.delivery_plan import (
-    ChannelRules,
-)
+from daemon.core.delivery_plan import ChannelRules
 from daemon.core.message_fate import Fate
 
 

@@ -87,13 +87,13 @@ class Points:
         points = self
 
         @contextmanager
-        def transaction(self: connect.Writer) -> Iterator[connect.Writer]:
+        def transaction(self: connect.Writer, *, exclusive: bool = False) -> Iterator[connect.Writer]:
             step = points.step(_caller())
             points.at(step, "before")
             torn = points.wants(step, "torn")
             if torn:
                 self._connection.execute("PRAGMA cache_size=1")
-            with original(self) as db:
+            with original(self, exclusive=exclusive) as db:
                 yield db
                 if torn and _spilled(db._connection):
                     points.at(step, "torn")
