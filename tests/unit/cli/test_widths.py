@@ -37,6 +37,7 @@ SHOWN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("install", "show"): (),
     ("route", "list"): (),
     ("question", "list"): (),
+    ("worker", "list"): (AGENT,),
 }
 
 
