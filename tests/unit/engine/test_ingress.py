@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -375,18 +376,21 @@ async def test_a_new_session_costs_two_looks_at_the_registry_and_one_commit(
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
+    ours = ContextVar("ours", default=False)  # the bus's own tasks look at the registry too, whenever it suits them
 
     def counted(name: str) -> None:
         real = getattr(Registry, name)
 
         def call(*arguments: Any) -> Any:
-            calls.append(name)
+            if ours.get():
+                calls.append(name)
             return real(*arguments)
 
         monkeypatch.setattr(Registry, name, call)
 
     for name in ("session", "activate", "add_sessions"):
         counted(name)
+    ours.set(True)
     await kit.bus.sessions.create(SessionKey(AGENT, "fresh"))
     assert calls == ["session", "activate", "session"]
     await kit.bus.sessions.create(SessionKey(AGENT, "fresh"))
