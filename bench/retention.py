@@ -78,13 +78,13 @@ def _pass(work: Callable[[], None]) -> _Timed:
 
 @contextmanager
 def _timing(found: list[float]) -> Generator[None]:
-    """Every transaction of a Writer is timed, from before its BEGIN to after its COMMIT."""
+    """Time every transaction of a Writer, from before its BEGIN to after its COMMIT."""
     real = Writer.transaction
 
     @contextmanager
-    def transaction(self: Writer) -> Generator[Writer]:
+    def transaction(self: Writer, *, exclusive: bool = False) -> Generator[Writer]:
         began = time.perf_counter()
-        with real(self) as db:
+        with real(self, exclusive=exclusive) as db:
             yield db
         found.append((time.perf_counter() - began) * 1000)
 
