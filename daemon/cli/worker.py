@@ -107,7 +107,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         for name, one in zip(names, workers, strict=True)
     ]  # fmt: skip
     columns = ("worker", "state", "role", "slot", "release", "agents", "channels", "confirmed")
-    console.print(table(f"{len(rows)} workers", columns, rows))
+    console.print(table(counted(len(rows), "worker"), columns, rows))
     for role, group in result["groups"].items():
         say(console, f"{role}: {counted(len(group['agents']), 'agent')}, {counted(len(group['channels']), 'channel')}")
     shown = [
