@@ -21,7 +21,7 @@ from daemon.store.data_folder import FreeRoom
 from daemon.store.registry import Registry
 from schema.errors import ReadDeadlineError, StorageError
 from schema.rows import AckStatus, Address
-from tests.support.bus_kit import AGENT, BusKit, until
+from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
 from tests.support.fake_agent import claims_and_dies, echo
 from tests.support.monitored import Monitored, monitored
 
@@ -114,12 +114,12 @@ async def test_what_waits_is_told_with_its_age(kit: BusKit) -> None:
     async with kit.running(), monitored(kit) as watched:
         await kit.send(message_id="m1")
         await kit.started()
-        kit.clock.advance(99)
+        kit.clock.advance(49)  # less than a container may leave a message unclaimed
         await kit.send(message_id="later", process_after=kit.clock.now_ms() + 3_600_000)
         await kit.send(message_id="context", trigger=False)
         seen = await watched.scrape()
         assert seen.value("messages_waiting", agent=AGENT) == 1
-        assert seen.value("messages_oldest_waiting_seconds", agent=AGENT) == 100
+        assert seen.value("messages_oldest_waiting_seconds", agent=AGENT) == 50
         assert seen.value("messages_waiting", agent="other") == 0
         assert kit.agent().claim() is not None
         kit.bus.delivery.poke(await kit.session())
@@ -239,6 +239,9 @@ async def test_a_quarantine_is_told_also_after_a_restart(kit: BusKit) -> None:
         await kit.started()
         (kit.agent().outbox / "outbound.db").write_bytes(b"no database" * 1000)
         kit.bus.delivery.poke(await kit.session())
+        with anyio.fail_after(SECONDS):  # the container goes first, and then the session is put aside
+            while (await watched.scrape()).value("sessions_quarantined_total", agent=AGENT) != 1:
+                await anyio.sleep(0.01)
         await kit.gone()
         seen = await watched.scrape()
         assert seen.value("sessions_quarantined_total", agent=AGENT) == 1
