@@ -240,7 +240,7 @@ async def test_a_quarantine_is_told_also_after_a_restart(kit: BusKit) -> None:
         (kit.agent().outbox / "outbound.db").write_bytes(b"no database" * 1000)
         kit.bus.delivery.poke(await kit.session())
         with anyio.fail_after(SECONDS):  # the container goes first, and then the session is put aside
-            while (await watched.scrape()).value("sessions_quarantined_total", agent=AGENT) != 1:
+            while (await watched.scrape()).value("sessions_quarantined_total", agent=AGENT) != 1:  # noqa: ASYNC110 - a scrape has no event
                 await anyio.sleep(0.01)
         await kit.gone()
         seen = await watched.scrape()
