@@ -7,7 +7,6 @@ has ended can still be read.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, SessionOption, addressed
 from daemon.cli.notes import LOOK_S, Notes
 from daemon.cli.output import Output, OutputLostError, progress
+from daemon.cli.same_place import operand
 from daemon.cli.standard_input import read_lines
 from daemon.core.clock import SystemClock
 from daemon.core.errors import ContentError, RemoteError
@@ -75,7 +75,7 @@ def chat(
         raise talk.lost
     open_ids = talk.unanswered()
     result = {"agent": agent, "session": session, "mailbox": name, "exchanges": talk.exchanges()}
-    later = (NextAction(f"clawbus mailbox {shlex.quote(name)}", "answers that come later"),)
+    later = (NextAction(f"clawbus mailbox {operand(name)}", "answers that come later"),)
     if talk.failure is not None and not talk.sent:
         raise talk.failure
     ended = f"{counted(len(talk.accepted), 'message is', 'messages are')} accepted and stay so, {len(open_ids)} without an answer yet (mailbox {name})"

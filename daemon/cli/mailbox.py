@@ -11,6 +11,7 @@ from daemon.cli.answers import as_result, lines_of, question_of
 from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
+from daemon.cli.same_place import operand
 from daemon.core.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def mailbox(
         if source == "files":
             say(console, "(the daemon does not answer: read from the files)")
 
-    more = (NextAction(f"clawbus mailbox {name} --after {cursor}", "what came after these"),) if entries else ()
+    more = (
+        (NextAction(f"clawbus mailbox --after {cursor} {operand(name)}", "what came after these"),) if entries else ()
+    )
     return Outcome(result, people, more)
 
 

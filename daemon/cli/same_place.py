@@ -12,6 +12,11 @@ _OURS: Final = re.compile(r"^clawbus(?= )")  # the command itself, not a path of
 _CHAIN: Final = " && "
 
 
+def operand(value: str) -> str:
+    """Return a value as the last argument of a command for a shell. Many chats' ids begin with a dash, as options do."""
+    return f"-- {shlex.quote(value)}" if value.startswith("-") else shlex.quote(value)
+
+
 def in_place(command: str, options: Globals) -> str:
     """Add the options that say which installation is meant to each command of ours in a chain."""
     if _CHAIN in command:

@@ -14,6 +14,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, addressed, pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
+from daemon.cli.same_place import operand
 from daemon.core.clock import SystemClock
 from daemon.core.commands import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RowVerb, RunSchedule
 from daemon.core.printable import counted
@@ -107,7 +108,7 @@ def add_(
     )  # fmt: skip
     steps = (
         NextAction(f"clawbus schedule show {key}", "its next occurrences, and what came of the last"),
-        NextAction(f"clawbus mailbox {shlex.quote(verb.place)}", "its answers"),
+        NextAction(f"clawbus mailbox {operand(verb.place)}", "its answers"),
     )
     return _done(invocation, verb, steps)
 

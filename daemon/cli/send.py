@@ -7,7 +7,6 @@ again without being stored twice.
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, inter
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, addressed
 from daemon.cli.notes import LOOK_S
+from daemon.cli.same_place import operand
 from daemon.cli.send_place import (
     DirectOption,
     LocalEvent,
@@ -380,4 +380,4 @@ def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:
     life = NextAction(f"clawbus session show {name} --message {_working_id(accepted)}", "what became of the message")
     if accepted["mailbox"] is None:
         return (life,)
-    return (NextAction(f"clawbus mailbox {shlex.quote(accepted['mailbox'])}", "read the answers"), life)
+    return (NextAction(f"clawbus mailbox {operand(accepted['mailbox'])}", "read the answers"), life)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
+from daemon.cli.same_place import operand
 from daemon.core.clock import SystemClock
 from schema.ids import new_id
 
@@ -49,7 +49,7 @@ def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outco
             }
         )  # fmt: skip
     result = {"event": identity, "place": event.place, **done}
-    steps = (NextAction(f"clawbus mailbox {shlex.quote(event.place)}", "read the answers"),)
+    steps = (NextAction(f"clawbus mailbox {operand(event.place)}", "read the answers"),)
     if not done["messages"]:
         why = "; ".join(f"{one['reason']}: {one['why']}" for one in done["refused"])
         why += "".join(f"; tell an approver the code {one['code']}" for one in done["refused"] if one["code"])

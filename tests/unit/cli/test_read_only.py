@@ -1,6 +1,7 @@
 """status, sessions, session show, mailbox and logs: from the daemon, and from the files when it is down."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ class TestFromTheFiles:
         rest = cli("mailbox", "cli", "--after", str(result["next_after"])).result
         assert [entry["message_out_id"] for entry in rest["entries"]] == ["out-3"]
         assert cli("mailbox", "other").result["entries"] == []
+
+    def test_a_mailbox_that_begins_with_a_dash_is_named_so_that_the_command_takes_it(
+        self, cli: CommandLine, files: Path
+    ) -> None:
+        entry = NewEntry("-100123", "out", "echo", "demo", "m1", "chat", None, '{"text": "hello"}', NOW)
+        Mailbox(files / "mailbox.db").put_many([entry])
+        hint = cli("mailbox", "--", "-100123").envelope["next_actions"][0]["command"]
+        assert cli(*shlex.split(hint)[1:]).result["mailbox"] == "-100123"
 
     def test_mailbox_for_people_has_no_raw_control_byte(self, cli: CommandLine, files: Path) -> None:
         answer = cli("mailbox", "--pretty")
