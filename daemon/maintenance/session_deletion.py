@@ -15,7 +15,7 @@ import anyio.to_thread
 import structlog
 
 from daemon.core.clock import Clock
-from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
+from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, ScheduleError
 from daemon.core.repair_errors import SessionUnfinishedError
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
@@ -51,6 +51,22 @@ def unfinished_work(files: SessionFiles) -> list[str]:
     return found
 
 
+def refuse_configured(key: SessionKey, files: SessionFiles) -> None:
+    """Raise ScheduleError for a session in which the configuration has a schedule: the next start would bring it back."""
+    if not files.folder.inbound_db.exists():
+        return
+    try:
+        with files.inbound() as db:
+            kept = schedules.configured(db)
+    except ClawbusError:
+        return  # what cannot be read can be deleted with --force
+    if kept:
+        raise ScheduleError(
+            f"session {key} has the schedule {kept[0].key} of the configuration.",
+            hint=f"Remove [schedules.{kept[0].key}] from clawbus.toml, restart the daemon, and delete the session then.",
+        )
+
+
 def refuse_unfinished(key: SessionKey, found: list[str], *, force: bool) -> None:
     """Raise SessionUnfinishedError for a session with unfinished work, unless `force` is set."""
     if found and not force:
@@ -70,12 +86,14 @@ class Deletions:
     async def delete(self, key: SessionKey, operator: Operator, *, force: bool) -> dict[str, Any]:
         """End the session's container and delete the session.
 
-        Raise UnknownSessionError, SessionUnfinishedError, NotConfirmedError, RuntimeUnavailableError or StorageError. The
+        Raise UnknownSessionError, ScheduleError, SessionUnfinishedError, NotConfirmedError, RuntimeUnavailableError or StorageError. The
         session then continues as before.
         """
         session = await self._sessions.get(key)
         if not self._supervisor.knows:
             raise RuntimeUnavailableError("it is unknown now whether a container of the session lives.")
+        if session.quarantined is None:
+            await session.call(partial(refuse_configured, key, session.files))
         refuse_unfinished(key, await self._unfinished(session), force=force)
         await self._supervisor.end(key, "operator_delete", graceful=True)
         async with session.lock:
@@ -143,6 +161,7 @@ def delete_from_files(
         raise NotConfirmedError(
             f"a container of session {key} runs, or the runtime does not say; start the daemon first."
         )
+    refuse_configured(key, files)
     lost = unfinished_work(files)
     refuse_unfinished(key, lost, force=force)
     deletion = new_id(clock())

@@ -68,7 +68,9 @@ def test_every_verb_works_with_the_daemon_up_and_down(make_daemon: Make) -> None
         assert daemon.cli("schedule", "cancel", key).ok
         assert daemon.cli("schedule", "show", key).error == "UNKNOWN_SCHEDULE"
         assert daemon.cli("schedule", "cancel", "beat").error == "SCHEDULE_INVALID"
+        deleted = daemon.cli("session", "delete", "echo/schedule-beat", "--force", "--reason", "a test")
+        assert deleted.error == "SCHEDULE_INVALID", "the configuration's schedule would stop until the next start"
         assert daemon.cli("schedule", "add", "x", "work", "-a", "nobody", "--every", "1h").error == "UNKNOWN_AGENT"
     daemon.start()
     eventually("the message that was sent while it was down", lambda: daemon.entries("job-false"))
-    assert daemon.cli("session", "delete", "echo/schedule-beat").error == "SESSION_UNFINISHED"
+    assert daemon.cli("session", "delete", "echo/schedule-job-false").ok
