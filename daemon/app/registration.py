@@ -1,4 +1,8 @@
-"""The daemon's registration in central.db: written before it claims anything, confirmed while it runs, ended with it."""
+"""The daemon's registration in central.db: written when it starts, confirmed while it runs, ended with it.
+
+A registry that cannot be written now, as on a full disk, keeps no daemon from starting: the data folder's lock alone makes
+sure that there is one. Claims carry the worker's name once it is registered.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -28,6 +32,7 @@ from schema.errors import ClawbusError
 from schema.ids import new_id
 
 CONFIRM_S: Final = 30.0
+_RETRY_S: Final = 5.0  # after a registry that could not be written
 
 
 class Registration:
@@ -37,6 +42,8 @@ class Registration:
         now = bus.clock.now_ms()
         self._bus, self._registry = bus, registry
         self._changed = anyio.Event()
+        self._begun = False
+        self._trouble: str | None = None
         self._turns: dict[str, tuple[str, int]] = {}  # completed since the last confirmation
         bus.events.subscribe(MessageSettled, self._settled)
         self.worker = WorkerRow(
@@ -46,10 +53,8 @@ class Registration:
         )  # fmt: skip
 
     async def begin(self) -> None:
-        """Register, and make claims in this name from now on."""
-        owned = self._owned()
-        await self._write(lambda db: workers.register(db, self.worker, owned))
-        self._registry.claim_as(self.worker.id)
+        """Register, and make claims in this name from now on. `run` does it later where the registry cannot be written."""
+        await self._attempt(self._register)
 
     def poke(self) -> None:
         """Register what the configuration has now: it was read again."""
@@ -57,22 +62,35 @@ class Registration:
 
     async def run(self) -> None:
         """Confirm at once, then every half minute and after each change. Raise DuplicateOwnershipError."""
-        trouble: str | None = None
         while True:
-            try:
-                await self._confirm()
-                trouble = None
-            except DuplicateOwnershipError:
-                raise
-            except (OSError, ClawbusError) as error:  # the host is out of some resource: try again
-                if str(error) != trouble:
-                    structlog.get_logger("daemon").warning("registration_not_confirmed", error=str(error))
-                trouble = str(error)
-            with anyio.move_on_after(CONFIRM_S):
+            done = await self._attempt(self._confirm)
+            with anyio.move_on_after(CONFIRM_S if done else _RETRY_S):
                 await self._changed.wait()
             self._changed = anyio.Event()
 
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Return whether the work succeeded. Log once what the host cannot do now. Raise DuplicateOwnershipError."""
+        try:
+            await work()
+        except DuplicateOwnershipError:
+            raise
+        except (OSError, ClawbusError) as error:
+            if str(error) != self._trouble:
+                structlog.get_logger("daemon").warning("registration_not_confirmed", error=str(error))
+            self._trouble = str(error)
+            return False
+        self._trouble = None
+        return True
+
+    async def _register(self) -> None:
+        owned = self._owned()
+        await self._write(lambda db: workers.register(db, self.worker, owned))
+        self._registry.claim_as(self.worker.id)
+        self._begun = True
+
     async def _confirm(self) -> None:
+        if not self._begun:
+            await self._register()
         now, owned = self._bus.clock.now_ms(), self._owned()
         await self._write(lambda db: workers.confirm(db, self.worker, owned, now))
         turns, self._turns = self._turns, {}

@@ -271,7 +271,9 @@ def test_a_wrong_image_is_refused_with_its_fix_and_the_message_waits(
         assert event["code"] == "IMAGE_UNUSABLE"
         assert "clawbus image build" in event["hint"]
         explanation = daemon.cli("session", "show", "prog", "s").result["explanation"]
-        assert {"missing": "is missing", "foreign": "is foreign", "stale": "source old"}[wrong] in explanation
+        assert {"missing": "is missing", "foreign": "is foreign", "stale": "built from other source (old)"}[
+            wrong
+        ] in explanation
         assert daemon.message("prog", "s", message_id)["tries"] == 0
     finally:
         subprocess.run(["docker", "rmi", tag], capture_output=True, check=False, timeout=60)
