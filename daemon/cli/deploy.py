@@ -157,7 +157,9 @@ def rollback(invocation: Invocation) -> Outcome:
 
 def _ask(invocation: Invocation, word: str) -> Outcome:
     from daemon.cli.operator import user  # noqa: PLC0415
+    from daemon.deploy.releases import Releases  # noqa: PLC0415
 
+    Releases(invocation.config.deploy.root)  # without releases there is nothing to end
     with invocation.client() as client:
         result = client.deploy(word, {"by": user()})
     deploy = result["deploy"]
@@ -239,7 +241,7 @@ def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mappi
         why = (state.deploy.reason if state.deploy and state.deploy.state != "passed" else "") or "; ".join(
             one["reason"] for one in bad
         )
-        return Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {why}.", _fix(state))
+        return Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {why.rstrip('.')}.", _fix(state))
     if code:
         return Problem("DEPLOY_RUNNING", "a deploy is under way.", "Wait for its end: `clawbus deploy status`.")
     return None
@@ -262,7 +264,9 @@ def _outcome(state: SlotState) -> Outcome:
     problem = None
     if code:
         reason = state.deploy.reason if state.deploy is not None else ""
-        problem = Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {reason}.", _fix(state))
+        problem = Problem(
+            _ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {reason.rstrip('.')}.", _fix(state)
+        )
     return Outcome(
         as_json(state), lambda console: _show(console, state), _next(word, state), problem, exit_code=code or None
     )

@@ -130,6 +130,8 @@ def send(
     if place is not None:
         if stop_late:
             raise typer.BadParameter("--stop-late does not go with --place.")
+        if json_content:
+            raise typer.BadParameter("--json-content does not go with --place: what people say there is text.")
         _refuse_beside_place(agent, session, wait)
         if file:
             raise typer.BadParameter("--file goes to one session: name --session, and leave --place out.")

@@ -53,9 +53,9 @@ def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outco
     if not done["messages"]:
         why = "; ".join(f"{one['reason']}: {one['why']}" for one in done["refused"])
         why += "".join(f"; tell an approver the code {one['code']}" for one in done["refused"] if one["code"])
-        problem = Problem(
-            "NOBODY_REACHED", f"the event reached no agent. {why}.", "`clawbus route list` shows the routes."
-        )
+        asked = any(one["code"] for one in done["refused"])
+        fix = "`clawbus pairing list` shows who asks." if asked else "`clawbus route list` shows the routes."
+        problem = Problem("NOBODY_REACHED", f"the event reached no agent. {why}.", fix)
         return Outcome(result, problem=problem, next_actions=(NextAction("clawbus route log", "what was refused"),))
 
     def people(console: Console) -> None:

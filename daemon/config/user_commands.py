@@ -47,5 +47,9 @@ def command_faults(tables: Mapping[str, CommandTable]) -> Iterator[str]:
         if not _NAME.match(name):
             yield f"commands.{name}: a command's name is lower-case letters, digits, - and _, at most 32"
         elif (name in tuple(BuiltIn)) != (table.text is None):
-            what = "has no text: the bus answers it" if name in tuple(BuiltIn) else "needs a text, which the agent gets"
+            what = (
+                "may have no text: the bus answers it"
+                if name in tuple(BuiltIn)
+                else "needs a text, which the agent gets"
+            )
             yield f"commands.{name}: {what}"

@@ -184,10 +184,15 @@ def stopped(state: SlotState) -> SlotState:
 # --- a deploy
 
 
-def begin(state: SlotState, deploy: Deploy, now: int, *, force: bool) -> SlotState:
-    """Return the state with a new deploy. Raise DeployRefusedError."""
+def refuse_second(state: SlotState) -> None:
+    """Raise DeployRunningError while a deploy is under way."""
     if state.active is not None:
         raise DeployRunningError(f"deploy {state.active.id} is under way.")
+
+
+def begin(state: SlotState, deploy: Deploy, now: int, *, force: bool) -> SlotState:
+    """Return the state with a new deploy. Raise DeployRefusedError."""
+    refuse_second(state)
     if state.serving != deploy.from_slot:
         raise DeployRefusedError(f"slot {state.serving} serves, not {deploy.from_slot}.")
     until = state.cooldown.get(deploy.to_release, 0)

@@ -11,7 +11,7 @@ from typing import Final
 
 from daemon.core.people import RANK, UserRole
 from daemon.core.place_names import fitted
-from daemon.core.routing import PlaceEvent, Senders
+from daemon.core.routing import EventKind, PlaceEvent, Senders
 from daemon.core.templates import Template
 
 _COMMAND: Final = re.compile(r"/([a-z][a-z0-9_-]{0,31})(?:@\S{1,64})?(?:\s+(.*))?\Z", re.DOTALL)
@@ -95,6 +95,11 @@ def command_of(event: PlaceEvent, known: Mapping[str, CommandRule]) -> Command |
     name = found.group(1)
     built_in = BuiltIn(name) if name in tuple(BuiltIn) else None
     return Command(name, (found.group(2) or "").strip()[:_MAX_ARGUMENTS], rule, built_in)
+
+
+def is_command(event: PlaceEvent, known: Mapping[str, CommandRule]) -> bool:
+    """Return whether a message is a command, which wakes the agent whatever its route asks for."""
+    return event.kind is EventKind.MESSAGE and command_of(event, known) is not None
 
 
 def help_text(known: Mapping[str, CommandRule], rank: int) -> str:

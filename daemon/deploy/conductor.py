@@ -33,6 +33,7 @@ from daemon.core.slots import (
     new_deploy,
     other,
     passed,
+    refuse_second,
     roll_back,
     served,
 )
@@ -138,6 +139,7 @@ class Conductor:
     async def start(self, release: str, *, force: bool, no_rollback: bool) -> dict[str, Any]:
         """Begin a deploy of a release that the other slot points at. Raise DeployRefusedError or UnknownReleaseError."""
         state, now = await self._read(), self._clock.now_ms()
+        refuse_second(state)
         found, manifest = await anyio.to_thread.run_sync(self._releases().usable, release)
         slots = await anyio.to_thread.run_sync(self._releases().slots)
         target = other(self._place.slot)

@@ -26,8 +26,8 @@ from daemon.core.errors import RequestRefusedError
 from daemon.core.events import EventRefused
 from daemon.core.pairing import ASK_FOR_MS, MAX_WAITING, Pairing, pairing_code
 from daemon.core.people import RoleScope
-from daemon.core.routing import Directory, EventRefusal, PlaceEvent, RefusalReason, RouteTarget, decide
-from daemon.core.user_commands import Command, CommandRule, command_of, generation_name
+from daemon.core.routing import Directory, EventKind, EventRefusal, PlaceEvent, RefusalReason, RouteTarget, decide
+from daemon.core.user_commands import Command, CommandRule, command_of, generation_name, is_command
 from daemon.engine.background import Background
 from daemon.engine.events import Events
 from daemon.engine.ingress import Ingress
@@ -136,6 +136,9 @@ class Router:
         event = message.event
         if not 0 < len(event.id) <= _MAX_EVENT_ID:
             raise RequestRefusedError(f"an event's id has 1 to {_MAX_EVENT_ID} characters.")
+        if self._commands is not None and is_command(event, self._commands.rules):
+            event = replace(event, kind=EventKind.COMMAND)
+            message = replace(message, event=event)
         decision = decide(self._directory, event, self.agents)
         accepted: list[Accepted] = []
         failure: ClawbusError | None = None

@@ -255,7 +255,10 @@ def answers_to(reader: Reader, ids: frozenset[str]) -> dict[str, list[Answer]]:
         "instr(content, '\"answers\"') AND seq >= coalesce((SELECT seq FROM messages_out ORDER BY seq DESC"
         f" LIMIT 1 OFFSET {_NEWEST_ANSWERS}), 0)"
     )
-    queries = [(f"in_reply_to IN ({marks(chunk)})", chunk) for chunk in chunks(sorted(ids))] + [(several, ())]
+    # A question, or a message before the turn's end, answers nothing.
+    final = " AND final <> 0" if "final" in reader.columns("messages_out") else ""
+    queries = [(f"in_reply_to IN ({marks(chunk)}){final}", chunk) for chunk in chunks(sorted(ids))]
+    queries.append((several + final, ()))
     for where, params in queries:
         for row in whole_rows(reader, where, params):
             content = row["content"] if isinstance(row["content"], str) else ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from daemon.config.models import Config
 from daemon.config.routes import RouteTable, route_faults, stored_route
-from daemon.core.routing import Directory, PlaceEvent, decide
+from daemon.core.routing import Directory, EventKind, PlaceEvent, decide
+from daemon.core.user_commands import is_command, rules
 from daemon.inspect.central_reading import check_data_folder
 from daemon.inspect.trusted_files import open_current
 from daemon.store import routes as store
@@ -64,6 +65,8 @@ def explain(config: Config, event: PlaceEvent) -> dict[str, Any]:
     """Return where an event would be routed now, and why. Store nothing."""
     routes = read_routes(config)
     covering = routes.directory.table.covering(event.channel, event.place)
+    if is_command(event, rules({name: table.rule() for name, table in config.commands.items()})):
+        event = replace(event, kind=EventKind.COMMAND)
     decision = decide(routes.directory, event, config.agents)
     return {
         "routes": [one.name for one in covering],

@@ -46,7 +46,12 @@ def cancel(
             # A cancel whose kill was not confirmed: the repeat has nothing left to write, and the container to end.
             return {"id": message_id, "was": message.status.value, "running": _works_on(files, message, live)}
         if message.status not in (MessageStatus.PENDING, MessageStatus.PAUSED):
-            raise MessageFinishedError(f"{message_id} is {message.status.value}.")
+            again = f" `clawbus message retry {message_id}` has it worked on again."
+            raise MessageFinishedError(
+                f"{message_id} is {message.status.value}.",
+                hint=f"`clawbus message show {message_id}` has its history."
+                + ("" if message.status is MessageStatus.COMPLETED else again),
+            )
         # The runner reads this file in the transaction of its answer: either it has answered, or it sees the cancel.
         with db.transaction(exclusive=True):
             running = _check_ack(files, message, live)
@@ -80,7 +85,10 @@ def retry(files: SessionFiles, message_id: str, operator: Operator, now: int) ->
                 case MessageStatus.CANCELLED:
                     retried_as = _anew(db, message, operator, now)
                 case MessageStatus.COMPLETED:
-                    raise MessageFinishedError(f"{message_id} is completed; it was answered.")
+                    raise MessageFinishedError(
+                        f"{message_id} is completed; it was answered.",
+                        hint=f"`clawbus message show {message_id}` has its history; to repeat the work, send a new message.",
+                    )
     return {"id": message_id, "was": message.status.value, "retried_as": retried_as}
 
 

@@ -138,7 +138,8 @@ def answer(
             return asked
         who = f" by {asked.decision.by}" if asked.decision.by else ""
         raise QuestionClosedError(
-            f"{question_id} was {asked.decision.outcome.value}{who} at {to_text(asked.decided_at or now)}."
+            f"{question_id} was {asked.decision.outcome.value}{who} at {to_text(asked.decided_at or now)}.",
+            hint=f"`clawbus question show {question_id}` says how it ended. Send the agent a message instead.",
         )
     if now >= asked.deadline:
         raise QuestionClosedError(f"{question_id} had to be answered by {to_text(asked.deadline)}.")

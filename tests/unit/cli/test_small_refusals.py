@@ -91,3 +91,15 @@ def test_without_systemd_the_next_step_is_a_start_in_the_terminal(cli: CommandLi
 def test_a_mailbox_with_a_space_is_quoted(cli: CommandLine, operations: FakeOperations) -> None:
     answer = cli("send", "x", "-a", "echo", "-s", "s", "--mailbox", "my box")
     assert answer.envelope["next_actions"][0]["command"] == "clawbus mailbox 'my box'"
+
+
+@pytest.mark.parametrize("word", ["abort", "rollback"])
+def test_without_releases_there_is_no_deploy_to_end(cli: CommandLine, word: str) -> None:
+    answer = cli("deploy", word)
+    assert "deploy.root is not set" in answer.envelope["error"]["message"]
+
+
+def test_json_content_is_not_silently_text_at_a_place(cli: CommandLine) -> None:
+    answer = cli("send", "{}", "--json-content", "--place", "kitchen")
+    assert answer.code == 2
+    assert "--json-content does not go with --place" in answer.err + answer.out

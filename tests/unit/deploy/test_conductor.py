@@ -11,7 +11,7 @@ import pytest
 import daemon.deploy.conductor as module
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
-from daemon.core.deploy_errors import DeployRefusedError, SlotStateError
+from daemon.core.deploy_errors import DeployRefusedError, DeployRunningError, SlotStateError
 from daemon.core.slots import BLUE, Deploy, Health, SlotState, claim, cut_over, roll_back
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.releases import Releases
@@ -220,6 +220,9 @@ async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monke
             await until(
                 lambda: not ((active := stage.state().active) is None or active.gate("warm").status != "running")
             )
+            for name in (stage.new.name, stage.old.name):
+                with pytest.raises(DeployRunningError):  # whatever the slots point at
+                    await stage.conductor.start(name, force=True, no_rollback=False)
             ended = await stage.conductor.abort("ann")
             assert (ended["deploy"]["state"], ended["deploy"]["reason"]) == ("failed", "warm: aborted by ann")
         with pytest.raises(DeployRefusedError):

@@ -11,6 +11,7 @@ from daemon.core.errors import AmbiguousIdError, UnknownMessageError, UnknownSes
 from daemon.core.facts import Container
 from daemon.inspect.life import life_of
 from daemon.inspect.log_reading import container_lines
+from daemon.inspect.reading import answers_to
 from daemon.inspect.runs import RunQuery
 from schema.instants import to_text
 from tests.support.forensic_world import AGENT, ForensicWorld
@@ -311,6 +312,20 @@ def test_an_undelivered_answer_says_why(world: ForensicWorld) -> None:
     )
     (delivery,) = life(world, "m1")["deliveries"]
     assert (delivery["event"], delivery["detail"]["last_error"]) == ("delivery_retrying", "it answered 503")
+
+
+def test_a_question_and_a_message_in_mid_turn_answer_nothing(world: ForensicWorld) -> None:
+    """A sweep would have called a turn that waits for a person completed."""
+    session = world.session()
+    session.accept("m1")
+    world.incarnation("s", FIRST)
+    world.claimed(session, "m1", FIRST)
+    session.say("q-asked", in_reply_to="m1", kind="system")
+    with session.runner() as db, db.transaction():
+        db.execute("UPDATE messages_out SET final = 0")
+    session.say("a1", in_reply_to="m1")
+    with session.runner() as db:
+        assert [one.message_out_id for one in answers_to(db, frozenset({"m1"}))["m1"]] == ["a1"]
 
 
 def test_an_answer_to_a_batch_answers_each(world: ForensicWorld) -> None:

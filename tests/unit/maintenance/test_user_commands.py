@@ -62,6 +62,18 @@ async def test_a_command_is_answered_by_the_bus_once(kit: BusKit) -> None:
         assert kit.slot("fake:room") is None
 
 
+@pytest.mark.parametrize("otherwise", ["context", "ignore"])
+async def test_a_command_needs_no_mention(kit: BusKit, otherwise: str) -> None:
+    route = RouteTable(name="m", channel="fake", place="room", agent=AGENT, engage="mention", otherwise=otherwise)
+    kit.config = kit.config.model_copy(update={"routes": (route,)})
+    async with kit.running():
+        await people(kit)
+        await write(kit, "/status")
+        assert await answers(kit, 1) == ["The agent is resting."]
+        unknown = await write(kit, "/etc/passwd is what I mean")
+        assert len(unknown.accepted) == (1 if otherwise == "context" else 0)
+
+
 async def test_a_role_is_needed(kit: BusKit) -> None:
     async with kit.running():
         await people(kit)
