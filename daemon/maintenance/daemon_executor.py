@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import anyio
 import structlog
@@ -107,6 +108,8 @@ class DaemonExecutor:
         self._clock = clock
         self._look = look
         self._events = events
+        # Verbs that take a session out of service or put it back wait for each other: each acts on what the one before left.
+        self._in_turn: WeakValueDictionary[SessionKey, anyio.Lock] = WeakValueDictionary()
         self._log = structlog.get_logger("operator")
 
     async def execute(self, verb: AnyVerb) -> dict[str, Any]:
@@ -121,14 +124,9 @@ class DaemonExecutor:
                 return await self._stop(key)
             case KillSession():
                 return await self._kill(key, operator)
-            case ReleaseSession():
-                return await self._release(key, operator)
-            case QuarantineSession():
-                return await self._quarantine(key, operator)
-            case ResetSession():
-                return await self._reset(key, operator, discard=verb.discard)
-            case DeleteSession():
-                return await self.deletions.delete(key, operator, force=verb.force)
+            case ReleaseSession() | QuarantineSession() | ResetSession() | DeleteSession():
+                async with self._in_turn.setdefault(key, anyio.Lock()):
+                    return await self._change_service(key, verb, operator)
             case ApplyStale():
                 return await self._stale_apply(key, verb.scope, operator, verb.expected)
             case PreviewStale():
@@ -139,6 +137,22 @@ class DaemonExecutor:
                 raise NotImplementedError(type(verb).__name__)
 
     # --- the whole installation
+
+    async def _change_service(
+        self,
+        key: SessionKey,
+        verb: ReleaseSession | QuarantineSession | ResetSession | DeleteSession,
+        operator: Operator,
+    ) -> dict[str, Any]:
+        match verb:
+            case ReleaseSession():
+                return await self._release(key, operator)
+            case QuarantineSession():
+                return await self._quarantine(key, operator)
+            case ResetSession():
+                return await self._reset(key, operator, discard=verb.discard)
+            case DeleteSession():
+                return await self.deletions.delete(key, operator, force=verb.force)
 
     async def _change_host(self, verb: HostVerb) -> dict[str, Any]:
         router, now = self.router, self._clock.now_ms()
@@ -333,7 +347,7 @@ class DaemonExecutor:
         was, now = session.quarantined, self._clock.now_ms()
         await self._supervisor.end(key, "operator_reset", graceful=False)  # and all that its exit entails
         # From here on nothing is spawned for it; what was spawned since the exit is ended again.
-        session.quarantined = was or f"is being reset by {operator.name}"
+        session.quarantined = meanwhile = was or f"is being reset by {operator.name}"
         try:
             await self._supervisor.end(key, "operator_reset", graceful=False)
             async with session.lock:
@@ -342,7 +356,8 @@ class DaemonExecutor:
                 done = await session.call_locked(work)
             await self._sessions.central(lambda registry: registry.release(key))
         except BaseException:
-            session.quarantined = was
+            if session.quarantined == meanwhile:  # the sweep may have put it aside for a reason of its own
+                session.quarantined = was
             self._look(key)
             raise
         session.quarantined, session.active = None, True

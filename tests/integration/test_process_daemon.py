@@ -43,7 +43,8 @@ def test_send_with_wait_prints_the_answer(daemon: RealDaemon) -> None:
     assert said.envelope["command"] == "send"
     assert said.result["answer"]["text"] == "hello"
     assert said.result["answer"]["in_reply_to"] == said.result["message_id"]
-    assert daemon.life("echo", "first", said.result["message_id"])[-1] == "delivered"
+    # The answer can be read a moment before its receipt is written.
+    eventually("delivered", lambda: daemon.life("echo", "first", said.result["message_id"])[-1] == "delivered")
 
 
 def test_a_program_answers_and_its_answer_is_delivered_once(daemon: RealDaemon) -> None:

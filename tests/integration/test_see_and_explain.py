@@ -116,6 +116,10 @@ def test_a_daemon_that_hangs_is_seen_from_the_files(make_daemon: Make) -> None:
     daemon = make_daemon(AGENTS)
     daemon.start()
     daemon.ask("hello", agent="echo", session="first")
+    status_of_all = "SELECT DISTINCT status FROM messages_in"
+    eventually(
+        "settled", lambda: [row["status"] for row in daemon.rows("echo", "first", status_of_all)] == ["completed"]
+    )
     pause_between_commits(daemon, "echo", "first")
     try:
         assert "DAEMON_SILENT" in codes(daemon)

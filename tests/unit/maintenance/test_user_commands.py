@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -63,7 +63,7 @@ async def test_a_command_is_answered_by_the_bus_once(kit: BusKit) -> None:
 
 
 @pytest.mark.parametrize("otherwise", ["context", "ignore"])
-async def test_a_command_needs_no_mention(kit: BusKit, otherwise: str) -> None:
+async def test_a_command_needs_no_mention(kit: BusKit, otherwise: Literal["context", "ignore"]) -> None:
     route = RouteTable(name="m", channel="fake", place="room", agent=AGENT, engage="mention", otherwise=otherwise)
     kit.config = kit.config.model_copy(update={"routes": (route,)})
     async with kit.running():
