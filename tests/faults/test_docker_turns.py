@@ -90,9 +90,10 @@ def test_a_container_that_is_used_up_is_replaced_and_every_message_is_answered(m
     for number in range(50):
         assert daemon.ask(f"turn {number}", agent="greedy", session="s", wait_s=60) == {"text": "ok"}
         exits = [event["exit_code"] for event in daemon.events("container_exited")]
-        if len(exits) == 2:
+        if len(exits) >= 2:
             break
-    assert exits == [71, 71]
+    assert len(exits) >= 2
+    assert set(exits) == {71}
     assert {one["tries"] for one in daemon.show("greedy", "s")["messages"]} == {0}
     daemon.at_rest = True
 
