@@ -144,7 +144,7 @@ def test_dockerd_away_is_degraded_and_heals_with_nothing_lost(
     message = settled(daemon, message_id)
     # Without live-restore its container ended with dockerd, in mid-turn or just after its answer.
     assert message["tries"] in (0, 1)
-    assert daemon.status()["live"]["degraded"] == []
+    eventually("healed", lambda: daemon.status()["live"]["degraded"] == [], 60)
 
 
 def test_random_deaths_of_dockerd_too(image: str, private: PrivateDockerd) -> None:
