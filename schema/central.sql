@@ -206,7 +206,7 @@ CREATE TABLE IF NOT EXISTS registrations (
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS registrations_live ON registrations(kind, id) WHERE ended_at IS NULL;
 
--- When each agent last completed a turn, so that a list of workers need not open the sessions. At most a minute old.
+-- When each agent last completed a turn, so that a list of workers need not open the sessions. About half a minute old.
 CREATE TABLE IF NOT EXISTS agent_turns (
   agent        TEXT PRIMARY KEY,
   session      TEXT NOT NULL,

@@ -178,7 +178,7 @@ class _Conversation:
     def _why_cancelled(self, timeout_s: float) -> TurnFailedError:
         words = last_words(self._stderr.tail())
         if self._stopped:
-            return TurnStoppedError("The message was cancelled, and the program was told so.")
+            return TurnStoppedError("The message was cancelled, and the program was asked to stop.")
         if self._ready:
             return CommandTimeoutError(f"The program did not end its turn within {timeout_s:g} s.{words}")
         return CommandNotReadyError(f"The program printed no line `ready` within {timeout_s:g} s.{words}")

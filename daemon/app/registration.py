@@ -102,7 +102,7 @@ class Registration:
         self.worker = replace(self.worker, confirmed_at=now)
 
     async def end(self) -> None:
-        """Record the end; what prevents it is no reason to stay."""
+        """Record the end. A failure is ignored: the next daemon that starts records it."""
         now = self._bus.clock.now_ms()
         with suppress(OSError, ClawbusError):
             await self._write(lambda db: workers.note_turns(db, self._turns))

@@ -50,7 +50,7 @@ def start(
         bool, typer.Option("--detach", help="Return at once; `deploy status` shows the progress.")
     ] = False,
 ) -> Outcome:
-    """Deploy a release: preflight, warm, callback_probe, drain, cutover, bake, in this order; rolled back by itself at a breach.
+    """Deploy a release: preflight, warm, callback_probe, drain, cutover, bake, in this order. A breach rolls it back.
 
     Use it for every upgrade: no message waits longer than the hand-over, and no agent is interrupted.
 

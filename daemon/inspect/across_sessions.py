@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,24 @@ from daemon.inspect.central_reading import Key, folder_of
 from daemon.inspect.open_registry import open_registry, sessions_to_read
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder
+
+
+def visit_sessions(
+    keys: Collection[Key], clock: Clock, deadline: float, visit: Callable[[Key], None]
+) -> tuple[int, list[dict[str, str]]]:
+    """Call `visit` for each session until the deadline, in monotonic seconds.
+
+    Return how many were not visited, and {agent, session, error} of those whose files could not be read.
+    """
+    errors: list[dict[str, str]] = []
+    for number, key in enumerate(keys):
+        if clock.monotonic() > deadline:
+            return len(keys) - number, errors[:MAX_LISTED]
+        try:
+            visit(key)
+        except ClawbusError as error:
+            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
+    return 0, errors[:MAX_LISTED]
 
 
 def read_across_sessions(
@@ -33,17 +51,13 @@ def read_across_sessions(
         known = sessions_to_read(data_dir, central, session, clock.now_ms())
     keys = [key for key in known if agent in (None, key[0])]
     rows: list[dict[str, Any]] = []
-    errors: list[dict[str, Any]] = []
-    total, examined = 0, 0
-    for owner, name in keys:
-        if clock.monotonic() > deadline:
-            break
-        examined += 1
-        try:
-            found, count = read(folder_of(data_dir, (owner, name)))
-        except ClawbusError as error:
-            errors.append({"agent": owner, "session": name, "error": f"{error.code}: {error}"})
-            continue
+    total = 0
+
+    def visit(key: Key) -> None:
+        nonlocal total
+        found, count = read(folder_of(data_dir, key))
         total += count
-        rows += [{"agent": owner, "session": name, **row} for row in found]
-    return rows, {"total": total, "not_examined": len(keys) - examined, "errors": errors[:MAX_LISTED]}
+        rows.extend({"agent": key[0], "session": key[1], **row} for row in found)
+
+    left, errors = visit_sessions(keys, clock, deadline, visit)
+    return rows, {"total": total, "not_examined": left, "errors": errors}

@@ -11,16 +11,15 @@ from typing import Any, Final
 from daemon.core.clock import Clock
 from daemon.core.content import preview
 from daemon.core.errors import UnknownSessionError
+from daemon.inspect.across_sessions import visit_sessions
 from daemon.inspect.central_reading import Key, folder_of, read_central
 from daemon.inspect.row_values import CONTENT
 from daemon.inspect.session_detail import attempts_of
 from daemon.inspect.trusted_files import open_inbound
 from schema.connect import Reader
-from schema.errors import ClawbusError
 from schema.instants import from_text, to_text
 
 BUDGET_S: Final = 60.0
-_NAMED: Final = 50
 _TEXT: Final = 120
 
 
@@ -44,22 +43,18 @@ def messages_report(data_dir: Path, clock: Clock, query: MessageQuery, *, budget
     deadline = clock.monotonic() + budget_s
     keys = _keys(data_dir, query)
     found: list[dict[str, Any]] = []
-    errors: list[dict[str, str]] = []
-    total, left = 0, len(keys)
-    for key in keys:
-        if clock.monotonic() > deadline:
-            break
-        left -= 1
-        try:
-            with open_inbound(folder_of(data_dir, key)) as reader:
-                rows, count = _read(reader, query)
-        except ClawbusError as error:
-            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
-            continue
+    total = 0
+
+    def visit(key: Key) -> None:
+        nonlocal total
+        with open_inbound(folder_of(data_dir, key)) as reader:
+            rows, count = _read(reader, query)
         total += count
-        found += [{"agent": key[0], "session": key[1], **_values(row)} for row in rows]
+        found.extend({"agent": key[0], "session": key[1], **_values(row)} for row in rows)
+
+    left, errors = visit_sessions(keys, clock, deadline, visit)
     found.sort(key=lambda one: (one["at"] or 0, one["seq"]), reverse=True)
-    return {"messages": found[: query.limit], "total": total, "not_examined": left, "errors": errors[:_NAMED]}
+    return {"messages": found[: query.limit], "total": total, "not_examined": left, "errors": errors}
 
 
 def _keys(data_dir: Path, query: MessageQuery) -> list[Key]:

@@ -14,14 +14,14 @@ from daemon.config.agents import Agent
 from daemon.config.models import Config
 from daemon.config.policies import claim_max_s
 from daemon.core.clock import Clock
+from daemon.inspect.across_sessions import visit_sessions
 from daemon.inspect.bounds import MAX_SESSIONS, PATIENT_BUDGET_S
-from daemon.inspect.central_reading import folder_of, idle_sessions, read_central
+from daemon.inspect.central_reading import Key, folder_of, idle_sessions, read_central
 from daemon.inspect.session_report import sessions_report
 from daemon.inspect.trusted_files import open_inbound
 from daemon.store.backlog import NOT_CLOSED, Queued, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.connect import Reader
-from schema.errors import ClawbusError
 
 LOCAL: Final = "local"
 _CHANNEL_OF: Final = "substr(destination, 1, instr(destination, char(31)) - 1)"
@@ -104,19 +104,14 @@ def channels_report(
     found: dict[str, _Open] = {name: _Open() for name in tables}
     idle = idle_sessions(config.data_dir, now)
     keys = [key for key in read_central(config.data_dir).known() if key not in idle]
-    errors: list[dict[str, str]] = []
-    left = len(keys)
-    for key in keys:
-        if clock.monotonic() > deadline:
-            break
-        left -= 1
-        try:
-            with open_inbound(folder_of(config.data_dir, key)) as reader:
-                _add(found, reader, now)
-        except ClawbusError as error:
-            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
+
+    def visit(key: Key) -> None:
+        with open_inbound(folder_of(config.data_dir, key)) as reader:
+            _add(found, reader, now)
+
+    left, errors = visit_sessions(keys, clock, deadline, visit)
     channels = [_channel(name, tables.get(name), found[name], degraded) for name in sorted(found)]
-    return {"channels": channels, "not_examined": left, "errors": errors[:_NAMED]}
+    return {"channels": channels, "not_examined": left, "errors": errors}
 
 
 def _add(found: dict[str, _Open], reader: Reader, now: int) -> None:

@@ -10,15 +10,14 @@ from daemon.core.clock import Clock
 from daemon.core.content import text_of
 from daemon.core.errors import UnknownScheduleError
 from daemon.core.schedules import upcoming
+from daemon.inspect.across_sessions import visit_sessions
 from daemon.inspect.central_reading import Key, folder_of, read_central
 from daemon.inspect.trusted_files import open_inbound
 from daemon.store import schedules
 from daemon.store.schedules import ScheduleRow
 from schema.connect import Reader
-from schema.errors import ClawbusError
 
 _BUDGET_S: Final = 60.0
-_NAMED: Final = 50
 _RUNS: Final = 20
 _UPCOMING: Final = 3
 
@@ -34,19 +33,14 @@ def schedules_report(
     deadline = clock.monotonic() + _BUDGET_S
     keys = [one for one in sessions_with_schedules(data_dir) if agent in (None, one[0])]
     found: list[dict[str, Any]] = []
-    errors: list[dict[str, str]] = []
-    left = len(keys)
-    for session in keys:
-        if clock.monotonic() > deadline:
-            break
-        left -= 1
-        try:
-            with open_inbound(folder_of(data_dir, session)) as db:
-                found += [_values(db, session, row) for row in stored_schedules(db) if key in (None, row.key)]
-        except ClawbusError as error:
-            errors.append({"agent": session[0], "session": session[1], "error": f"{error.code}: {error}"})
+
+    def visit(session: Key) -> None:
+        with open_inbound(folder_of(data_dir, session)) as db:
+            found.extend(_values(db, session, row) for row in stored_schedules(db) if key in (None, row.key))
+
+    left, errors = visit_sessions(keys, clock, deadline, visit)
     found.sort(key=lambda one: (one["state"] != "active", one["next_at"] or 0, one["key"]))
-    return {"schedules": found, "not_examined": left, "errors": errors[:_NAMED]}
+    return {"schedules": found, "not_examined": left, "errors": errors}
 
 
 def schedule_report(data_dir: Path, session: Key, key: str, limit: int = _RUNS) -> dict[str, Any]:

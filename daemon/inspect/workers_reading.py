@@ -9,6 +9,7 @@ from daemon.config.models import Config
 from daemon.core.cadence import due_by, is_behind
 from daemon.core.clock import Clock
 from daemon.core.ownership import AGENT, CHANNEL, ROLES, Ownership
+from daemon.inspect.across_sessions import visit_sessions
 from daemon.inspect.central_reading import Key, check_data_folder, folder_of
 from daemon.inspect.schedule_list import sessions_with_schedules, stored_schedules
 from daemon.inspect.trusted_files import open_current, open_inbound
@@ -17,7 +18,6 @@ from daemon.store.data_folder import Layout
 from daemon.store.schedules import ScheduleRow, ScheduleState
 from daemon.store.workers import WorkerRow
 from schema.connect import Reader
-from schema.errors import ClawbusError
 
 CONFIRMED_WITHIN_MS: Final = 120_000  # a running daemon confirms every half minute
 _BUDGET_S: Final = 20.0
@@ -91,22 +91,15 @@ def _cadences(config: Config, clock: Clock, now: int) -> tuple[dict[str, dict[st
     """Return each agent's schedule that is furthest behind, how many sessions there was no time for, and errors."""
     deadline = clock.monotonic() + _BUDGET_S
     found: dict[str, dict[str, Any]] = {}
-    errors: list[dict[str, str]] = []
-    keys = sessions_with_schedules(config.data_dir)
-    left = len(keys)
-    for key in keys:
-        if clock.monotonic() > deadline:
-            break
-        left -= 1
-        try:
-            with open_inbound(folder_of(config.data_dir, key)) as db:
-                for row in stored_schedules(db):
-                    one = _cadence(db, key, row, now)
-                    if one is not None and _worse(one, found.get(key[0])):
-                        found[key[0]] = one
-        except ClawbusError as error:
-            errors.append({"agent": key[0], "session": key[1], "error": f"{error.code}: {error}"})
-    return found, left, errors[:50]
+
+    def visit(key: Key) -> None:
+        with open_inbound(folder_of(config.data_dir, key)) as db:
+            for row in stored_schedules(db):
+                one = _cadence(db, key, row, now)
+                if one is not None and _worse(one, found.get(key[0])):
+                    found[key[0]] = one
+
+    return found, *visit_sessions(sessions_with_schedules(config.data_dir), clock, deadline, visit)
 
 
 def _cadence(db: Reader, key: Key, row: ScheduleRow, now: int) -> dict[str, Any] | None:
