@@ -49,10 +49,13 @@ SELECT min(seq) AS seq FROM inbound.messages_in
  WHERE status = 'pending' AND {{trigger}} <> 0 AND {{on_wake}} = 0 AND {{holds}} <> 0
    AND julianday(process_after) > julianday(:now) AND coalesce(julianday({{not_after}}), {_NEVER}) > julianday(:now)
 """
-# The same for a `later` that the host has not recorded yet: until then it is unknown whether others may overtake it.
+# The same for a `later` that the host has not recorded yet: until then it is unknown whether others may overtake it. Only
+# an ack makes a row of deferrals count: the row of a turn that died may belong to an earlier message with the same id.
 _UNSEEN_LATER: Final = """
 SELECT min(m.seq) AS seq FROM main.deferrals AS d JOIN inbound.messages_in AS m ON m.id = d.message_id
+  JOIN main.processing_ack AS a ON a.message_id = d.message_id
  WHERE m.status = 'pending' AND d.deferral > {deferrals}
+   AND a.status = 'later' AND coalesce(a.status_changed <> {void_ack}, 1)
 """
 _NO_SEQ: Final = 2**63 - 1
 # Context with this many tries (turns that died) is left out of a turn that retries one message alone: the context may be
@@ -72,7 +75,7 @@ class DueMessages:
         self._db = db
         self._from = _DUE.format(**names)
         self._held_from = _HELD_FROM.format(**names)
-        self._unseen_later = _UNSEEN_LATER.format(deferrals=names["deferrals"])
+        self._unseen_later = _UNSEEN_LATER.format(**names)
         self._named: dict[str, object] = {"now": now, "first_poll": int(first_poll)}
         self._solo = solo
         self.alone = False

@@ -247,6 +247,8 @@ class Store:
             " VALUES (?, 'processing', ?, ?)",
             [(message.id, now, self._incarnation) for message in messages],
         )
+        # The host has recorded what an earlier turn put off. A message that is sent later under the same id starts without it.
+        db.executemany("DELETE FROM deferrals WHERE message_id = ?", [(message.id,) for message in messages])
 
     def _with_surroundings(self, db: Writer, messages: tuple[TurnMessage, ...], due: DueMessages) -> Batch:
         return Batch(

@@ -213,9 +213,10 @@ def _put_aside(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator
     known = {row["id"] for row in _rows(daemon, key, "SELECT message_out_id AS id FROM delivered")}
     known |= {row["id"] for row in _rows(daemon, key, "SELECT message_out_id AS id FROM delivery_attempts")}
     known |= {row["id"] for row in _rows(daemon, key, "SELECT id FROM dead_letters_closed")}
+    known |= witness.receipts.get(key, set())
     for path in sorted(session_root(daemon.layout, key).glob("out.reset-*/outbound.db")):
         for row in _rows_of(path, "SELECT id FROM messages_out"):
-            if row["id"] not in known and not witness.rows:
+            if row["id"] not in known:
                 yield f"{key}: {row['id']} was put aside by a reset, and nobody had taken note of it"
             if row["id"] in lost:
                 yield f"{key}: {row['id']} was put aside by a reset, and had not been delivered"

@@ -305,8 +305,13 @@ class Operator:
                 if self.records.held(key) is asked and not self._quarantine_reason(key):
                     broken(f"{key}: is in quarantine by the answer, and central.db has no reason")
             case ApplyStale():
-                ended = {str(one["run"]).partition("@")[2] for one in result["swept"]}
-                alive = [one.id for one in self.host.running() if one.spec.incarnation in ended]
+                # A container that has finished a run by its own ack, which the host had not seen yet, may go on.
+                ended = {
+                    run: incarnation
+                    for run, _, incarnation in (str(one["run"]).partition("@") for one in result["swept"])
+                    if not self._finished_by(key, run, incarnation)
+                }
+                alive = [one.id for one in self.host.running() if one.spec.incarnation in ended.values()]
                 if alive:
                     broken(f"{key}: a sweep has ended runs of {alive}, which still works")
                 if result["swept"] and not Path(result["backup"]["path"]).is_file():
@@ -326,6 +331,13 @@ class Operator:
             row = db.execute("SELECT status FROM messages_in WHERE id = ?", (message_id,)).fetchone()
             return row[0] if row is not None else None
         return None
+
+    def _finished_by(self, key: SessionKey, message_id: str, incarnation: str) -> bool:
+        path = SessionFolder(session_root(self.daemon.layout, key)).outbound_db
+        sql = "SELECT 1 FROM processing_ack WHERE message_id = ? AND incarnation = ? AND status IN ('completed', 'failed')"
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(path)) as db:
+            return db.execute(sql, (message_id, incarnation)).fetchone() is not None
+        return False
 
     def _quarantine_reason(self, key: SessionKey) -> str | None:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(self.daemon.layout.central_db)) as db:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 from unittest import mock
@@ -45,11 +46,12 @@ def draw_retention(seed: int) -> Retention:
 
 @dataclass
 class Witness:
-    """Rows that were deleted, by session and table. `claims` are of messages whose finished ack was pruned before."""
+    """Rows that were deleted, by session and table. `receipts`: ids of answers whose receipt was deleted."""
 
     world: World
     receivers: Receivers
     rows: dict[tuple[SessionKey, str], list[Row]] = field(default_factory=dict[tuple[SessionKey, str], list[Row]])
+    receipts: dict[SessionKey, set[str]] = field(default_factory=dict[SessionKey, set[str]])
 
     def of(self, key: SessionKey, table: str) -> list[Row]:
         """What was deleted of one table of a session."""
@@ -64,10 +66,15 @@ class Witness:
     def sees(self, db: Writer, sql: str, values: Sequence[object]) -> None:
         """A statement that is about to run."""
         words = sql.split()
-        if words[:2] != ["DELETE", "FROM"] or words[2] not in _TABLES or words[3:4] != ["WHERE"]:
+        if words[:2] != ["DELETE", "FROM"] or words[3:4] != ["WHERE"]:
             return
         path, table = db._path, words[2]
-        key = SessionKey(path.parents[2].name, path.parents[1].name)
+        if table == "delivered":
+            deleted = db.all(f"SELECT message_out_id AS id FROM {' '.join(words[2:])}", values)
+            self.receipts.setdefault(_session_of(path), set()).update(row["id"] for row in deleted)
+        if table not in _TABLES:
+            return
+        key = _session_of(path)
         for row in db.all(f"SELECT * FROM {' '.join(words[2:])}", values):
             self._judge(db, key, table, dict(row))
 
@@ -106,6 +113,10 @@ class Witness:
         message = "SELECT 1 FROM messages_in WHERE id = ? AND status = 'failed'"
         answer = "SELECT 1 FROM delivery_attempts WHERE message_out_id = ? AND state = 'dead'"
         return any(db.one(sql, (identity,)) is not None for sql in (message, answer))
+
+
+def _session_of(path: Path) -> SessionKey:
+    return SessionKey(path.parents[2].name, path.parents[1].name)
 
 
 @contextlib.contextmanager

@@ -573,6 +573,24 @@ def test_an_ack_that_the_host_has_found_void_is_none(kit: SessionKit, store: Sto
     assert claim(store) == [], "the ack that counts has another time"
 
 
+def test_a_later_of_an_earlier_message_with_the_same_id_holds_nothing_back(kit: SessionKit, store: Store) -> None:
+    """The agent put off a message and died in its second turn. The message ended, was pruned, and its id was sent again."""
+    kit.add("t1")
+    claim(store)
+    store.defer(["t1"], retry_at=None, reason="busy")
+    mark(kit, "t1", deferrals=1, process_after=PAST)
+    assert claim(store) == ["t1"]
+    assert deferrals(kit) == [], "the second turn is not put off"
+    make_store(kit, "I3").start()
+    # A file that a runner of an earlier release left behind still has the row.
+    with kit.runner_file() as db, db.transaction():
+        db.execute("INSERT INTO deferrals(message_id, deferral) VALUES ('t1', 1)")
+    mark(kit, "t1", deferrals=0, process_after=None)
+    kit.add("t2")
+    assert claim(store) == ["t1", "t2"]
+    assert deferrals(kit) == []
+
+
 # --- a commit whose outcome is not known -----------------------------------------------------------------------------
 
 
