@@ -22,6 +22,16 @@ MAX_NAME_BYTES: Final = 200
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+# The bytes that every file of a type begins with (PNG and GIF specifications, JFIF, RIFF/WebP, ISO 32000).
+_BEGINNINGS: Final = (
+    ("image/png", (b"\x89PNG\r\n\x1a\n",)),
+    ("image/jpeg", (b"\xff\xd8\xff",)),
+    ("image/gif", (b"GIF87a", b"GIF89a")),
+    ("image/webp", (b"RIFF",)),
+    ("application/pdf", (b"%PDF-",)),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """One file: its name, without a path, and its bytes."""
@@ -77,7 +87,33 @@ def attached(content: object, message_id: str, files: Sequence[Attachment], medi
     fields = cast("Mapping[str, Any]", content)
     if KEY in fields:
         raise AttachmentError(f'the content has "{KEY}" already.', hint="Leave that key to the files that you attach.")
-    return {**fields, KEY: [_entry(message_id, one, media_type(one.name)) for one in files]}
+    return {**fields, KEY: [_entry(message_id, one, true_type(media_type(one.name), one.data)) for one in files]}
+
+
+def refuse_claimed_paths(content: object) -> None:
+    """Raise AttachmentError for a content that says itself where its files are: only the host knows that.
+
+    An agent opens what `localPath` names, so a sender's own would lead it to any file.
+    """
+    entries = cast("Mapping[str, Any]", content).get(KEY) if isinstance(content, dict) else None
+    found = cast("list[object]", entries) if isinstance(entries, list) else [entries]
+    if any(isinstance(one, dict) and "localPath" in one for one in found):
+        raise AttachmentError(
+            f'the content\'s "{KEY}" names a file by its path (`localPath`), which only the host may.',
+            hint="Attach the file itself (`send --file PATH`), and leave that key out.",
+        )
+
+
+def true_type(named: str, data: bytes) -> str:
+    """Return the media type of a file: by its first bytes where these tell, else `named`, the one that its name suggests.
+
+    A name cannot claim a type whose files all begin with known bytes: without these it is application/octet-stream.
+    """
+    for media_type, begins in _BEGINNINGS:
+        if any(data.startswith(one) for one in begins) and (media_type != "image/webp" or data[8:12] == b"WEBP"):
+            return media_type
+    claims = any(named == media_type for media_type, _ in _BEGINNINGS)
+    return "application/octet-stream" if claims else named
 
 
 def _entry(message_id: str, file: Attachment, media_type: str) -> dict[str, object]:

@@ -221,7 +221,7 @@ class ContentError(ClawbusError):
 
 
 class AttachmentError(ClawbusError):
-    """A file cannot be attached: its name, its size, or the number of files. Nothing was stored."""
+    """A file cannot be attached: its name, its size, the number of files, or a content that names paths itself. Nothing was stored."""
 
     code = "ATTACHMENT_REFUSED"
     default_hint = "Attach fewer, smaller or renamed files; docs/configuration.md has the limits."

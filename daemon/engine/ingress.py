@@ -19,7 +19,7 @@ from cronsim import CronSim, CronSimError
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.agents import Agent
 from daemon.core.answering import Person
-from daemon.core.attachments import IntakeLimits, attached, check_attachments
+from daemon.core.attachments import IntakeLimits, attached, check_attachments, refuse_claimed_paths
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.errors import (
@@ -84,7 +84,8 @@ class Ingress:
     async def accept(self, incoming: Incoming) -> Accepted:
         """Store one message.
 
-        Raise InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, MessageError or IdConflictError;
+        Raise InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, AttachmentError, MessageError or
+        IdConflictError;
         StorageError or FileBusyError when it cannot be stored now.
         """
         try:
@@ -103,6 +104,8 @@ class Ingress:
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
         if incoming.files:
             incoming = await anyio.to_thread.run_sync(with_files, incoming, now, self._limits)
+        else:
+            refuse_claimed_paths(incoming.content)
         message = replace(check(incoming, now, self._limits.max_content_bytes), traceparent=span.traceparent)
         if message.not_after is None:
             message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))

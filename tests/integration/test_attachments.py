@@ -19,7 +19,7 @@ def test_the_agent_reads_the_file_where_its_turn_says(make_daemon: Callable[...,
     daemon = make_daemon(command_agent("prog", (sys.executable, "-I", "-c", READER)))
     daemon.start()
     path = daemon.root / "a report.pdf"
-    path.write_bytes(bytes(range(256)) * 4000)
+    path.write_bytes(b"%PDF-1.7\n" + bytes(range(256)) * 4000)
     sent = daemon.cli("send", "look", "--agent", "prog", "--session", "s", "--file", str(path), "--wait", "30")
     assert sent.result["answer"]["text"] == "a report.pdf application/pdf True"
     daemon.at_rest = True

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.core.attachments import Attachment, IntakeLimits, attached, check_attachments
+from daemon.core.attachments import (
+    Attachment,
+    IntakeLimits,
+    attached,
+    check_attachments,
+    refuse_claimed_paths,
+    true_type,
+)
 from daemon.core.errors import AttachmentError
 from daemon.store.attachments import media_type
 
@@ -45,12 +52,12 @@ def test_number_and_size_are_limited_and_each_limit_is_named() -> None:
 
 
 def test_the_content_names_each_file() -> None:
-    content = attached({"text": "look"}, "m1", [Attachment("a.png", b"abc"), Attachment("odd", b"")], media_type)
+    content = attached({"text": "look"}, "m1", [Attachment("a.svg", b"abc"), Attachment("odd", b"")], media_type)
     assert content == {
         "text": "look",
         "attachments": [
             {
-                "name": "a.png", "type": "image", "mimeType": "image/png", "size": 3, "localPath": "inbox/m1/a.png",
+                "name": "a.svg", "type": "image", "mimeType": "image/svg+xml", "size": 3, "localPath": "inbox/m1/a.svg",
                 "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
             },
             {
@@ -66,3 +73,40 @@ def test_the_content_names_each_file() -> None:
 def test_a_content_without_room_for_them_is_refused(content: object) -> None:
     with pytest.raises(AttachmentError):
         attached(content, "m1", [Attachment("a", b"")], media_type)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.png", b"\x89PNG\r\n\x1a\nrest", "image/png"),
+        ("a.png", b"#!/bin/sh\n", "application/octet-stream"),
+        ("a.txt", b"%PDF-1.7\n", "application/pdf"),
+        ("a.jpg", b"GIF89a...", "image/gif"),
+        ("a.webp", b"RIFF\0\0\0\0WEBPVP8 ", "image/webp"),
+        ("a.wav", b"RIFF\0\0\0\0WAVEfmt ", "audio/x-wav"),
+        ("a.pdf", b"", "application/octet-stream"),
+        ("a.txt", b"hello", "text/plain"),
+        ("odd", b"hello", "application/octet-stream"),
+    ],
+)
+def test_the_type_is_what_the_bytes_say_and_no_name_lies_about_it(name: str, data: bytes, expected: str) -> None:
+    assert true_type(media_type(name), data) == expected
+
+
+@pytest.mark.parametrize(
+    "claimed",
+    [
+        [{"name": "a", "localPath": "../../other/in/inbox/m1/a"}],
+        [{"name": "harmless"}, {"localPath": "inbox/m1/a"}],
+        {"localPath": "/etc/passwd"},
+    ],
+)
+def test_a_sender_cannot_say_where_a_file_is(claimed: object) -> None:
+    with pytest.raises(AttachmentError, match="localPath") as caught:
+        refuse_claimed_paths({"text": "look", "attachments": claimed})
+    assert "--file" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [None, [], "text", {"text": "x"}, {"attachments": [{"url": "https://x"}, 3]}])
+def test_other_content_passes(content: object) -> None:
+    refuse_claimed_paths(content)

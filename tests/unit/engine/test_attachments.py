@@ -78,6 +78,15 @@ async def test_what_is_refused_stores_nothing(kit: BusKit, files: tuple[Attachme
     assert list((kit.root / "sessions").iterdir()) == []
 
 
+async def test_a_content_that_says_where_its_files_are_is_refused(kit: BusKit) -> None:
+    await send(kit, *FILES)
+    for claimed in ("inbox/m1/a.txt", "../../other/in/inbox/m9/a"):
+        content = {"text": "look", "attachments": [{"name": "a", "localPath": claimed}]}
+        with pytest.raises(AttachmentError, match="localPath"):
+            await kit.bus.ingress.accept(Incoming(AGENT, "main", content, "m2"))
+    assert [row["id"] for row in await kit.inbound("SELECT id FROM messages_in")] == ["m1"]
+
+
 async def test_a_full_disk_refuses_the_message_and_the_next_try_stores_it(
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
