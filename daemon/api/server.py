@@ -75,7 +75,9 @@ async def run(
 
 
 async def _serve(app: ASGIApp, sock: socket.socket, *, task_status: TaskStatus[None]) -> None:
-    await serve(_of_the_owner(app), sock, task_status=task_status, http=guarded(control_limits(), _FullLog()))
+    await serve(
+        _of_the_owner(app), sock, task_status=task_status, http=guarded(control_limits(), _FullLog(), owner_only=True)
+    )
 
 
 def control_limits() -> ConnectionLimits:

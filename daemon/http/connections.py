@@ -11,11 +11,17 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Final, cast
+from typing import Any, ClassVar, Final, cast
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle as H11Cycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle as HttptoolsCycle
 
 TRUSTED: Final = "clawbus.trusted"  # key of a request's state: its sender has proved who it is
+
+_Cycle = H11Cycle | HttptoolsCycle
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +38,41 @@ class ConnectionLimits:
     keep_alive_s: float = 60.0
 
 
-def guarded(limits: ConnectionLimits, on_full: Callable[[bool], None] = lambda _: None) -> type[H11Protocol]:
+def guarded(
+    limits: ConnectionLimits, on_full: Callable[[bool], None] = lambda _: None, *, owner_only: bool = False
+) -> type[asyncio.Protocol]:
     """Return the HTTP protocol class for `serve(..., http=...)`.
 
     At a limit the oldest connection of a stranger makes room for the new one; only where every one of them has a request
     of a known sender under way, the new one is turned away. `on_full(turned_away)` is called each time.
+
+    `owner_only`: only the daemon's own user can connect. Then httptools parses, at a fraction of h11's processor time. It
+    puts no limit on a request's head, so h11 parses what strangers send.
     """
     bound = {"limits": limits, "on_full": staticmethod(on_full)}
-    return type("GuardedConnection", (_GuardedConnection,), bound)
+    base = (_Guard, HttpToolsProtocol) if owner_only else (_Guard, H11Protocol)
+    return type("GuardedConnection", base, bound)
 
 
-class _GuardedConnection(H11Protocol):
-    """One connection of uvicorn's, with a clock for every state in which it waits for its peer."""
+class _Guard(asyncio.Protocol):
+    """Part of a connection of uvicorn's: a clock for every state in which it waits for its peer."""
 
     limits: ClassVar[ConnectionLimits]
     on_full: ClassVar[Callable[[bool], None]]
+    # Of uvicorn's protocol classes:
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    flow: FlowControl
+    client: tuple[str, int] | None
+    connections: set[Any]
+    cycle: Any
     since = 0.0  # when it was made, or last answered a known sender: a stranger's requests do not make it younger
     dropped = False
     _waiting: asyncio.TimerHandle | None = None  # for a request, or for the next one
     _writing: asyncio.TimerHandle | None = None  # for a response to be read
     _trusted = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.since = self.loop.time()
         if not self._make_room():
@@ -85,11 +104,11 @@ class _GuardedConnection(H11Protocol):
         self._trusted = cycle is not None and _is_trusted(cycle)
         if self._trusted:
             self.since = self.loop.time()
-        super().on_response_complete()
+        super().on_response_complete()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(msg)
+        super().send_400_response(msg)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         self._watch()
 
     @property
@@ -104,14 +123,12 @@ class _GuardedConnection(H11Protocol):
         return cycle is None or cycle.response_complete or self.flow.write_paused or not _is_trusted(cycle)
 
     @property
-    def _cycle(self) -> RequestResponseCycle | None:
-        return cast("RequestResponseCycle | None", self.cycle)  # None until the first request
+    def _cycle(self) -> _Cycle | None:
+        return cast("_Cycle | None", self.cycle)  # None until the first request
 
     def _make_room(self) -> bool:
         """Return whether there is room for the connection, after dropping another one if necessary."""
-        others = [
-            one for one in cast("Iterable[_GuardedConnection]", self.connections) if one is not self and not one.dropped
-        ]
+        others = [one for one in cast("Iterable[_Guard]", self.connections) if one is not self and not one.dropped]
         of_peer = [one for one in others if one.peer == self.peer]
         if len(of_peer) >= self.limits.max_per_peer:
             crowd = of_peer
@@ -147,7 +164,7 @@ class _GuardedConnection(H11Protocol):
         self.transport.abort()
 
 
-def _is_trusted(cycle: RequestResponseCycle) -> bool:
+def _is_trusted(cycle: _Cycle) -> bool:
     return bool(cycle.scope.get("state", {}).get(TRUSTED))
 
 

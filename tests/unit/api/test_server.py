@@ -306,3 +306,28 @@ def test_the_limit_of_clients_leaves_descriptors_for_the_sessions(monkeypatch: p
     for soft, most in ((64, 32), (256, 64), (1024, 256), (10**6, 512), (resource.RLIM_INFINITY, 512)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert server_module.control_limits().max_connections == most
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET /v1/status HTTP/9.9\r\n\r\n",
+        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nA\0B: c\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_ends_its_connection_and_no_other(short: Path, sent: bytes) -> None:
+    path = short / "c.sock"
+    with serving(FakeOperations(), path), socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(10)
+        raw.connect(str(path))
+        raw.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := raw.recv(4096):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 400 "), answer
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x", timeout=10) as asking:
+            assert asking.get("/v1/status").status_code == 200
