@@ -1,7 +1,8 @@
 """The daemon's log events as a stream over the control socket: what `clawbus watch` reads.
 
-Never slows the daemon down: a watcher that does not keep up loses its oldest events, and learns how many. Never shows
-what the log does not: the events come from the log pipeline, redacted and limited as there.
+Never slows the daemon down: a watcher that does not keep up loses its oldest events, and learns how many. The events come
+from the log pipeline, redacted and limited as there. Watchers alone also see what agents say while they work: that is their
+users' talk, which has no place in a log.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from daemon.core.events import AgentSaid, AgentWrote, SessionEvent, Subscriptions
 from daemon.http.asgi import CLOSING
 from daemon.logs.filter import LEVELS, EventFilter
+from daemon.logs.render import ordered
+from schema.instants import to_text
 
 KEPT: Final = 1000  # events that wait for one watcher
 _ALIVE_S: Final = 10.0  # an empty line so often, so that either side sees a dead other one
@@ -84,6 +88,30 @@ class EventHub:
         """Publish an event. May be called from any thread."""
         for watcher in self._watchers:
             watcher.offer(event)
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody watches."""
+        return bool(self._watchers)
+
+    def follow(self, events: Subscriptions) -> None:
+        """Subscribe to what agents say in the middle of a turn."""
+        events.subscribe(AgentSaid, self._said)
+        events.subscribe(AgentWrote, self._wrote)
+
+    def _said(self, event: AgentSaid) -> None:
+        edits = {"edits": event.edits} if event.edits is not None else {}
+        about = {"message_out": event.message_out_id, "in_reply_to": event.in_reply_to, **edits}
+        self._tell(event, "agent_said", {**about, "text": event.text})
+
+    def _wrote(self, event: AgentWrote) -> None:
+        name = "agent_stderr" if event.kind == "stderr" else "agent_progress"
+        self._tell(event, name, {"messages": list(event.messages), "text": event.text})
+
+    def _tell(self, event: SessionEvent, name: str, fields: Mapping[str, object]) -> None:
+        if self._watchers:
+            head = {"timestamp": to_text(event.at), "level": "info", "event": name}
+            self.publish(ordered({**head, "agent": event.agent, "session": event.session, **fields}))
 
     @contextlib.contextmanager
     def watching(self, wanted: EventFilter) -> Generator[Watcher]:

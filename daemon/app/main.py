@@ -39,6 +39,7 @@ from daemon.core.ownership import Ownership
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.state_file import read_state
 from daemon.engine.installation import Start, settle_install
+from daemon.engine.progress import Progress
 from daemon.engine.supervisor.changed_runtime import refuse_changed_engine, refuse_changed_runtime
 from daemon.logs.pipeline import LogPipeline, configure
 from daemon.monitoring.monitoring import Monitoring
@@ -283,6 +284,9 @@ async def _bring_up(
     operations = await _start(bus, tasks)
     events = EventHub()
     pipeline.listen(events.publish)
+    events.follow(bus.events)
+    progress = Progress(bus.supervisor.live_sessions, lambda: events.watched, bus.events.publish, bus.clock)
+    tasks.start_soon(progress.run, name="progress")
     routes = [*monitoring.routes, events_route(events), reload_route(reload_now)]
     if conductor is not None:
         routes += deploy_routes(conductor)

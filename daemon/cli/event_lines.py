@@ -20,12 +20,18 @@ _STYLES: Final[Mapping[str, str]] = MappingProxyType(
     {"debug": "dim", "warning": "yellow", "error": "red", "critical": "bold red"}
 )
 
+_SPEECH: Final[Mapping[str, str]] = MappingProxyType({"agent_said": "*", "agent_progress": "...", "agent_stderr": "|"})
 _CONTAINER: Final = 12  # as docker shows it
 _WHOLE_CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def event_line(event: Mapping[str, Any]) -> Text:
-    """Return one event as one line, followed by its traceback, if any."""
+    """Return one event as one line, followed by its traceback, if any. What an agent says is shown as in `chat`."""
+    mark = _SPEECH.get(str(event.get("event")))
+    if mark is not None and isinstance(event.get("text"), str):
+        line = Text(f"{_time(event.get('timestamp'))} ")
+        line.append(one_line(f"{event.get('agent')}/{event.get('session')}"), "bold")
+        return line.append(f" {mark} {one_line(event['text'])}", "" if mark == "*" else "dim")
     level = str(event.get("level", ""))
     rest = {key: value for key, value in event.items() if key not in ("timestamp", "level", "event", "traceback")}
     line = Text(_time(event.get("timestamp")))

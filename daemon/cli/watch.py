@@ -34,9 +34,9 @@ def watch(
 ) -> Outcome:
     """Follow the daemon's events as they happen, until Ctrl-C or the daemon's end.
 
-    Use it to drive a program, or while trying something: it comes from the daemon itself, at once. What has happened
-    before is in `clawbus logs`. With --json each event is
-    one JSON value on a line.
+    Use it to drive a program, or while trying something: it comes from the daemon itself, at once, with what agents say
+    while they work (`*` a message, `...` progress, `|` standard error). What has happened before is in `clawbus logs`.
+    With --json each event is one JSON value on a line.
 
     \b
     Example:

@@ -220,6 +220,28 @@ class AnswersDelivered(SessionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class AgentSaid(SessionEvent):
+    """An agent says something in the middle of a turn, which is sent now. `edits`: the earlier message that it replaces."""
+
+    message_out_id: str
+    in_reply_to: str | None
+    text: str
+    edits: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentWrote(SessionEvent):
+    """A line that an agent wrote besides its answers, about these messages. `kind` is `progress` or `stderr`.
+
+    Read only while somebody watches, and only as well as the container wrote it: never a fact to act on.
+    """
+
+    messages: tuple[str, ...]
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerNotWanted(SessionEvent):
     """The channel does not want this answer. It is finished without being sent."""
 

@@ -6,11 +6,14 @@ Polls, sweeps and container exits all settle messages; this is the one place tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, cast
 
 from daemon.core.attempt_end import AttemptEnd
+from daemon.core.content import decode, preview
 from daemon.core.delivery_plan import DeadLetterDecision
 from daemon.core.events import (
     AckVoided,
+    AgentSaid,
     AnswerDeadLettered,
     AnswerDeferred,
     AnswerNotWanted,
@@ -36,7 +39,10 @@ from daemon.engine.delivery_steps import Collected
 from daemon.engine.hand_over import Outcome
 from daemon.store.questions import Asked
 from daemon.store.registry import SessionKey
-from schema.rows import AckStatus
+from schema.questions import is_question
+from schema.rows import AckStatus, MessageOut
+
+_SAID: Final = 300  # characters of a mid-turn message that its event holds
 
 
 def action_events(
@@ -108,8 +114,10 @@ def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
     for dead in found.dead_lettered:
         yield _dead_letter(key, dead, now)
     for send in found.sends:
+        candidate = send.candidate
+        if not candidate.row.final and candidate.attempts == 0 and not send.in_doubt:
+            yield from _said(key, candidate.row, now)
         if send.in_doubt:
-            candidate = send.candidate
             yield SendInDoubt(now, agent, session, candidate.row.id, send.address.channel_type, candidate.attempts + 1)
     for item in found.deferred:
         yield AnswerDeferred(
@@ -152,6 +160,23 @@ def send_events(
     yield from rest
     for one in dead:
         yield _dead_letter(key, one, now)
+
+
+def _said(key: SessionKey, row: MessageOut, now: int) -> Iterator[AgentSaid]:
+    """Yield the event of a mid-turn message. A question has an event of its own."""
+    content = decode(row.content)
+    if is_question(row.kind, row.content):
+        return
+    edits = cast("dict[str, object]", content).get("edits") if isinstance(content, dict) else None
+    yield AgentSaid(
+        now,
+        key.agent,
+        key.session,
+        row.id,
+        row.in_reply_to,
+        preview(row.content, _SAID),
+        edits if isinstance(edits, str) else None,
+    )
 
 
 def _dead_letter(key: SessionKey, dead: DeadLetterDecision, now: int) -> AnswerDeadLettered:

@@ -43,6 +43,21 @@ def agent_words(folder: SessionFolder, message_id: str | None = None, limit: int
     return found[::-1]
 
 
+class NewWords:
+    """Returns each line of one session once. The newest lines of each read are compared with those of the read before."""
+
+    def __init__(self, folder: SessionFolder) -> None:
+        self._folder = folder
+        self._seen: frozenset[AgentWords] = frozenset()
+
+    def read(self) -> list[AgentWords]:
+        """Return the lines that the last read did not see, oldest first, at most _MOST of them."""
+        found = agent_words(self._folder, limit=_MOST)
+        fresh = [one for one in found if one not in self._seen]
+        self._seen = frozenset(found)
+        return fresh
+
+
 def _tail(folder: SessionFolder, name: str) -> list[bytes]:
     """Return the last lines of a plain file; none for anything else. A line that was cut is not JSON, and is skipped."""
     try:

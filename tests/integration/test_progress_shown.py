@@ -1,4 +1,4 @@
-"""Progress notes of a running turn, as `send --wait` and `chat` show them: while it runs, and beside the answer."""
+"""What a running turn reports and says, as `send --wait`, `chat` and `watch` show it: while it runs, and beside the answer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tests.support.agents import obedient
 from tests.support.daemon import RealDaemon
 
 Make = Callable[..., RealDaemon]
@@ -65,3 +67,52 @@ def test_chat_shows_them_on_a_terminal(make_daemon: Make, tmp_path: Path) -> Non
         assert chatting.wait(timeout=60) == 0
     os.close(person)
     assert seen.count(b"reading") == 1
+
+
+def test_watch_shows_what_agents_say_as_it_comes(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    mark = daemon.root / "mark"
+    with daemon.begin_stream("watch", "--session", "prog/s", "--json") as watching:
+        lines_until(watching, "watching")
+        daemon.post(f"tell one two {mark}", agent="prog", session="s", id="m1")
+        seen = [json.loads(line) for line in lines_until(watching, "half way")]
+        assert (seen[-1]["event"], seen[-1]["messages"]) == ("agent_progress", ["m1"])
+        said = [one for one in seen if one["event"] == "agent_said"]
+        assert [(one["text"], one["in_reply_to"]) for one in said] == [("one", "m1"), ("two", "m1")]
+        assert said[1]["edits"] == said[0]["message_out"]
+        watching.terminate()
+        watching.communicate(timeout=60)
+    assert "half way" not in (daemon.data / "logs" / "clawbus.log").read_text(), "no log keeps what agents say"
+    mark.with_name("mark.go").touch()
+    assert daemon.answer("m1", agent="prog", session="s") == {"text": "done"}
+
+
+def test_chat_in_a_pipe_shows_what_is_said_before_the_answer(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    mark = daemon.root / "mark"
+    command = [daemon.command, "--config", str(daemon.config), "chat", "--session", "prog/s", "--pretty"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as chatting:
+        assert chatting.stdin is not None
+        assert chatting.stdout is not None
+        chatting.stdin.write(f"tell one two {mark}\n")
+        chatting.stdin.close()
+        assert [chatting.stdout.readline() for _ in range(2)] == ["* one\n", "* two\n"]
+        mark.with_name("mark.go").touch()
+        assert chatting.stdout.read().strip() == "< done"
+        assert chatting.wait(timeout=60) == 0
+
+
+def lines_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    """Read lines up to the first that has the text; a process that does not print it in time is ended."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    end = threading.Timer(60, process.kill)
+    end.start()
+    while not lines or text not in lines[-1]:
+        line = process.stdout.readline()
+        assert line, f"the stream ended after {lines}"
+        lines.append(line)
+    end.cancel()
+    return lines

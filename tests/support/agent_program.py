@@ -4,7 +4,7 @@ say X - answers X · exit N - ends with code N · garbage - writes bytes that ar
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
 answers `done` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
 counter in the file of its own folder is N · context - answers all it was given · look - answers
-what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · tell A B FILE - says A and edits it to B at once, makes FILE, waits for FILE.go and answers
+what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · tell A B FILE - says A and edits it to B at once, reports `half way`, makes FILE, waits for FILE.go and answers
 done · eat N - takes N MiB of memory.
 """
 
@@ -69,6 +69,7 @@ def tell(rest: str) -> None:
     first, second, mark = rest.split(" ")
     for text in (first, second):
         print(json.dumps({"type": "message", "text": text, "now": True, "key": "status"}), flush=True)
+    print(json.dumps({"type": "progress", "note": "half way"}), flush=True)
     path = Path(mark)
     path.touch()
     while not path.with_name(path.name + ".go").exists():

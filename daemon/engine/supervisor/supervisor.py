@@ -131,6 +131,10 @@ class Supervisor:
         """Return the slots whose exit is not confirmed. A container that has exited uses nothing, even if not settled yet."""
         return tuple(slot for slot in self._state.slots.values() if not slot.exited.is_set())
 
+    def live_sessions(self) -> tuple[Session, ...]:
+        """Return the sessions with a container whose exit is not confirmed."""
+        return tuple(slot.session for slot in self.alive())
+
     def incarnations(self) -> tuple[IncarnationRow, ...]:
         """Return every slot as a registry row, without the fingerprint, which only the runtime knows."""
         return tuple(
