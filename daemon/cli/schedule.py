@@ -32,7 +32,10 @@ SessionOption = Annotated[
     str | None,
     typer.Option("--session", "-s", metavar="NAME", help="The session, or AGENT/SESSION; by default schedule-KEY."),
 ]
-AtOption = Annotated[str | None, typer.Option("--at", metavar="TIME", help="Once, at this time: 2026-12-24T18:00.")]
+AtOption = Annotated[
+    str | None,
+    typer.Option("--at", metavar="TIME", help="Once, at this time: 2026-12-24T18:00, 'tomorrow 9:00', 'in 2h'."),
+]
 EveryOption = Annotated[str | None, typer.Option("--every", metavar="SPAN", help="Again and again: 90s, 15m, 2h, 3d.")]
 CronOption = Annotated[str | None, typer.Option("--cron", metavar="EXPR", help="By a cron expression: '0 9 * * 1-5'.")]
 ZoneOption = Annotated[
@@ -92,25 +95,23 @@ def add_(
       clawbus schedule add report 'write the report' --agent echo --cron '0 9 * * 1-5' --timezone Europe/Vienna
     """
     from daemon.cli.durations import span_ms  # noqa: PLC0415
-    from daemon.core.schedules import check_key, local_instant  # noqa: PLC0415
+    from daemon.core.schedules import check_key  # noqa: PLC0415
+    from daemon.core.time_phrases import instant_of  # noqa: PLC0415
 
     check_key(key)
     if agent is None and session is None:
         raise typer.BadParameter("name the agent: --agent NAME.")
     named = addressed(agent, session if session is not None else f"schedule-{key}")
     zone = timezone if timezone is not None else invocation.config.timezone
+    now = SystemClock().now_ms()
     verb = PutSchedule(
         *named, by=user(), reason=reason, id=key, text=text, cron=cron, timezone=zone, count=count, catch_up=catch_up,
-        at=local_instant(at, zone) if at is not None else None,
+        at=instant_of(at, zone, now) if at is not None else None,
         every_ms=span_ms(every) if every is not None else None,
-        until=local_instant(until, zone) if until is not None else None,
+        until=instant_of(until, zone, now) if until is not None else None,
         place=mailbox if mailbox is not None else key,
     )  # fmt: skip
-    steps = (
-        NextAction(f"clawbus schedule show {key}", "its next occurrences, and what came of the last"),
-        NextAction(f"clawbus mailbox {operand(verb.place)}", "its answers"),
-    )
-    return _done(invocation, verb, steps)
+    return done(invocation, verb, steps_after_put(verb))
 
 
 def list_(invocation: Invocation, agent: AgentFilter = None) -> Outcome:
@@ -208,10 +209,19 @@ def cancel(
 def _change(invocation: Invocation, verb: type[RowVerb], key: str, session: str | None, reason: str | None) -> Outcome:
     named = _session_of(invocation, key, session)
     steps = (NextAction("clawbus schedule list", "all schedules"),)
-    return _done(invocation, verb(*named, by=user(), reason=reason, id=key), steps)
+    return done(invocation, verb(*named, by=user(), reason=reason, id=key), steps)
 
 
-def _done(invocation: Invocation, verb: RowVerb, steps: tuple[NextAction, ...]) -> Outcome:
+def steps_after_put(verb: PutSchedule) -> tuple[NextAction, ...]:
+    """Return what is worth doing after a schedule was added."""
+    return (
+        NextAction(f"clawbus schedule show {verb.id}", "its next occurrences, and what came of the last"),
+        NextAction(f"clawbus mailbox {operand(verb.place)}", "its answers"),
+    )
+
+
+def done(invocation: Invocation, verb: RowVerb, steps: tuple[NextAction, ...]) -> Outcome:
+    """Execute the verb, and show what it did."""
     from daemon.cli.executor import execute  # noqa: PLC0415
 
     done = {"agent": verb.agent, "session": verb.session, **execute(invocation, verb)}

@@ -24,6 +24,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, addressed
 from daemon.cli.notes import LOOK_S
 from daemon.cli.same_place import operand
+from daemon.cli.send_later import AtOption, EveryOption, ZoneOption, due_at, refuse_beside_every, send_every
 from daemon.cli.send_place import (
     DirectOption,
     LocalEvent,
@@ -75,7 +76,8 @@ NotAfterOption = Annotated[
     typer.Option("--not-after", metavar="TIME", help="Do not begin it then or later; the mailbox gets a notice."),
 ]
 ExpiresInOption = Annotated[
-    str | None, typer.Option("--expires-in", metavar="DURATION", help="The same, from now on: 90s, 15m, 2h, 3d.")
+    str | None,
+    typer.Option("--expires-in", metavar="DURATION", help="The same, from now (or --at) on: 90s, 15m, 2h, 3d."),
 ]
 StopLateOption = Annotated[
     bool, typer.Option("--stop-late", help="An agent that still works on it when it expires is asked to stop.")
@@ -114,6 +116,9 @@ def send(
     sender: SenderOption = None,
     mention: MentionOption = False,
     direct: DirectOption = False,
+    at: AtOption = None,
+    every: EveryOption = None,
+    timezone: ZoneOption = None,
 ) -> Outcome:
     """Send a message to an agent's session; with --wait, print its answer.
 
@@ -126,6 +131,7 @@ def send(
       clawbus send - --agent echo --session demo < question.txt
       clawbus send 'summarise it' -s echo/demo --file report.pdf
       clawbus send 'hello' --place kitchen --sender ann
+      clawbus send 'what is due today?' -s echo/demo --at 'tomorrow 9:00'
     """
     if place is not None:
         if stop_late:
@@ -133,15 +139,25 @@ def send(
         if json_content:
             raise typer.BadParameter("--json-content does not go with --place: what people say there is text.")
         _refuse_beside_place(agent, session, wait)
-        if file:
-            raise typer.BadParameter("--file goes to one session: name --session, and leave --place out.")
-        event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in))
+        if file or at is not None or every is not None or timezone is not None:
+            raise typer.BadParameter(
+                "--file, --at, --every and --timezone go to one session: name --session, and leave --place out."
+            )
+        event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in, None))
         return send_to_place(invocation, with_words(read_text() if text == "-" else text), event)
     if thread is not None or sender is not None or mention or direct:
         raise typer.BadParameter("--thread, --sender, --mention and --direct belong to --place.")
     if session is None:
         raise typer.BadParameter("name --session AGENT/SESSION, or a --place that a route covers.")
     agent, session = addressed(agent, session)
+    if every is not None:
+        refuse_beside_every(
+            at=at, file=file, json_content=json_content, context=context, stop_late=stop_late, no_create=no_create,
+            wait=wait, not_after=not_after, expires_in=expires_in,
+        )  # fmt: skip
+        said = with_words(read_text() if text == "-" else text)
+        return send_every(invocation, said, (agent, session), every, message_id, mailbox, timezone)
+    due = due_at(invocation, at, timezone)
     message = {
         "agent": agent,
         "session": session,
@@ -150,10 +166,11 @@ def send(
         "address": {"channel_type": "local", "platform_id": mailbox},
         "trigger": not context,
         "create_session": not no_create,
+        "process_after": due,
     }
     if file:
         message["files"] = read_files(file, invocation.config)
-    expiry = _expiry(not_after, expires_in)
+    expiry = _expiry(not_after, expires_in, due)
     if expiry is not None:
         message["not_after"] = expiry
         message["stop_late"] = stop_late
@@ -184,6 +201,8 @@ def _send_and_wait(invocation: Invocation, message: dict[str, Any], mailbox: str
         with invocation.client() as client:
             answer = _accept(invocation, client, message)
             known |= {**answer, "accepted": True, "mailbox": _mailbox_of(answer, mailbox)}
+            if message["process_after"] is not None and not answer.get("duplicate"):
+                known["due_at"] = message["process_after"]
             if wait is None:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
             said: list[dict[str, Any]] = known.setdefault("said", [])
@@ -216,14 +235,14 @@ def _accept(invocation: Invocation, client: ControlClient, message: dict[str, An
             time.sleep(_HAND_OVER_LOOK_S)
 
 
-def _expiry(not_after: str | None, expires_in: str | None) -> int | None:
-    """Return the epoch milliseconds of the expiry, or None. Raise a usage error."""
+def _expiry(not_after: str | None, expires_in: str | None, due: int | None) -> int | None:
+    """Return the epoch milliseconds of the expiry of a message that is due then (None: now), or None. Raise a usage error."""
     from daemon.cli.durations import span_ms  # noqa: PLC0415
 
     if not_after is not None and expires_in is not None:
         raise typer.BadParameter("--not-after and --expires-in say the same; give one of them.")
     if expires_in is not None:
-        return SystemClock().now_ms() + span_ms(expires_in)
+        return (SystemClock().now_ms() if due is None else due) + span_ms(expires_in)
     instant = from_text(not_after)
     if not_after is not None and instant is None:
         raise typer.BadParameter(f"{not_after!r} is not a time; write an instant like 2026-11-21T02:00Z.")
@@ -364,11 +383,12 @@ def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: floa
 
 
 def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
-    from daemon.cli.present import say  # noqa: PLC0415
+    from daemon.cli.present import say, when  # noqa: PLC0415
 
     place = f"mailbox {accepted['mailbox']}" if accepted["mailbox"] is not None else "another channel"
     again = f", it was there already ({_state(accepted)}): its answer goes to {place}" if accepted["duplicate"] else ""
-    say(console, f"accepted {accepted['message_id']} ({accepted['agent']}/{accepted['session']}{again})")
+    due = f"; due {when(accepted['due_at'], SystemClock().now_ms())}" if "due_at" in accepted else ""
+    say(console, f"accepted {accepted['message_id']} ({accepted['agent']}/{accepted['session']}{again}){due}")
 
 
 def _state(accepted: dict[str, Any]) -> str:

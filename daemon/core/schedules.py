@@ -104,7 +104,7 @@ def check_form(times: Times) -> None:
     given = [name for name in ("at", "every_ms", "cron") if getattr(times, name) is not None]
     if len(given) != 1:
         raise ScheduleError("a schedule has exactly one of at, every and cron.")
-    _zone(times.timezone)
+    zone_of(times.timezone)
     if times.every_ms is not None and not MIN_EVERY_MS <= times.every_ms <= MAX_EVERY_MS:
         raise ScheduleError("every must be between 1 second and 366 days.")
     if times.count is not None and times.count < 1:
@@ -113,7 +113,8 @@ def check_form(times: Times) -> None:
         _check_cron(times.cron, times.timezone)
 
 
-def _zone(name: str) -> tzinfo:
+def zone_of(name: str) -> tzinfo:
+    """Return the zone of that name. Raise ScheduleError."""
     try:
         return zone(name)
     except ValueError as error:
@@ -216,7 +217,7 @@ def local_instant(text: str, timezone: str) -> int:
 
     For a wall-clock time that occurs twice, return the first. For one that is skipped, keep the offset from before the gap.
     """
-    where = _zone(timezone)
+    where = zone_of(timezone)
     try:
         found = datetime.fromisoformat(text)
         instant = found if found.tzinfo is not None else found.replace(tzinfo=where)

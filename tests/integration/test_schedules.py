@@ -74,3 +74,27 @@ def test_every_verb_works_with_the_daemon_up_and_down(make_daemon: Make) -> None
     daemon.start()
     eventually("the message that was sent while it was down", lambda: daemon.entries("job-false"))
     assert daemon.cli("session", "delete", "echo/schedule-job-false").ok
+
+
+def test_what_is_sent_for_later_waits_is_not_late_and_can_be_cancelled(make_daemon: Make) -> None:
+    daemon = make_daemon('[agents.echo]\nprovider = "echo"\n')
+    daemon.start()
+    sent = daemon.cli("send", "hello", "-s", "echo/later", "--at", "tomorrow 9:00", "--mailbox", "later").result
+    status = daemon.cli("status").result
+    assert status["sessions"] == {"total": 1, "scheduled": 1}
+    assert (status["queues"]["scheduled"], status["queues"]["oldest_pending_age_ms"]) == (1, None)
+    assert daemon.cli("session", "list").result["sessions"][0]["state"] == "scheduled"
+    listed = daemon.cli("message", "list").result["messages"][0]
+    assert listed["process_after"] == sent["due_at"]
+    assert not [one for one in daemon.cli("doctor").result["findings"] if one.get("session") == "later"]
+    assert daemon.cli("message", "show", sent["message_id"]).ok
+    assert daemon.cli("message", "cancel", sent["message_id"], "--reason", "a test").ok
+    now = daemon.cli("send", "soon", "-s", "echo/later", "--at", "in 1s", "--wait", "30").result
+    assert now["answer"]["text"] == "soon"
+    for rule in ("1h", "0 9 * * 1-5"):
+        added = daemon.cli("send", "hello", "-s", "echo/later", "--every", rule, "--mailbox", "me").result
+        assert (added["was"], added["session"]) == ("added", "later")
+        again = daemon.cli("send", "hello", "-s", "echo/later", "--every", rule, "--mailbox", "me")
+        assert (again.result["was"], again.result["key"]) == ("unchanged", added["key"])
+        shown = daemon.cli("schedule", "show", added["key"]).result
+        assert (shown["to"], shown["text"], shown["state"]) == ("local/me", "hello", "active")
