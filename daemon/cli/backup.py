@@ -152,7 +152,7 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
 
 def _how_to_ask(found: RuntimeSeen) -> str:
     if found.other_engine:
-        return "Name the engine that has them (docker.host, DOCKER_HOST)"
+        return "Name the engine that has them (docker.host, podman.host)"
     return "Start the container runtime"
 
 

@@ -55,10 +55,12 @@ def build(
     Example:
       clawbus image build --base python:3.13-slim
     """
+    from daemon.config.policies import engine_of  # noqa: PLC0415
     from daemon.runtimes.docker_image import ImageBuilder  # noqa: PLC0415 - the Docker client
     from daemon.runtimes.image_build import DEFAULT_BASE, build_image  # noqa: PLC0415
 
-    with closing(ImageBuilder(base_url=invocation.config.docker.host or None)) as builder:
+    engine, url = engine_of(invocation.config)
+    with closing(ImageBuilder(base_url=url, engine=engine)) as builder:
         built = build_image(
             builder,
             cache=_wheel_cache(),
@@ -102,12 +104,11 @@ def show(invocation: Invocation) -> Outcome:
       clawbus image show
     """
     from daemon.runtimes.agent_images import agent_images  # noqa: PLC0415
-    from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415 - the Docker client
+    from daemon.runtimes.docker_client import engine_client  # noqa: PLC0415 - the Docker client
     from daemon.runtimes.image_source import source_digest  # noqa: PLC0415
 
     digest = source_digest()
-    docker = invocation.config.docker
-    with closing(DockerClient(base_url=docker.host or None, timeout_s=docker.timeout_s)) as client:
+    with closing(engine_client(invocation.config)) as client:
         images = [_look(client, image, digest) for image in agent_images(invocation.config)]
     result = {"source_digest": digest, "images": images}
     bad = [one for one in images if one["error"] is not None]

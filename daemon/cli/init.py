@@ -23,7 +23,7 @@ _TEMPLATE: Final = """\
 data_dir = {data_dir}
 
 [runtime]
-# docker: one container a session (build its image once: `clawbus image build`).
+# docker, podman: one container a session (build its image once: `clawbus image build`).
 # process: plain subprocesses without any isolation, for a first look.
 kind = "{runtime}"
 max_containers = 8       # at once; the others wait their turn
@@ -48,8 +48,8 @@ def register(app: typer.Typer) -> None:
 
 
 RuntimeOption = Annotated[
-    Literal["docker", "process"],
-    typer.Option("--runtime", help="Where agents run: in Docker containers, or as plain processes."),
+    Literal["docker", "podman", "process"],
+    typer.Option("--runtime", help="Where agents run: in containers of Docker or Podman, or as plain processes."),
 ]
 
 
@@ -70,7 +70,7 @@ def init(invocation: Invocation, runtime: RuntimeOption = "docker") -> Outcome:
         return Outcome(problem=problem)
     named = "" if file == Path.cwd() / "clawbus.toml" else f" --config {file}"
     steps = [NextAction(f"clawbus serve{named}", "start the daemon")]
-    if runtime == "docker":
+    if runtime != "process":
         steps.insert(0, NextAction(f"clawbus image build{named}", "build the agents' image, once"))
     steps.append(NextAction(f"clawbus send{named} 'hello' --agent echo --session demo --wait 30", "then talk to it"))
 

@@ -43,7 +43,9 @@ def path_faults(config: Config, data_dir: Path) -> Iterator[str]:
 
 def host_places(config: Config, data_dir: Path) -> HostPlaces:
     """Return what no agent's mount may contain. `data_dir` is the one that is used, whatever the file says."""
-    return HostPlaces(data_dir, config.docker.host, (Path(config.control.socket),) if config.control.socket else ())
+    podman = config.podman.host
+    named = (config.control.socket, podman.removeprefix("unix://") if podman.startswith("unix://") else "")
+    return HostPlaces(data_dir, config.docker.host, tuple(Path(one) for one in named if one))
 
 
 def _contradictions(config: Config) -> Iterator[str]:

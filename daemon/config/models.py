@@ -24,11 +24,13 @@ from daemon.core.zones import zone
 
 DEFAULT_IMAGE: Final = "clawbus-runner:latest"
 
+EngineKind = Literal["docker", "podman"]
+
 
 class Runtime(Table):
     """[runtime]: where agents run."""
 
-    kind: Literal["docker", "process"] = "docker"
+    kind: Literal["docker", "podman", "process"] = "docker"
     max_containers: int = Field(default=8, ge=1, le=1000)
     idle_stop_s: float = Field(default=900.0, gt=0)
     stop_grace_s: float = Field(default=10.0, gt=0, le=600)
@@ -48,6 +50,20 @@ class Docker(Table):
     pids: int = Field(default=256, ge=16)
     user: str = ""
     timeout_s: float = Field(default=30.0, gt=0)
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        fault = docker_address_fault(value) if value else None
+        if fault is not None:
+            raise ValueError(fault)
+        return value
+
+
+class Podman(Table):
+    """[podman]: where its service answers; all else of its containers is in [docker]."""
+
+    host: str = ""
 
     @field_validator("host")
     @classmethod
@@ -232,6 +248,7 @@ class Config(BaseSettings):
     role: Literal["", "host", "cluster"] = ""
     runtime: Runtime = Field(default_factory=Runtime)
     docker: Docker = Field(default_factory=Docker)
+    podman: Podman = Field(default_factory=Podman)
     sweep: Sweep = Field(default_factory=Sweep)
     delivery: Delivery = Field(default_factory=Delivery)
     retention: Retention = Field(default_factory=Retention)

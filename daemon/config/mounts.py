@@ -21,7 +21,9 @@ _TAKEN: Final = tuple(
         "/tmp", "/proc", "/sys", "/dev", "/etc/passwd", "/etc/group", "/opt/clawbus",  # noqa: S108
     )
 )  # fmt: skip
-_DOCKER_SOCKETS: Final = (Path("/var/run/docker.sock"), Path("/run/docker.sock"))
+_ENGINE_SOCKETS: Final = tuple(
+    Path(path) for path in ("/var/run/docker.sock", "/run/docker.sock", "/run/podman/podman.sock")
+)
 _SOCKET_NAMES: Final = ("docker.sock", "podman.sock", "containerd.sock")
 
 
@@ -107,7 +109,7 @@ def source_fault(source: str, places: HostPlaces) -> str | None:
         return "must not be a container engine's socket, which makes its holder root on the host"
     host = places.docker_host
     named = (Path(host.removeprefix("unix://")),) if host.startswith("unix://") else ()
-    for socket in (*_DOCKER_SOCKETS, *named, *places.sockets):
+    for socket in (*_ENGINE_SOCKETS, *named, *places.sockets):
         if socket.resolve().is_relative_to(real):
             return f"must not contain the socket {socket}, which makes its holder the host's master"
     return None

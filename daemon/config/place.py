@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, cast
 from daemon.config.sources import NO_KEYS, NO_KEYS_BEGIN, is_service_link, read_toml
 
 _DEFAULT_FOLDER: Final = "/var/lib/clawbus"
-_KINDS: Final = ("docker", "process")
+_KINDS: Final = ("docker", "podman", "process")
 _PREFIX: Final = "CLAWBUS_"
 
 

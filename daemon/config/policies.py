@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from daemon.config.agents import Agent
-from daemon.config.models import Config
+from daemon.config.models import Config, EngineKind
 from daemon.core.attachments import IntakeLimits
 from daemon.core.lifecycle import Policy
 from daemon.core.message_fate import Fate
@@ -74,3 +74,13 @@ def claim_max_s(config: Config, agent: Agent | None) -> float:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
+
+
+def engine_of(config: Config, kind: str | None = None) -> tuple[EngineKind, str | None]:
+    """Return which container engine `kind` (default: runtime.kind) is, and its configured address; None if there is none.
+
+    With the runtime `process` it is Docker: `clawbus image build` may be run before the change to it.
+    """
+    if (kind or config.runtime.kind) == "podman":
+        return "podman", config.podman.host or None
+    return "docker", config.docker.host or None

@@ -271,7 +271,7 @@ class EngineChangedError(RuntimeUnavailableError):
 
     code = "RUNTIME_CHANGED"
     default_hint = (
-        "Set docker.host (or DOCKER_HOST) to the engine that has the containers; when that one is gone for good:"
+        "Set docker.host (podman.host) to the engine that has the containers; when that one is gone for good:"
         " stop the daemon, `clawbus install renew`, start it."
     )
 

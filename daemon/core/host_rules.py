@@ -19,6 +19,8 @@ TOO_NEW: Final = "SCHEMA_TOO_NEW"
 UPGRADE: Final = "pip install --upgrade clawbus"
 _KNOWN_TROUBLES: Final = frozenset({"registry", "storage", "disk", "runtime", "image"})
 _MIB: Final = 1024**2
+_START: Final = {"docker": "systemctl start docker", "podman": "systemctl start podman.socket"}
+_ENGINES: Final = {"docker": "docker context ls", "podman": "podman system connection list"}
 _EXHAUSTED: Final = HostTroubleError.code
 _BROKEN: Final = f"{UnusableFileError.code}:"
 
@@ -153,8 +155,7 @@ def runtime_away(host: HostFacts) -> Diagnosis | None:
     evidence = [why]
     if degraded is not None and degraded.since is not None:
         evidence.append(f"The daemon is without it since {to_text(degraded.since)}.")
-    usual = "systemctl start docker" if host.runtime == "docker" else "clawbus config check"
-    command = host.runtime_repair or usual
+    command = host.runtime_repair or _START.get(host.runtime, "clawbus config check")
     return Diagnosis("RUNTIME_UNAVAILABLE", f"The runtime {host.runtime} does not answer.", tuple(evidence), command)
 
 
@@ -174,7 +175,7 @@ def _engine_changed(host: HostFacts) -> Diagnosis | None:
         return None
     evidence = (host.runtime_error or "Another engine answers.",)
     summary = "The container engine that answers is not the one that the containers run on."
-    command = "docker context ls" if host.runtime == "docker" else "clawbus install show"
+    command = _ENGINES.get(host.runtime, "clawbus install show")
     choices = (Choice("when the engine of before is gone for good", "clawbus install renew"),)
     return Diagnosis("RUNTIME_CHANGED", summary, evidence, command, choices=choices)
 

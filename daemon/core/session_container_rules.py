@@ -134,7 +134,7 @@ def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )
     if cause is None and TOO_NEW in (one.last_spawn_error or ""):
         # An image of an older clawbus: its runner does not know the files that this host writes.
-        command = "clawbus image build" if host.runtime == "docker" else UPGRADE
+        command = UPGRADE if host.runtime == "process" else "clawbus image build"
     named = cause is not None or one.containers or not command.startswith("clawbus session show")
     if not named:
         evidence.append("Repair what the last error names. The daemon keeps retrying, less often each time.")

@@ -13,14 +13,14 @@ from daemon.runtimes.agent_images import agent_images
 
 def look_at_images(config: Config, names: Iterable[str]) -> dict[str, ImageFound]:
     """Return {name: what was found}. Raise RuntimeUnavailableError when the engine does not answer."""
-    from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415 - the Docker client
+    from daemon.runtimes.docker_client import engine_client  # noqa: PLC0415 - the Docker client
     from daemon.runtimes.docker_image import image_facts  # noqa: PLC0415
 
     found: dict[str, ImageFound] = {}
     wanted = list(names)
     if not wanted:
         return found
-    with closing(DockerClient(base_url=config.docker.host or None, timeout_s=config.docker.timeout_s)) as client:
+    with closing(engine_client(config)) as client:
         for name in wanted:
             try:
                 identity, label = image_facts(client, name)
@@ -36,7 +36,7 @@ def images_to_record(config: Config, source_digest: str) -> dict[str, str]:
 
     Raise ImageError when one is missing or of another source, RuntimeUnavailableError without an engine.
     """
-    if config.runtime.kind != "docker":
+    if config.runtime.kind == "process":
         return {}
     found = look_at_images(config, (one.image for one in agent_images(config)))
     recorded: dict[str, str] = {}

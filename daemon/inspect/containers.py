@@ -177,16 +177,16 @@ def _runtime(config: Config, install_id: str, kind: str | None = None) -> Contai
 
 def _images_seen(config: Config) -> RuntimeSeen:
     """Return the images that containers could not start from, where each is configured, and how to build it."""
-    if config.runtime.kind != "docker":
+    if config.runtime.kind == "process":
         return RuntimeSeen(None)
-    from daemon.runtimes.docker_client import DockerClient  # noqa: PLC0415
+    from daemon.runtimes.docker_client import engine_client  # noqa: PLC0415
     from daemon.runtimes.docker_image import usable_image  # noqa: PLC0415
     from daemon.runtimes.image_source import source_digest  # noqa: PLC0415
 
     client: Any
     timeout_s = min(config.docker.timeout_s, PATIENCE_S)
     unusable: list[tuple[str, str]] = []
-    with closing(DockerClient(base_url=config.docker.host or None, timeout_s=timeout_s)) as client:
+    with closing(engine_client(config, timeout_s)) as client:
         for one in agent_images(config):
             try:
                 usable_image(client, one.image, source_digest())

@@ -34,7 +34,7 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
     output = None
     if (
         seen.life is Life.ALIVE
-        and config.runtime.kind == "docker"
+        and config.runtime.kind != "process"
         and install_id is not None
         and row.get("container_id")
     ):

@@ -62,15 +62,15 @@ def _agent(config: Config, name: str, sessions: Sequence[Mapping[str, Any]]) -> 
 
 def _settings(config: Config, agent: Agent) -> dict[str, Any]:
     """Return what an operator asks about a table. A program's arguments and variables may be secrets: they are counted, or named."""
-    in_docker = config.runtime.kind == "docker"
+    in_container = config.runtime.kind != "process"
     return {
         "provider": agent.provider,
         "program": agent.command[0] if agent.command else None,
         "arguments": max(0, len(agent.command) - 1),
         "variables": sorted(agent.env),
         "runtime": config.runtime.kind,
-        "image": (agent.image or config.docker.image) if in_docker else None,
-        "network": (agent.network or config.docker.network) if in_docker else None,
+        "image": (agent.image or config.docker.image) if in_container else None,
+        "network": (agent.network or config.docker.network) if in_container else None,
         "order": agent.order,
         "timeout_s": agent.timeout_s,
         "claim_max_s": claim_max_s(config, agent),

@@ -1,4 +1,4 @@
-"""Runtime `docker`: agents in containers, locked down. With the docker_*.py beside it the sole caller of docker-py.
+"""Runtimes `docker` and `podman`: agents in containers, locked down. With the docker_*.py beside it the sole caller of docker-py.
 
 Every call blocks in a worker thread with the API's time-out; a cancelled caller leaves at once and the thread ends by
 itself. Docker's own listing and inspection are the truth: nothing is remembered here about what runs.
@@ -18,6 +18,7 @@ import structlog
 from anyio import to_thread
 from docker.errors import APIError, NotFound
 
+from daemon.config.models import EngineKind
 from daemon.core.errors import ContainerGoneError, EngineChangedError, NotConfirmedError, RuntimeUnavailableError
 from daemon.runtimes import output_log
 from daemon.runtimes.answering import answering
@@ -38,7 +39,7 @@ _LOG_LINES: Final = 2000
 
 
 class DockerRuntime:
-    """ContainerRuntime over dockerd.
+    """ContainerRuntime over dockerd, or over Podman's service (docker_podman.py).
 
     `image` is the default agent image; every image must carry `source_digest` (runtimes/image_source.py). Seconds:
     `timeout_s` is for one API call, `poll_s` is how often a wait polls without an event.
@@ -53,14 +54,15 @@ class DockerRuntime:
         timeout_s: float = 30.0,
         base_url: str | None = None,
         poll_s: float = 5.0,
+        engine: EngineKind = "docker",
     ) -> None:
-        self.name = "docker"
+        self.name = engine
         self._pinned: str | None = None
         self._install_id = install_id
         self._image = image
         self._source_digest = source_digest
         self._poll_s = poll_s
-        self._client = DockerClient(base_url=base_url, timeout_s=timeout_s)
+        self._client = DockerClient(base_url=base_url, timeout_s=timeout_s, engine=engine)
         self._events = ExitEvents(self._client, install_id)
         self._spawner = Spawner(self._client, install_id, forget=self._forget)
         self._limiter = anyio.CapacityLimiter(_THREADS)
@@ -161,7 +163,7 @@ class DockerRuntime:
             self._client.close()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        with answering("docker"):
+        with answering(self.name):
             return await to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
 
     def _usable(self, image: str, *, own_runner: bool = False) -> UsableImage:
@@ -171,7 +173,7 @@ class DockerRuntime:
         try:
             info: dict[str, Any] = self._client.call(lambda api: api.info())
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker did not say who it is: {error.explanation}.") from error
+            raise RuntimeUnavailableError(f"{self._client.name} did not say who it is: {error.explanation}.") from error
         return f"{info['ID']} in {info.get('DockerRootDir')}" if info.get("ID") else ""
 
     def _believe(self) -> None:
@@ -179,7 +181,7 @@ class DockerRuntime:
         pinned = self._pinned
         if pinned and (found := self._identity()) != pinned:
             raise EngineChangedError(
-                f"the Docker engine at {self.address} is {found}, and the containers of this installation run on {pinned}."
+                f"the {self._client.name} engine at {self.address} is {found}, and the containers of this installation run on {pinned}."
             )
 
     def _may_live(self, incarnation: str) -> bool:
@@ -187,7 +189,9 @@ class DockerRuntime:
         try:
             found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(all=True, filters=filters))
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker did not list containers: {error.explanation}.") from error
+            raise RuntimeUnavailableError(
+                f"{self._client.name} did not list containers: {error.explanation}."
+            ) from error
         return any(one.get("State") not in {"exited", "dead"} for one in found)
 
     def _spawn(self, spec: ContainerSpec, cancelled: threading.Event) -> Running:
@@ -200,7 +204,9 @@ class DockerRuntime:
             self._client.call(lambda api: api.kill(container_id, signal=signal))
         except APIError as error:
             if error.status_code not in _GONE:
-                raise RuntimeUnavailableError(f"Docker did not send {signal}: {error.explanation}.") from error
+                raise RuntimeUnavailableError(
+                    f"{self._client.name} did not send {signal}: {error.explanation}."
+                ) from error
 
     def _exit_of(self, container_id: str, started_at: int | None) -> Exit | None:
         details = self._inspect(container_id)
@@ -227,7 +233,9 @@ class DockerRuntime:
             self._client.call(lambda api: api.update_container(container_id, restart_policy={"Name": "no"}))
         except APIError as error:
             if error.status_code not in _GONE:
-                raise RuntimeUnavailableError(f"Docker did not change a container: {error.explanation}.") from error
+                raise RuntimeUnavailableError(
+                    f"{self._client.name} did not change a container: {error.explanation}."
+                ) from error
 
     def _inspect(self, container_id: str) -> dict[str, Any] | None:
         try:
@@ -235,14 +243,18 @@ class DockerRuntime:
         except NotFound:
             return None
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker did not show a container: {error.explanation}.") from error
+            raise RuntimeUnavailableError(
+                f"{self._client.name} did not show a container: {error.explanation}."
+            ) from error
 
     def _list_running(self) -> list[Running]:
         filters = {"label": f"{LABEL_INSTALL}={self._install_id}"}
         try:
             found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(filters=filters))
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker did not list containers: {error.explanation}.") from error
+            raise RuntimeUnavailableError(
+                f"{self._client.name} did not list containers: {error.explanation}."
+            ) from error
         result: list[Running] = []
         for summary in found:
             details = self._inspect(summary["Id"])  # the summary has no start time
@@ -263,7 +275,9 @@ class DockerRuntime:
                 lambda api: api.containers(all=True, filters={"label": wanted})
             )
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker did not list containers: {error.explanation}.") from error
+            raise RuntimeUnavailableError(
+                f"{self._client.name} did not list containers: {error.explanation}."
+            ) from error
         for summary in found:
             details = self._inspect(summary["Id"])
             if details is None:
@@ -282,7 +296,9 @@ class DockerRuntime:
         except NotFound:
             return
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker is busy with a container: {error.explanation}.") from error
+            raise RuntimeUnavailableError(
+                f"{self._client.name} is busy with a container: {error.explanation}."
+            ) from error
 
     def _output(self, container_id: str) -> bytes:
         try:
@@ -292,7 +308,7 @@ class DockerRuntime:
         except NotFound as error:
             raise ContainerGoneError(f"no container {container_id} in Docker.") from error
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker did not give the log: {error.explanation}.") from error
+            raise RuntimeUnavailableError(f"{self._client.name} did not give the log: {error.explanation}.") from error
 
     def _remove(self, container_id: str) -> None:
         details = self._inspect(container_id)
@@ -318,7 +334,9 @@ class DockerRuntime:
             if error.status_code == 409 and "already in progress" not in str(error.explanation):
                 raise NotConfirmedError(f"container {container_id} is not removable: {error.explanation}.") from error
             if error.status_code not in _GONE:
-                raise RuntimeUnavailableError(f"Docker did not remove a container: {error.explanation}.") from error
+                raise RuntimeUnavailableError(
+                    f"{self._client.name} did not remove a container: {error.explanation}."
+                ) from error
 
 
 def _code_of(state: dict[str, Any]) -> int:

@@ -17,7 +17,10 @@ from docker.errors import APIError, DockerException
 from docker.transport import unixconn
 
 from daemon.config.addresses import docker_address_fault
+from daemon.config.models import Config, EngineKind
+from daemon.config.policies import engine_of
 from daemon.core.errors import RuntimeUnavailableError
+from daemon.runtimes import docker_podman
 from daemon.runtimes.docker_host import DockerHost, resolve, unavailable
 
 # What a stream that breaks in mid-answer raises. requests' own errors are OSErrors, these are not.
@@ -27,10 +30,15 @@ T = TypeVar("T")
 
 
 class DockerClient:
-    """A lazy, thread-safe docker.APIClient. Without a `base_url`, the environment names the engine (docker_host.py); seconds."""
+    """A lazy, thread-safe docker.APIClient of an `engine`. Without a `base_url`, the environment names it (docker_host.py).
 
-    def __init__(self, *, base_url: str | None = None, timeout_s: float = 30.0) -> None:
+    `name` is the engine's, for people. Seconds.
+    """
+
+    def __init__(self, *, base_url: str | None = None, timeout_s: float = 30.0, engine: EngineKind = "docker") -> None:
         self._base_url = base_url
+        self.engine: Final = engine
+        self.name: Final = "Podman" if engine == "podman" else "Docker"
         self._timeout_s = timeout_s
         self._client: Any = None
         self._lock = threading.Lock()
@@ -38,6 +46,8 @@ class DockerClient:
     @property
     def host(self) -> DockerHost:
         """The engine that is meant. Raise RuntimeUnavailableError when the environment names none."""
+        if self.engine == "podman":
+            return docker_podman.resolve(self._base_url or "", os.environ, os.getuid())
         return resolve(self._base_url or "", os.environ)
 
     def call(self, use: Callable[[Any], T]) -> T:
@@ -48,7 +58,7 @@ class DockerClient:
             return use(client)
         except APIError as error:
             if error.is_server_error():
-                raise RuntimeUnavailableError(f"Docker failed: {_why(error)}.") from error
+                raise RuntimeUnavailableError(f"{self.name} failed: {_why(error)}.") from error
             raise
         except (DockerException, OSError, _StreamError, ValueError) as error:
             self._drop(client)
@@ -67,7 +77,8 @@ class DockerClient:
     def _connect(self) -> Any:
         arguments = _arguments(self.host)
         # The version is asked for through our own adapter: docker-py's leaks its socket when the connection is refused.
-        api: Any = cast("Any", docker).APIClient(version="1.41", timeout=self._timeout_s, **arguments)
+        client: Any = docker_podman.PodmanAPI if self.engine == "podman" else cast("Any", docker).APIClient
+        api: Any = client(version="1.41", timeout=self._timeout_s, **arguments)
         socket_path = getattr(getattr(api, "_custom_adapter", None), "socket_path", None)
         if isinstance(socket_path, str):
             api.mount("http+docker://", _UnixAdapter(f"http+unix://{socket_path}", cast("Any", self._timeout_s)))
@@ -84,6 +95,12 @@ class DockerClient:
                 return
             self._client = None
         client.close()
+
+
+def engine_client(config: Config, timeout_s: float | None = None) -> DockerClient:
+    """Return a client of the engine that the configuration names. `timeout_s` in place of the configured one."""
+    kind, url = engine_of(config)
+    return DockerClient(base_url=url, timeout_s=timeout_s or config.docker.timeout_s, engine=kind)
 
 
 def _arguments(host: DockerHost) -> dict[str, Any]:

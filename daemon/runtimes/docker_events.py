@@ -58,7 +58,7 @@ class ExitEvents:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._stream: Any = None
-        self._log = structlog.get_logger(runtime="docker")
+        self._log = structlog.get_logger(runtime=client.engine)
 
     @contextlib.contextmanager
     def waiter(self, container_id: str | None) -> Generator[Waiter]:

@@ -25,11 +25,19 @@ DEFAULT: Final = "unix:///var/run/docker.sock"
 
 @dataclass(frozen=True, slots=True)
 class DockerHost:
-    """An engine's address, and what named it. `tls` is a context's folder of ca.pem, cert.pem and key.pem."""
+    """An engine's address, and what named it. `tls` is a context's folder of ca.pem, cert.pem and key.pem.
+
+    `engine` is its name for people, `start` the command that starts it, `look` one that lists the known engines, `grant` the
+    command that lets this process use its socket.
+    """
 
     url: str
     source: str = "the default"
     tls: Path | None = None
+    engine: str = "Docker"
+    start: str = "systemctl start docker"
+    look: str = "docker context ls"
+    grant: str = ""
 
     def __str__(self) -> str:
         return f"{self.url} ({self.source})"
@@ -61,21 +69,21 @@ def resolve(configured: str, environ: Mapping[str, str]) -> DockerHost:
 def unavailable(host: DockerHost, error: BaseException, *, tls: bool) -> RuntimeUnavailableError:
     """Return the error for a Docker that does not answer, with the reason and its fix. `tls`: $DOCKER_TLS_VERIFY is set."""
     fault = docker_address_fault(host.url)
+    key = f"{host.engine.lower()}.host"
     if fault is not None:
         return RuntimeUnavailableError(
-            f"{host.url!r} from {host.source} is not the address of a Docker engine: {fault}.",
-            hint="Correct it; docker.host in clawbus.toml is for service and shell alike.",
+            f"{host.url!r} from {host.source} is not the address of a {host.engine} engine: {fault}.",
+            hint=f"Correct it; {key} in clawbus.toml is for service and shell alike.",
             command="clawbus config check",
         )
     why, hint, command = _judged(host, error, tls=tls)
-    return RuntimeUnavailableError(f"Docker does not answer at {host}: {why}.", hint=hint, command=command)
+    return RuntimeUnavailableError(f"{host.engine} does not answer at {host}: {why}.", hint=hint, command=command)
 
 
 def _judged(host: DockerHost, error: BaseException, *, tls: bool) -> tuple[str, str, str]:
-    start = "Start Docker (`systemctl start docker`), or name another engine with docker.host."
+    start = f"Start {host.engine} (`{host.start}`), or name another engine with {host.engine.lower()}.host."
     codes = {getattr(one, "errno", None) for one in _causes(error)}
     names = {type(one).__name__ for one in _causes(error)}
-    look = "docker context ls"
     for number in codes:
         if isinstance(number, int) and is_exhausted(number) and number != errno.EAGAIN:  # ours, not Docker's
             logs = "clawbus logs -n 50 --level warning"
@@ -85,20 +93,22 @@ def _judged(host: DockerHost, error: BaseException, *, tls: bool) -> tuple[str, 
         return (
             named,
             "Set DOCKER_CERT_PATH to ca.pem, cert.pem and key.pem of that engine, or unset DOCKER_TLS_VERIFY.",
-            look,
+            host.look,
         )
     if not host.is_local and errno.ENOENT not in codes and errno.EACCES not in codes:
         reached = "nobody listens there" if errno.ECONNREFUSED in codes else _plain(error)
-        return reached, f"Start the engine there, or correct {host.source}.", look
+        return reached, f"Start the engine there, or correct {host.source}.", host.look
     if errno.ENOENT in codes:
-        return "there is no such socket", start, "systemctl start docker"
+        return "there is no such socket", start, host.start
     if errno.ECONNREFUSED in codes:
-        return "the socket exists, and no process listens on it", start, "systemctl start docker"
+        return "the socket exists, and no process listens on it", start, host.start
     if codes & {errno.EACCES, errno.EPERM}:
         who = _user()
+        if host.grant:
+            return f"the user {who} may not use this socket", f"Use this user's own: `{host.grant}`.", host.grant
         hint = f"Let the daemon's user use it (`usermod -aG docker {who}`), then start the daemon again."
         return f"the user {who} may not use this socket", hint, f"sudo usermod -aG docker {who}"
-    return _plain(error), start, "systemctl start docker"
+    return _plain(error), start, host.start
 
 
 def _plain(error: BaseException) -> str:

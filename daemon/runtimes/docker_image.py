@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import docker
 from docker.errors import APIError, ImageNotFound
 
+from daemon.config.models import EngineKind
 from daemon.core.errors import ImageError, RuntimeUnavailableError
 from daemon.runtimes.docker_client import DockerClient
 from daemon.runtimes.spec import LABEL_SOURCE_DIGEST
@@ -76,8 +77,8 @@ def image_facts(client: DockerClient, image: str) -> tuple[str, str | None]:
 class ImageBuilder:
     """Builds images with Docker. `timeout_s`: how many seconds a build step may be silent."""
 
-    def __init__(self, *, base_url: str | None = None, timeout_s: float = 900.0) -> None:
-        self._client = DockerClient(base_url=base_url, timeout_s=timeout_s)
+    def __init__(self, *, base_url: str | None = None, timeout_s: float = 900.0, engine: EngineKind = "docker") -> None:
+        self._client = DockerClient(base_url=base_url, timeout_s=timeout_s, engine=engine)
 
     def close(self) -> None:
         """Close the connections."""
@@ -135,7 +136,9 @@ class ImageBuilder:
         try:
             self._client.call(lambda api: _follow(api.build(**options), tag, step))
         except APIError as error:
-            raise ImageError(f"Docker refused to build {tag}: {error.explanation}.", hint=_base_hint()) from error
+            raise ImageError(
+                f"{self._client.name} refused to build {tag}: {error.explanation}.", hint=_base_hint()
+            ) from error
         details: dict[str, Any] = self._client.call(lambda api: api.inspect_image(tag))
         return details["Id"]
 

@@ -92,7 +92,7 @@ class Spawner:
         except NotFound:
             raise
         except APIError as error:
-            raise SpawnError(f"Docker did not answer about {spec.name}: {error.explanation}.") from error
+            raise SpawnError(f"{self._client.name} did not answer about {spec.name}: {error.explanation}.") from error
 
     def _create(self, spec: ContainerSpec, image: UsableImage) -> str:
         try:
@@ -111,7 +111,7 @@ class Spawner:
         except ImageNotFound as error:
             raise ImageError(f"the image {spec.image} is missing.") from error
         except APIError as error:
-            raise SpawnError(f"Docker refused to create {spec.name}: {error.explanation}.") from error
+            raise SpawnError(f"{self._client.name} refused to create {spec.name}: {error.explanation}.") from error
         except RuntimeUnavailableError as error:
             raise self._judged(error, spec) from error
         return created["Id"]
@@ -121,7 +121,7 @@ class Spawner:
             self._client.call(lambda api: api.start(container_id))
         except APIError as error:
             self._undo(container_id)
-            raise SpawnError(f"Docker refused to start {spec.name}: {error.explanation}.") from error
+            raise SpawnError(f"{self._client.name} refused to start {spec.name}: {error.explanation}.") from error
         except RuntimeUnavailableError as error:
             judged = self._judged(error, spec)
             if isinstance(judged, SpawnError):
@@ -130,10 +130,12 @@ class Spawner:
         try:
             details = self._client.call(lambda api: api.inspect_container(container_id))
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker lost sight of {spec.name}: {error.explanation}.") from error
+            raise RuntimeUnavailableError(
+                f"{self._client.name} lost sight of {spec.name}: {error.explanation}."
+            ) from error
         running = running_of(details)
         if running is None:
-            raise RuntimeUnavailableError(f"Docker gave {spec.name} without its labels.")
+            raise RuntimeUnavailableError(f"{self._client.name} gave {spec.name} without its labels.")
         return running
 
     def _judged(self, error: RuntimeUnavailableError, spec: ContainerSpec) -> ClawbusError:
@@ -145,7 +147,7 @@ class Spawner:
             self._client.call(lambda api: api.ping())
         except (RuntimeUnavailableError, APIError):
             return error
-        return SpawnError(f"Docker failed to start {spec.name}: {cause.explanation}.")
+        return SpawnError(f"{self._client.name} failed to start {spec.name}: {cause.explanation}.")
 
     def _undo(self, container_id: str) -> None:
         """Remove what was created and does not run. When that fails, it may exist: only "unavailable" may say so."""
@@ -154,7 +156,9 @@ class Spawner:
         except NotFound:
             return
         except APIError as error:
-            raise RuntimeUnavailableError(f"Docker did not take back a container: {error.explanation}.") from error
+            raise RuntimeUnavailableError(
+                f"{self._client.name} did not take back a container: {error.explanation}."
+            ) from error
 
 
 def _hand_over(spec: ContainerSpec) -> None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from daemon.config.agents import Agent
 from daemon.config.models import Config
-from daemon.config.policies import turn_limit_s
+from daemon.config.policies import engine_of, turn_limit_s
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, NotOwnedError, UnknownAgentError
 from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
@@ -43,14 +43,16 @@ def build_runtime(
 
     `patience_s`: wait no longer than that for an answer, whatever the configuration says.
     """
-    if (kind or config.runtime.kind) == "process":
+    kind = kind or config.runtime.kind
+    if kind == "process":
         return ProcessRuntime(install_id, folder.run_dir / "process", clock=clock)
     from daemon.runtimes.docker import DockerRuntime  # noqa: PLC0415 - a process-only install need not load docker-py
 
     timeout_s = min(config.docker.timeout_s, patience_s or config.docker.timeout_s)
+    engine, url = engine_of(config, kind)
     return DockerRuntime(
         install_id, image=config.docker.image, source_digest=source_digest(), timeout_s=timeout_s,
-        base_url=config.docker.host or None,
+        base_url=url, engine=engine,
     )  # fmt: skip
 
 
@@ -75,9 +77,9 @@ class SpecMaker:
         self._folder = folder
         self._agents = agents
         self._install_id = install_id
-        self._in_docker = config.runtime.kind == "docker"
+        self._in_container = config.runtime.kind != "process"
         own = os.getuid(), os.getgid()
-        self._user = container_uid_gid(config.docker.user) if self._in_docker else own
+        self._user = container_uid_gid(config.docker.user) if self._in_container else own
         self._links = folder.run_dir / "workspace"
         self._digest = source_digest()
         self.owner = self._user if self._user != own else None
@@ -99,7 +101,7 @@ class SpecMaker:
             runner=_runner(agent, config) if gate is None else self._with_gate(_runner(agent, config), key.agent),
             agent_env={
                 **environment_of(key.agent, agent),
-                **secret_variables(key.agent, agent, mounted=self._in_docker),
+                **secret_variables(key.agent, agent, mounted=self._in_container),
             },
             image=image_of(agent, config),
             image_digest=self._digest,
@@ -109,9 +111,9 @@ class SpecMaker:
             folder=SessionFolder(session_path(folder.sessions_dir, key.agent, key.session)),
             agent_folder=_agent_folder(folder.agents_dir / key.agent, self.owner),
             own_runner=agent.runner,
-            workspace=ensure_workspace(self._links) if agent.runner and self._in_docker else None,
+            workspace=ensure_workspace(self._links) if agent.runner and self._in_container else None,
             extra_mounts=(
-                *(self._extra_mounts(key.agent, agent) if self._in_docker else ()),
+                *(self._extra_mounts(key.agent, agent) if self._in_container else ()),
                 *((Mount(gate, CONTAINER_GATE, read_only=True),) if gate is not None else ()),
             ),
         )
@@ -121,7 +123,7 @@ class SpecMaker:
         egress = self._config.egress
         return replace(
             runner,
-            egress_port=egress.port if self._in_docker else 0,
+            egress_port=egress.port if self._in_container else 0,
             egress_env=tuple(f"{name}={text}" for name, text in sorted(egress.environment(agent).items())),
         )
 
@@ -150,7 +152,8 @@ class SpecMaker:
     def images(self) -> set[tuple[str, bool]]:
         """Return the images that the runtime must have for the agents, and whether their own runner is inside."""
         return {
-            (image_of(agent, self._config), self._in_docker and bool(agent.runner)) for agent in self._agents.values()
+            (image_of(agent, self._config), self._in_container and bool(agent.runner))
+            for agent in self._agents.values()
         }
 
     def max_containers(self, agent: str) -> int | None:
@@ -161,7 +164,7 @@ class SpecMaker:
 
 def image_of(agent: Agent, config: Config) -> str:
     """Return the image of the agent's containers; the process runtime takes the same name for its processes."""
-    return (agent.image or config.docker.image) if config.runtime.kind == "docker" else sys.executable
+    return (agent.image or config.docker.image) if config.runtime.kind != "process" else sys.executable
 
 
 def _places(agent: Agent) -> dict[str, destinations.Place] | None:

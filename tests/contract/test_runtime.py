@@ -1,4 +1,4 @@
-"""What every container runtime owes: one suite over fake, process and docker.
+"""What every container runtime owes: one suite over fake, process, docker and podman.
 
 Exit codes are a shell's: the program's own, or 128 + the signal that ended it (137 for SIGKILL).
 """

@@ -16,7 +16,9 @@ from typing import Any, Protocol, cast
 
 import anyio
 import docker
+import pytest
 
+from daemon.config.models import EngineKind
 from daemon.core.clock import SystemClock
 from daemon.runtimes.docker import DockerRuntime
 from daemon.runtimes.process import ProcessRuntime
@@ -177,11 +179,18 @@ class ProcessHarness(Specs):
 class DockerHarness(Specs):
     """Real containers, reached through a socket of our own that can be cut."""
 
-    def __init__(self, root: Path, image: str) -> None:
+    engine: EngineKind = "docker"
+
+    def __init__(self, root: Path, image: str, socket: Path = Path("/var/run/docker.sock")) -> None:
         super().__init__(root, image)
         self._numbers = itertools.count()
-        self.proxy = SocketProxy(root / "docker.sock", Path("/var/run/docker.sock"))
+        self.socket = socket
+        self.proxy = SocketProxy(root / "docker.sock", socket)
         self.proxy.open()
+
+    def client(self) -> contextlib.AbstractContextManager[Any]:
+        """A client of the engine, past the proxy."""
+        return docker_client(f"unix://{self.socket}")
 
     def runtime(self, install_id: str | None = None, **changes: Any) -> DockerRuntime:
         arguments: dict[str, Any] = {
@@ -190,6 +199,7 @@ class DockerHarness(Specs):
             "base_url": f"unix://{self.proxy.path}",
             "timeout_s": 20.0,
             "poll_s": 0.5,
+            "engine": self.engine,
         }
         runtime = DockerRuntime(install_id or self.install_id, **{**arguments, **changes})
         self.made(runtime)
@@ -197,24 +207,26 @@ class DockerHarness(Specs):
 
     def restart(self, container_id: str) -> None:
         """By others."""
-        with docker_client() as client:
+        with self.client() as client:
             client.restart(container_id, timeout=0)
 
     def set_restart_policy(self, container_id: str) -> None:
         """By others."""
-        with docker_client() as client:
+        with self.client() as client:
             client.update_container(container_id, restart_policy={"Name": "always"})
 
-    def recreate(self, container_id: str) -> str:
+    def recreate(self, container_id: str, restart_policy: dict[str, str] | None = None) -> str:
         """Another container with the same labels, by others; its id."""
-        with docker_client() as client:
+        with self.client() as client:
             config = client.inspect_container(container_id)["Config"]
             made = client.create_container(
                 config["Image"],
                 environment=config["Env"],
                 user=config["User"],
                 labels=config["Labels"],
-                host_config=client.create_host_config(network_mode="none", tmpfs={"/workspace/out": "mode=1777"}),
+                host_config=client.create_host_config(
+                    network_mode="none", tmpfs={"/workspace/out": "mode=1777"}, restart_policy=restart_policy
+                ),
             )
             client.start(made["Id"])
         return str(made["Id"])
@@ -224,6 +236,15 @@ class DockerHarness(Specs):
 
     def bring_back(self) -> None:
         self.proxy.open()
+
+
+class PodmanHarness(DockerHarness):
+    """A real Podman."""
+
+    engine = "podman"
+
+    def set_restart_policy(self, container_id: str) -> None:
+        pytest.skip("Podman 4 cannot change the restart policy of a container")
 
 
 @contextlib.asynccontextmanager
@@ -242,7 +263,7 @@ async def clean(harness: Any) -> AsyncGenerator[None]:
             await each.aclose()
         if isinstance(harness, DockerHarness):
             harness.proxy.close()
-            remove_containers(harness.install_id)
+            remove_containers(harness)
 
 
 def build_stub(base: str, digest: str | None, tag: str | None = None) -> str:
@@ -266,19 +287,19 @@ def build_stub(base: str, digest: str | None, tag: str | None = None) -> str:
 
 
 @contextlib.contextmanager
-def docker_client() -> Generator[Any]:
-    """Docker's low-level client, closed afterwards."""
-    client = cast("Any", docker).APIClient(timeout=60)
+def docker_client(url: str | None = None) -> Generator[Any]:
+    """Docker's low-level client of an engine, closed afterwards."""
+    client = cast("Any", docker).APIClient(base_url=url, version="1.41", timeout=60)
     try:
         yield client
     finally:
         client.close()
 
 
-def remove_containers(install_id: str) -> None:
+def remove_containers(harness: DockerHarness) -> None:
     """Those of one test."""
-    with docker_client() as client:
-        for found in client.containers(all=True, filters={"label": f"{LABEL_INSTALL}={install_id}"}):
+    with harness.client() as client:
+        for found in client.containers(all=True, filters={"label": f"{LABEL_INSTALL}={harness.install_id}"}):
             client.remove_container(found["Id"], v=True, force=True)
 
 

@@ -18,7 +18,7 @@ from daemon.store.install import Engine
 from daemon.store.registry import IncarnationRow
 from schema.errors import ClawbusError
 
-_KINDS: Final = ("docker", "process")
+_KINDS: Final = ("docker", "podman", "process")
 _NAMED: Final = 20
 
 
@@ -34,7 +34,7 @@ async def refuse_changed_runtime(
     is the engine on record: another one of its kind cannot say.
     """
     # Search for plain processes without a record too: that costs nothing, and a rebuilt registry has no records.
-    by_kind: dict[str, list[IncarnationRow]] = {"process": []} if name == "docker" else {}
+    by_kind: dict[str, list[IncarnationRow]] = {"process": []} if name != "process" else {}
     for row in live:
         if row.runtime != name:
             by_kind.setdefault(row.runtime, []).append(row)

@@ -23,7 +23,7 @@ from daemon.core.errors import ConfigError
         ("[runtime]\nmax_containers = 2.5", "runtime.max_containers: must be a whole number (got 2.5)"),
         ("[runtime]\nmax_containers = 0", "runtime.max_containers: must be at least 1 (got 0)"),
         ("[runtime]\nmax_containers = 1001", "runtime.max_containers: must be at most 1000 (got 1001)"),
-        ("[runtime]\nkind = 1", "runtime.kind: must be 'docker' or 'process' (got 1)"),
+        ("[runtime]\nkind = 1", "runtime.kind: must be 'docker', 'podman' or 'process' (got 1)"),
         ("[agents.x]\ncommand = 'echo'", 'agents.x.command: must be a list, such as ["one", "two"] (got \'echo\')'),
         ("[agents.x]\ncommand = ['echo', 1]", "agents.x.command.1: must be text in quotes (got 1)"),
         ("[agents.x]\ncommand = []", "agents.x.command: provider 'command' needs a program"),

@@ -55,7 +55,7 @@ def test_a_key_like_no_other_is_to_be_removed(tmp_path: Path) -> None:
     [
         ("[runtime]\nmax_containers = 'many'", "runtime.max_containers"),
         ("[runtime]\nmax_containers = 0", "runtime.max_containers"),
-        ("[runtime]\nkind = 'podman'", "runtime.kind"),
+        ("[runtime]\nkind = 'lxc'", "runtime.kind"),
         ("[sweep]\ninterval_s = -1", "sweep.interval_s"),
         ("[docker]\nmemory_bytes = 1", "docker.memory_bytes"),
         ("[agents.a]\nprovider = 'command'\ncommand = 'a string'", "agents.a.command"),

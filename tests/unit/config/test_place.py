@@ -53,7 +53,7 @@ def test_it_is_the_place_of_the_whole_configuration(
         "data_dir = 5",
         'data_dir = "/"',
         "runtime = 1",
-        '[runtime]\nkind = "podman"',
+        '[runtime]\nkind = "lxc"',
         "[control]\nsocket = 1",
     ],
 )
