@@ -1,45 +1,37 @@
-"""The daemon's start-up, signal handling and orderly shutdown. One task group owns one named task for each loop.
+"""Runs the daemon from its start to its orderly end, and handles its signals. Stopping the daemon kills no agent.
 
-`bus.py` builds and wires what is started here. This file makes no other decisions. Stopping the daemon kills no agent.
+`bus.py` builds the parts, `startup.py` starts each in a task of one task group, `reload.py` takes over a changed configuration.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 
 import anyio
 import structlog
 
 from daemon.api import server as control_server
-from daemon.api.api import build_api
-from daemon.api.daemon_operations import DaemonOperations
-from daemon.api.deploying import deploy_routes
-from daemon.api.events import EventHub, events_route
-from daemon.api.reloading import Reloaded, reload_route
 from daemon.app.bus import Bus, Overrides
 from daemon.app.deploy_engine import BusEngine
 from daemon.app.lease import Lease
 from daemon.app.registration import Registration
+from daemon.app.reload import reload_as_asked, reload_at_signal
 from daemon.app.signals import RELOAD, SignalInbox
-from daemon.channels.running import run_channel, run_channels
+from daemon.app.startup import bring_up
 from daemon.config.models import Config
-from daemon.config.ownership import owned, ownership_of
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.deploy_errors import FencedError, NotServingError
-from daemon.core.errors import DataFolderLockedError, RuntimeUnavailableError
-from daemon.core.ownership import Ownership
+from daemon.core.errors import DataFolderLockedError
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.state_file import read_state
 from daemon.engine.installation import Start, settle_install
-from daemon.engine.progress import Progress
 from daemon.engine.supervisor.changed_runtime import refuse_changed_engine, refuse_changed_runtime
 from daemon.logs.pipeline import LogPipeline, configure
 from daemon.monitoring.monitoring import Monitoring
@@ -49,7 +41,7 @@ from daemon.store.data_folder import DataFolder
 from daemon.store.install import InstallFile
 from daemon.store.registry import Registry
 from daemon.systemd.notify import Notifier
-from daemon.systemd.watchdog import Pulse, Watchdog
+from daemon.systemd.watchdog import Pulse
 from daemon.workers.source import Origin
 from schema.errors import ClawbusError
 
@@ -180,11 +172,11 @@ async def _main(
             with signals.interruptible_start() as starting:
                 fence = registry.confirm_epoch if lease is not None else None
                 tasks.start_soon(_keep_lock, folder, clock, fence, name="data folder lock")
-                await _bring_up(
+                await bring_up(
                     bus,
                     tasks,
                     monitoring,
-                    partial(_reload_as_asked, bus, pipeline, notifier, reload),
+                    partial(reload_as_asked, bus, pipeline, notifier, reload),
                     pipeline,
                     pulse,
                     notifier,
@@ -268,89 +260,11 @@ async def _keep_lock(folder: DataFolder, clock: Clock, fence: Callable[[], None]
             log.warning("data_folder_lock_retaken", lock=str(folder.lock_file))
 
 
-async def _bring_up(
-    bus: Bus,
-    tasks: anyio.abc.TaskGroup,
-    monitoring: Monitoring,
-    reload_now: Callable[[], Reloaded],
-    pipeline: LogPipeline,
-    pulse: Pulse,
-    notifier: Notifier,
-    conductor: Conductor | None,
-) -> None:
-    """Start everything, then report readiness in the log, at /readyz and to systemd."""
-    config = bus.config
-    await tasks.start(monitoring.run, config.telemetry.listen, name="monitoring")
-    operations = await _start(bus, tasks)
-    events = EventHub()
-    pipeline.listen(events.publish)
-    events.follow(bus.events)
-    progress = Progress(bus.supervisor.live_sessions, lambda: events.watched, bus.events.publish, bus.clock)
-    tasks.start_soon(progress.run, name="progress")
-    routes = [*monitoring.routes, events_route(events), reload_route(reload_now)]
-    if conductor is not None:
-        routes += deploy_routes(conductor)
-    api = build_api(operations, routes, max_attachment_bytes=config.limits.max_attachment_bytes)
-    await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
-    tasks.start_soon(Watchdog(pulse, notifier, bus.status_line).run, name="watchdog")
-    # The objects made so far live as long as the process. Without this, every full collection walks them: a 50 ms pause.
-    gc.collect()
-    gc.freeze()
-    if conductor is not None:
-        tasks.start_soon(conductor.run, name="deploys")
-    monitoring.health.started = True
-    notifier.ready(bus.status_line())
-    structlog.get_logger("daemon").info(
-        "daemon_ready", socket=str(config.control_socket), agents=sorted(bus.agents),
-        channels=sorted(bus.channels), active_sessions=len(bus.sessions),
-    )  # fmt: skip
-
-
 async def stop_bus(bus: Bus, tasks: anyio.abc.TaskGroup, grace_s: float) -> None:
     """Start nothing new, let running sends finish within `grace_s` seconds, cancel every task. Containers keep running."""
     bus.supervisor.close()
     await bus.delivery.close(grace_s)
     tasks.cancel_scope.cancel()
-
-
-async def _start(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
-    """Start every loop: first those that deliver and repair, then those that run agents, last those that accept messages."""
-    channels_run = anyio.Event()
-    await tasks.start(bus.background.run, name="background")
-    await tasks.start(bus.delivery.run, channels_run, name="delivery")
-    for key in await bus.sessions.finish_deletions():
-        structlog.get_logger("daemon").info("session_deletion_finished", agent=key.agent, session=key.session)
-    await bus.sessions.find_lost()
-    for row in await bus.sessions.central(lambda registry: registry.with_work()):
-        if row.active:
-            bus.sessions.adopt(row)
-        elif row.next_due_at is not None:
-            bus.schedule.at(row.key, row.next_due_at)
-    await tasks.start(bus.watch.run, name="watch")
-    await _check_runtime(bus)
-    await tasks.start(bus.gate.run, name="gate")
-    await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
-    await tasks.start(bus.sweeper.run, name="sweep")
-    tasks.start_soon(bus.schedule.run, bus.sweeper.poke, name="schedule")
-    await bus.router.load()
-    running = {
-        name: partial(run_channel, name, channel, bus.router, bus.problems.channels, bus.clock)
-        for name, channel in bus.channels.items()
-    }
-    await tasks.start(partial(run_channels, running, bus.problems.channels, bus.clock), name="channels")
-    channels_run.set()
-    tasks.start_soon(bus.retention.run, name="retention")
-    tasks.start_soon(bus.verification.run, name="verification")
-    return bus.operations()
-
-
-async def _check_runtime(bus: Bus) -> None:
-    """Log unusable images now instead of at the first spawn. Neither a missing image nor a missing Docker is fatal."""
-    try:
-        for error in await bus.supervisor.check_images():
-            structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
-    except RuntimeUnavailableError:
-        return  # the supervisor logs it when it adopts containers, and keeps trying
 
 
 async def _serve_signals(
@@ -371,7 +285,7 @@ async def _serve_signals(
         if number != RELOAD:
             return
         notifier.reloading()
-        _reload(bus, pipeline, reload)
+        reload_at_signal(bus, pipeline, reload)
         notifier.ready(bus.status_line())
         if signals.has_terminal:
             tasks.start_soon(_await_terminal_end, signals, name="terminal")
@@ -384,56 +298,3 @@ async def _await_terminal_end(signals: SignalInbox) -> None:
         if signals.terminal_closed():
             signals.hang_up()
             return
-
-
-def _reload_as_asked(
-    bus: Bus, pipeline: LogPipeline, notifier: Notifier, reload: Callable[[], Config] | None
-) -> Reloaded:
-    """Reload for a client that waits for the outcome. Raise what refused it."""
-    notifier.reloading()
-    try:
-        return reload_config(bus, pipeline, reload or (lambda: bus.config))
-    finally:
-        notifier.ready(bus.status_line())
-
-
-def _reload(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
-    """Reload at SIGHUP. The result goes to the log, because no client waits for it."""
-    with suppress(Exception):  # a reload that fails changes nothing, and ends nothing
-        if reload is not None:
-            reload_config(bus, pipeline, reload)
-
-
-def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> Reloaded:
-    """Take over agents, routes and the log level; everything else needs a restart. A broken file changes nothing, and is raised."""
-    log = structlog.get_logger("daemon")
-    try:
-        config, ownership = _own_part(reload(), bus)
-    except ClawbusError as error:
-        log.error("reload_refused", error=str(error), hint=error.hint)
-        raise
-    except Exception:
-        log.exception("reload_raised")
-        raise
-    pipeline.set_level(config.logs.level)
-    bus.agents.clear()
-    bus.agents.update(config.agents)
-    bus.ownership = ownership
-    bus.elsewhere.clear()
-    bus.elsewhere.update(ownership.elsewhere)
-    if bus.registration is not None:
-        bus.registration.poke()
-    bus.router.reload_later(config.routes)
-    taken_over = {"agents": True, "logs": {"level"}, "routes": True, "ownership": True}
-    old = bus.config.model_dump(exclude=taken_over)
-    restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
-    # What was asked for and not done is a warning: the operator believes that it holds now.
-    say = log.warning if restart else log.info
-    say("config_reloaded", agents=sorted(bus.agents), level=config.logs.level, restart_needed_for=restart)
-    return Reloaded(tuple(sorted(bus.agents)), config.logs.level, tuple(restart))
-
-
-def _own_part(config: Config, bus: Bus) -> tuple[Config, Ownership]:
-    """Return what of the configuration is this daemon's. A changed role needs a restart, as a moved channel does."""
-    found = ownership_of(config.model_copy(update={"role": bus.ownership.role}))
-    return owned(config, found), found

@@ -16,8 +16,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from daemon.api.daemon_operations import DaemonOperations
-from daemon.app import main as app
 from daemon.app.bus import Bus, Overrides
+from daemon.app.main import stop_bus
+from daemon.app.startup import start_parts
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.channels.registry import GROUP, find_types
 from daemon.config.agents import Agent as AgentConfig
@@ -84,14 +85,14 @@ class BusKit:
             async with anyio.create_task_group() as tasks:
                 self.tasks = tasks
                 with anyio.fail_after(SECONDS):
-                    self.operations = await app._start(self.bus, tasks)
+                    self.operations = await start_parts(self.bus, tasks)
                 yield self.bus
                 await self.stop()
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Stop the daemon as SIGTERM does."""
         with anyio.fail_after(SECONDS):
-            await app.stop_bus(self.bus, self.tasks, grace_s)
+            await stop_bus(self.bus, self.tasks, grace_s)
 
     def crash(self) -> None:
         """End the daemon at once, as a crash would."""

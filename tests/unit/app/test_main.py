@@ -13,11 +13,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.api import daemon_operations as operations
-from daemon.app import main as app
+from daemon.app import startup
+from daemon.app.reload import reload_at_signal
 from daemon.config.agents import Agent as AgentConfig
 from daemon.config.models import Config
 from daemon.core.commands import KillSession, QuarantineSession, StopSession
 from daemon.core.errors import ChannelError, ConfigError, ImageError, NoAnswerError, UnknownSessionError
+from schema.errors import ClawbusError
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, QUICK, SECONDS, BusKit, text_of, until
 from tests.support.fake_agent import claims_and_dies, echo
@@ -171,7 +173,7 @@ async def test_who_waits_on_a_quarantined_session_is_told_that_its_message_is_ke
 async def test_a_channel_that_fails_is_begun_again_and_disturbs_nobody(
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "run_channel", partial(app.run_channel, retry_s=0.2))
+    monkeypatch.setattr(startup, "run_channel", partial(startup.run_channel, retry_s=0.2))
     async with kit.running() as bus:
         fake = kit.fake
         fake.fail(ValueError("a bug"))
@@ -275,7 +277,7 @@ class _Pipeline:
 def reload(kit: BusKit, made: Any) -> tuple[_Pipeline, list[Any]]:
     pipeline = _Pipeline()
     with capture_logs() as logs:
-        app._reload(kit.bus, pipeline, made)  # pyright: ignore[reportArgumentType]
+        reload_at_signal(kit.bus, pipeline, made)  # pyright: ignore[reportArgumentType]
     return pipeline, logs
 
 
@@ -293,7 +295,7 @@ async def test_a_reload_takes_over_agents_and_log_level_and_names_what_needs_a_r
         assert event["restart_needed_for"] == ["logs", "runtime", "timezone"]
         await kit.send(agent="fresh")
         await kit.started()
-        with pytest.raises(app.ClawbusError, match="helper"):
+        with pytest.raises(ClawbusError, match="helper"):
             await kit.send()
 
 
