@@ -1,6 +1,6 @@
 """The daemon under simulation: its real composition, built anew by every start, killed and stopped by the run.
 
-It wires what `daemon.app.main.run` wires, without signals, socket and log files; the loops and their order are `daemon.app.main._start`.
+It wires what `daemon.app.main.run` wires, without signals, socket and log files; the loops and their order are `daemon.app.startup.start_parts`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import anyio
 import anyio.to_thread
 
 from daemon.api.daemon_operations import DaemonOperations
-from daemon.app import main as app
 from daemon.app.bus import Bus
+from daemon.app.startup import start_parts
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.agents import Agent
 from daemon.config.models import Config, Delivery, Runtime, Sweep
@@ -250,7 +250,7 @@ class SimDaemon:
         bus = Bus(self.config, folder, SimRuntime(self.host, install_id), install_id, world.clock, pulse)
         _count_exits(world, bus)
         async with anyio.create_task_group() as tasks:
-            self.operations = await app._start(bus, tasks)
+            self.operations = await start_parts(bus, tasks)
             self.bus = bus
             world.step("daemon", "READY")
             await self._stop.wait()
