@@ -64,6 +64,7 @@ class Incoming:
     not_after: int | None = None  # expiry: from then on no turn begins with it, and its sender is informed
     stop_late: bool = False  # a turn that works on it at `not_after` is stopped
     person: Person | None = None  # who wrote it, as far as the channel has verified that
+    plain: str | None = None  # an event's text, which may answer an open question of the same place
     note: Mapping[str, object] | None = None  # what its first history row says about how it came here
     files: tuple[Attachment, ...] = ()  # stored in the session; the content gets `attachments`, which names them
 

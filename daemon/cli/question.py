@@ -15,7 +15,7 @@ from daemon.cli.names import pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
 from daemon.core.clock import SystemClock
 from daemon.core.commands import AnswerQuestion
-from daemon.core.errors import UnknownMessageError, UnknownQuestionError
+from daemon.core.errors import ContentError, UnknownMessageError, UnknownQuestionError
 from daemon.core.printable import counted
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ def answer(
     invocation: Invocation,
     question: QuestionArgument,
     text: Annotated[
-        str | None, typer.Argument(metavar="TEXT", help="An option's number, id or label; or any text, if it is taken.")
+        str | None,
+        typer.Argument(
+            metavar="TEXT", help="An option's number, id or label; or any text, if it is taken. Else it is asked for."
+        ),
     ] = None,
     decline: Annotated[
         bool, typer.Option("--decline", help="There will be no answer: the agent goes on without.")
@@ -103,8 +106,8 @@ def answer(
 ) -> Outcome:
     """Answer an agent's question. The first answer counts; a question that has ended is refused.
 
-    Use it for a question that stays unanswered in its chat. With the daemon down, the answer is stored for the agent's next
-    try.
+    Use it for a question that stays unanswered in its chat. Without TEXT it shows the question and reads a line from
+    standard input. With the daemon down, the answer is stored for the agent's next try.
 
     \b
     Example:
@@ -113,9 +116,11 @@ def answer(
     """
     from daemon.cli.executor import execute  # noqa: PLC0415
 
-    if decline == (text is not None):
+    if decline and text is not None:
         raise typer.BadParameter("Give an answer, or --decline.")
     named = _session_of(invocation, question, session)
+    if not decline and text is None:
+        text = _asked_for(invocation, named, question)
     done = execute(invocation, AnswerQuestion(*named, by=user(), reason=reason, id=question, answer=text))
     result = {"agent": named[0], "session": named[1], **done}
 
@@ -127,6 +132,25 @@ def answer(
 
     step = NextAction(f"clawbus question list --session {shlex.quote('/'.join(named))}", "what else it asks")
     return Outcome(result, people, (step,))
+
+
+def _asked_for(invocation: Invocation, named: tuple[str, str], question: str) -> str:
+    """Show the question on standard error and return the line that is written. Raise ContentError if there is none."""
+    from daemon.cli.output import progress  # noqa: PLC0415
+    from daemon.cli.standard_input import read_lines  # noqa: PLC0415
+    from daemon.inspect.central_reading import folder_of  # noqa: PLC0415
+    from daemon.inspect.question_reading import read_question  # noqa: PLC0415
+
+    found = read_question(folder_of(invocation.place.data_dir, named), question)
+    if found is not None:
+        options = (f"  {number} {option['label']}" for number, option in enumerate(found["options"], 1))
+        progress(found["text"], *options, "Answer:")
+    line = next(read_lines(), "").strip()
+    if not line:
+        raise ContentError(
+            "no answer was given; the question stays open.", hint="Write TEXT after the question's id, or --decline."
+        )
+    return line
 
 
 def _session_of(invocation: Invocation, question: str, session: str | None) -> tuple[str, str]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 from daemon.core.people import RANK, UserRole
+from schema.questions import MAX_LABEL, Question, QuestionError, choose
+
+_YES: Final = frozenset({"yes", "y"})
+_NO: Final = frozenset({"no", "n"})
+_MENTION: Final = re.compile(r"\A@\S+[:,]?\s+")  # of the agent, in front of the answer
 
 
 class AnswersFrom(StrEnum):
@@ -53,3 +59,36 @@ def may_answer(rule: AnswersFrom, asker: Person, answerer: Person) -> bool:
         return True
     same_user = asker.user is not None and asker.user == answerer.user
     return same_user or (asker.sender is not None and asker.sender == answerer.sender)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainAnswer:
+    """A text that answers a question without naming it. `text` is None for a no to a question that offers no such option."""
+
+    text: str | None
+
+
+def may_answer_plainly(rule: AnswersFrom, asker: Person, answerer: Person) -> bool:
+    """Return whether a text of `answerer` is taken for an answer: whoever else may answer has to name the question."""
+    if not may_answer(rule, asker, answerer):
+        return False
+    if asker.user is not None and asker.user == answerer.user:
+        return True
+    return asker.sender == answerer.sender and asker.user is None
+
+
+def plain_answer(question: Question, text: str) -> PlainAnswer | None:
+    """Return the answer in a text as people write it, or None: then it is a message.
+
+    An answer is one of the options, by its number, label or id; a yes or a no; or, where there are no options, a number.
+    """
+    said = _MENTION.sub("", text.strip())
+    if not said or len(said) > MAX_LABEL:
+        return None
+    try:
+        choose(replace(question, free_text=False) if question.options else question, said)
+    except QuestionError:
+        return PlainAnswer(None) if said.casefold() in _NO else None
+    if question.options or said.casefold() in _YES | _NO or (said.isascii() and said.isdigit()):
+        return PlainAnswer(said)
+    return None

@@ -237,6 +237,7 @@ class SessionFacts:
     questions: int = 0  # open ones
     question: str | None = None  # the id of the most urgent of them
     question_text: str | None = None
+    question_options: tuple[str, ...] = ()
     question_deadline: int | None = None
     overdue_answers: int = 0
     oldest_overdue_at: int | None = None

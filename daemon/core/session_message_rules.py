@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from typing import Final
 
 from daemon.core.command_words import one_word
 from daemon.core.diagnosis import Choice, Diagnosis, span
@@ -12,6 +13,8 @@ from daemon.core.host_rules import disk_full
 from daemon.core.printable import counted, one_line
 from daemon.core.session_finding import GRACE_MS, finding, quoted
 from schema.instants import to_text
+
+_OPTIONS: Final = 5  # of a question, whose answers are printed as commands
 
 
 def held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
@@ -61,10 +64,14 @@ def question_open(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
         f'"{one_line(one.question_text or "")[:200]}"{more}',
         f"Without an answer by {to_text(one.question_deadline or 0)} the agent takes it for a no, or for its default.",
     )
-    choices = (Choice("to read it, with its options", f"clawbus question show {named}"),)
+    answers = (
+        Choice(f'to answer "{one_line(label)[:40]}"', f"clawbus question answer {named} {number}")
+        for number, label in enumerate(one.question_options[:_OPTIONS], 1)
+    )
+    choices = (*answers, Choice("to go on without an answer", f"clawbus question answer {named} --decline"))
     return finding(
         one, "QUESTION_OPEN", "The agent waits for a person's answer.", evidence,
-        f"clawbus question answer {named} --decline", choices=choices,
+        f"clawbus question answer {named}", choices=choices,
     )  # fmt: skip
 
 

@@ -35,13 +35,14 @@ from daemon.core.trace import SpanStart, Tracing
 from daemon.engine.events import Events
 from daemon.engine.held_files import HeldFiles, end_others
 from daemon.engine.message_events import question_decided
-from daemon.engine.replies import Reply, record_reply, reply_in
+from daemon.engine.replies import Reply, record_plain_reply, record_reply, reply_in
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.troubles import ACCEPT, WRITE
 from daemon.store import messages
 from daemon.store.attachments import media_type, place_attachments
 from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
+from daemon.store.questions import Asked
 from daemon.store.registry import SessionKey
 from schema.connect import Writer
 from schema.errors import ClawbusError, FileBusyError
@@ -54,6 +55,7 @@ MAX_ADDRESS_BYTES: Final = 1000
 MAX_CRON: Final = 200
 _CRON_FIELDS: Final = 5  # the library accepts a sixth field for seconds, which would allow a message every second
 SENDER: Final = Operator("sender", "the same id was sent again")
+_MAX_PLAIN: Final = 300  # characters of a text that may answer a question without naming it
 _LAST_INSTANT: Final = 253_402_300_799_999  # the end of the year 9999, in epoch milliseconds
 
 
@@ -112,6 +114,9 @@ class Ingress:
         reply = reply_in(incoming.content)
         if reply is not None:
             return await self._answer(key, message, reply, incoming)
+        answered = await self._answer_plainly(key, message, incoming)
+        if answered is not None:
+            return answered
         session = await (self._sessions.create(key) if incoming.create_session else self._sessions.get(key))
         kept = await self._store(session, message, incoming, now)
         if session.deleted:
@@ -132,7 +137,23 @@ class Ingress:
         work = partial(
             record_reply, session.files, reply, message.id, incoming.address, rule, incoming.person or Person()
         )
-        asked, fresh = await self._sessions.change(session, work)
+        return self._answered(key, message, incoming, *await self._sessions.change(session, work))
+
+    async def _answer_plainly(self, key: SessionKey, message: MessageIn, incoming: Incoming) -> Accepted | None:
+        """Record a short text of a place as the answer to a question that is open there; return None if it is a message."""
+        text, person, place = incoming.plain, incoming.person, incoming.address
+        if text is None or person is None or place is None or not 0 < len(text) <= _MAX_PLAIN:
+            return None
+        try:
+            session = await self._sessions.get(key)
+        except UnknownSessionError:
+            return None
+        rule = self.agents[key.agent].answers_from
+        work = partial(record_plain_reply, session.files, text, message.id, place, rule, person)
+        found = await self._sessions.change(session, work)
+        return self._answered(key, message, incoming, *found) if found is not None else None
+
+    def _answered(self, key: SessionKey, message: MessageIn, incoming: Incoming, asked: Asked, fresh: bool) -> Accepted:
         if fresh:
             self._events.publish(question_decided(key, asked, self._clock.now_ms()))
         return Accepted(

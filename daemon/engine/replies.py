@@ -1,7 +1,7 @@
 """Finds a reply to a question in a message's content and records it as the question's outcome.
 
-A reply is `{"answer_to": ID, "text": ...}`, in the content itself or in the JSON body of a webhook. Synchronous; the caller holds the
-session's lock.
+A reply is `{"answer_to": ID, "text": ...}`, in the content itself or in the JSON body of a webhook; or, at a routed place, a
+plain text of the person whom the question is for. Synchronous; the caller holds the session's lock.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, cast
 
-from daemon.core.answering import AnswersFrom, Person, may_answer
+from daemon.core.answering import AnswersFrom, Person, may_answer, may_answer_plainly, plain_answer
 from daemon.core.errors import AnswerForbiddenError, AnswerRefusedError
 from daemon.store import questions
 from daemon.store.questions import Asked
@@ -78,6 +78,29 @@ def record_reply(
     if fresh:
         files.ring()
     return asked, fresh
+
+
+def record_plain_reply(
+    files: SessionFiles, text: str, message_id: str, place: Address, rule: AnswersFrom, person: Person, now: int
+) -> tuple[Asked, bool] | None:
+    """Record a text as the answer to the one open question here that it can answer. Return what `record_reply` does.
+
+    Return None if it is a message: no question about a message of this person is open here, or several are, or the text
+    answers none.
+    """
+    with files.inbound() as db:
+        repeated = questions.decided_with(db, message_id)
+        if repeated is not None:
+            return repeated, False
+        mine = [
+            asked
+            for asked in questions.open_at(db, place, now)
+            if may_answer_plainly(rule, questions.asker(db, asked), person)
+        ]
+        said = plain_answer(mine[0].question, text) if len(mine) == 1 else None
+    if said is None:
+        return None
+    return record_reply(files, Reply(mine[0].id, said.text), message_id, place, rule, person, now)
 
 
 def answer_by_operator(files: SessionFiles, question_id: str, said: str | None, by: str, now: int) -> dict[str, object]:

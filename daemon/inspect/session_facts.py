@@ -94,6 +94,9 @@ def recorded_facts(
         questions=queues.questions,
         question=queues.question.id if queues.question is not None else None,
         question_text=queues.question.question.text if queues.question is not None else None,
+        question_options=tuple(one.label for one in queues.question.question.options)
+        if queues.question is not None
+        else (),
         question_deadline=queues.question.deadline if queues.question is not None else None,
         claimed=queues.claimed,
         failed=queues.failed,

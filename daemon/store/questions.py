@@ -168,6 +168,19 @@ def decide(db: Writer, asked: Asked, decision: Decision, now: int, answer_id: st
     return replace(asked, decision=decision, decided_at=now, answer_id=answer_id)
 
 
+def decided_with(db: Reader, answer_id: str) -> Asked | None:
+    """Return the question that this message has answered, or None."""
+    row = db.one("SELECT * FROM questions WHERE answer_id = ?", (answer_id,)) if has_table(db) else None
+    return _asked(row) if row is not None else None
+
+
+def open_at(db: Reader, place: Address, now: int) -> list[Asked]:
+    """Return the open questions that were asked at exactly this place and thread."""
+    if not has_table(db):
+        return []
+    return [asked for asked in open_ones(db) if asked.address == place and now < asked.deadline]
+
+
 def close_overdue(db: Writer, now: int) -> list[Asked]:
     """End the open questions whose deadline has come, and those whose message ended while its turn should have waited."""
     ended: list[Asked] = []

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from schema.ids import session_folder
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.webhooks import Receiver, free_port, post, receiving
 
@@ -21,7 +22,7 @@ import json, sys
 turn = json.load(sys.stdin)
 with open(turn["answers"]) as answers:
     asked = {"type": "question", "text": "Delete?", "options": ["yes", "no"], "free_text": False}
-    print(json.dumps({**asked, **turn["messages"][-1]["content"]["body"]["ask"]}), flush=True)
+    print(json.dumps({**asked, **turn["messages"][-1]["content"]["body"].get("ask", {})}), flush=True)
     said = json.loads(answers.readline())
 print(json.dumps({"type": "message", "text": f"{said['status']} {said['choice']} {said['by']}"}))
 """
@@ -111,6 +112,28 @@ def test_the_configuration_says_who_else_may(make_daemon: Make, more: str, statu
             assert here.answer("ann", "a2", question)[0] == 403
             here.daemon.cli("question", "answer", question, "no").result  # noqa: B018 - asserts that it worked
             assert here.outcome().startswith("answered no")
+
+
+def test_a_plain_yes_of_the_asker_is_an_answer_and_nobody_elses(make_daemon: Make) -> None:
+    with receiving() as receiver:
+        here = room(make_daemon, receiver)
+        question = here.ask(options=["yes", "no"])
+        assert here.say("bob", "a1", text="yes")[0] == 202
+        assert here.say("ann", "a2", text="which one?")[0] == 202
+        assert here.daemon.cli("question", "show", question).result["state"] == "open"
+        here.daemon.kill()
+        here.daemon.start()
+        assert here.say("ann", "a3", text="yes")[1]["messages"][0]["duplicate"] is False
+        shown = here.daemon.cli("question", "show", question).result
+        assert (shown["choice"], shown["by"]) == ("yes", "ann at webhook:room:r")
+        assert here.say("ann", "a3", text="yes")[1]["messages"][0]["duplicate"] is True, (
+            "the same request again is the same answer"
+        )
+        (session,) = here.daemon.cli("session", "list").result["sessions"]
+        stored = here.daemon.rows(
+            "asks", session_folder(session["session"]), "SELECT content FROM messages_in ORDER BY seq"
+        )
+        assert [json.loads(one["content"])["body"].get("text") for one in stored] == [None, "yes", "which one?"]
 
 
 def test_an_answer_after_the_deadline_comes_too_late(make_daemon: Make) -> None:

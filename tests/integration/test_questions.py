@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -114,11 +115,25 @@ def test_a_question_that_nobody_could_answer_is_refused_and_the_agent_goes_on(ma
 def test_doctor_names_an_open_question_and_its_repair_ends_it(make_daemon: Make) -> None:
     daemon = make_daemon(obedient())
     daemon.start()
-    message_id, question = ask(daemon, "s")
+    message_id, _ = ask(daemon, "s")
     one = found(daemon, "QUESTION_OPEN")
     assert any("Delete the file?" in line for line in one["evidence"])
     (listed,) = daemon.cli("session", "list").result["sessions"]
     assert "waits for a person" in listed["explanation"]
-    repair(daemon, one["command"])
-    assert text_of(daemon, message_id, "s") == "declined None None"
-    assert daemon.cli("question", "show", question).result["state"] == "declined"
+    assert [choice["when"] for choice in one["choices"]] == [
+        'to answer "yes"', 'to answer "no"', "to go on without an answer",
+    ]  # fmt: skip
+    assert daemon.cli(*asked_for(one["command"]), text="").error == "CONTENT_INVALID"
+    assert daemon.cli(*asked_for(one["command"]), text="2\n").result["choice"] == "no"
+    assert text_of(daemon, message_id, "s") == "answered no no"
+    for number, said in enumerate(("answered yes yes", "answered no no", "declined None None")):
+        message_id, _ = ask(daemon, f"s{number}")
+        repair(daemon, found(daemon, "QUESTION_OPEN")["choices"][number]["command"])
+        assert text_of(daemon, message_id, f"s{number}") == said
+    assert daemon.cli("doctor").result["findings"] == []
+
+
+def asked_for(command: str) -> list[str]:
+    """The words of a printed command, without the program and its --config, which the daemon of the test adds."""
+    words = shlex.split(command)
+    return words[words.index("question") :]
