@@ -70,8 +70,7 @@ class DueMessages:
     """
 
     def __init__(self, db: Writer, now: str, first_poll: bool, solo: Collection[str]) -> None:
-        present = db.columns("messages_in", _INBOUND)
-        names = {name: f"coalesce({name}, {default})" if name in present else default for name, default in _OPTIONAL}
+        names = columns_or_defaults(db)
         self._db = db
         self._from = _DUE.format(**names)
         self._held_from = _HELD_FROM.format(**names)
@@ -137,6 +136,12 @@ class DueMessages:
 
     def _rows(self, tail: str, **more: int) -> list[sqlite3.Row]:
         return self._db.all(f"{_COLUMNS} {self._from} {tail}", {**self._named, **more})
+
+
+def columns_or_defaults(db: Writer) -> dict[str, str]:
+    """Return an SQL expression for each column that the attached inbound.db may lack: the column, or the value to assume."""
+    present = db.columns("messages_in", _INBOUND)
+    return {name: f"coalesce({name}, {default})" if name in present else default for name, default in _OPTIONAL}
 
 
 def _message(row: sqlite3.Row) -> TurnMessage:

@@ -1,7 +1,7 @@
 """Prunes outbound.db, which the runner owns: deletes delivered answers and finished acks that the host has provably recorded.
 
-It never deletes an answer without the host's receipt, an ack whose message may still be unfinished for the host, or the row
-with the highest seq. inbound.db is only ever attached read-only. A step is one short transaction; every method blocks.
+It never deletes an answer without the host's receipt, a row or an ack whose message may still be unfinished for the host, or
+the row with the highest seq. inbound.db is only ever attached read-only. A step is one short transaction; every method blocks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from container_runner.due_messages import columns_or_defaults
 from container_runner.shared.errors import InboundUnreadableError
 from schema.connect import Writer, open_owner
 from schema.errors import ClawbusError
@@ -31,7 +32,7 @@ _MAX_LIVE_BYTES: Final = 16 * 1024**2
 
 # Rows above the host's cursor are not selected: the host has not read them. The highest row stays, for the next seq.
 _ANSWERS: Final = """
-SELECT o.seq AS position, o.id, o.timestamp AS at, d.status AS receipt, d.delivered_at, t.state AS tracked, c.at AS closed_at
+SELECT o.seq AS position, o.id, o.timestamp AS at, o.in_reply_to, o.final, d.status AS receipt, d.delivered_at, t.state AS tracked, c.at AS closed_at
   FROM main.messages_out AS o
   LEFT JOIN inbound.delivered AS d ON d.message_out_id = o.id
   LEFT JOIN inbound.delivery_attempts AS t ON t.message_out_id = o.id
@@ -40,6 +41,14 @@ SELECT o.seq AS position, o.id, o.timestamp AS at, d.status AS receipt, d.delive
    AND o.seq < (SELECT max(seq) FROM main.messages_out)
  ORDER BY o.seq LIMIT ?
 """
+# Whether a message that was in a turn is not over: its next turn may ask and say the same again, under the same ids.
+_IN_WORK: Final = """
+SELECT 1 FROM inbound.messages_in AS m
+ WHERE m.status IN ('pending', 'paused') AND ({tries} > 0 OR {solo} <> 0 OR {deferrals} > 0 OR EXISTS (
+         SELECT 1 FROM main.processing_ack AS a WHERE a.message_id = m.id AND a.status IN ('processing', 'later')))
+ LIMIT 1
+"""
+_IS_OPEN: Final = "SELECT 1 FROM inbound.messages_in WHERE id = ? AND status IN ('pending', 'paused')"
 _ACKS: Final = """
 SELECT a.rowid AS position, a.message_id AS id, a.status_changed AS at, a.status, m.status AS message
   FROM main.processing_ack AS a
@@ -109,7 +118,8 @@ class Retention:
 
     def _answers(self, db: Writer) -> Pruned:
         rows, cutoff = db.all(_ANSWERS, (self._position, self._batch)), self._now_ms() - self._keep_ms
-        taken = [row["id"] for row in rows if may_go(row, cutoff)]
+        old = [row for row in rows if may_go(row, cutoff)]
+        taken = [row["id"] for row in old if not self._may_be_repeated(db, row)]
         if taken:
             # Delete the files before the row that names them, so that a crash in between leaves no unknown file.
             self._remove_files(taken)
@@ -120,6 +130,13 @@ class Retention:
             self._position = 0
         self._answers_taken += len(taken)
         return Pruned(more=True)
+
+    def _may_be_repeated(self, db: Writer, row: sqlite3.Row) -> bool:
+        """Return whether a later turn may store this row again, because a message that it belongs to is not over."""
+        if db.one(_IS_OPEN, (row["in_reply_to"],)) is not None:
+            return True
+        # What was said in the middle of a turn of several messages may belong to another of them.
+        return not row["final"] and db.one(_IN_WORK.format(**columns_or_defaults(db))) is not None
 
     def _acks(self, db: Writer) -> Pruned:
         rows, cutoff = db.all(_ACKS, (self._position, self._batch)), self._now_ms() - self._keep_ms

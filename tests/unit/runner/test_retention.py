@@ -124,6 +124,29 @@ def test_the_age_is_the_receipts(bench: Bench) -> None:
     assert bench.prune().answers == 1
 
 
+@pytest.mark.parametrize("about", ["m1", "m2"])
+def test_what_was_said_in_mid_turn_stays_until_no_turn_can_repeat_it(bench: Bench, about: str) -> None:
+    """A turn of m1 and m2 asked, and died. m2 is over; the next turn of m1 asks again, under the same id."""
+    bench.kit.add("m1")
+    bench.kit.add("m2")
+    assert bench.store.claim(10, first_poll=False) is not None
+    address = ("local", "me", None)
+    question = bench.store.outbound_rows([Reply("question", "{}", about, *address, final=False)])[0]
+    bench.store.finish([question], ["m2"], AckStatus.COMPLETED)
+    bench.status("m2", "completed")
+    bench.receipt(question.id)
+    bench.later(31)
+    bench.receipt(bench.work("m3"))
+    assert bench.prune(bench.make()).answers == 0
+    bench.kit.change("UPDATE messages_in SET tries = 1 WHERE id = 'm1'")
+    with bench.kit.runner_file() as db, db.transaction():
+        db.execute("DELETE FROM processing_ack WHERE message_id = 'm1'")
+    assert bench.prune(bench.make()).answers == 0
+    assert question.id in bench.answers()
+    bench.status("m1", "failed")
+    assert bench.prune(bench.make()).answers == 1
+
+
 @pytest.mark.parametrize("state", ["queued", "intended", "retrying", "dead"])
 def test_a_row_that_the_host_still_tracks_stays(bench: Bench, state: str) -> None:
     first = bench.work("m1")
