@@ -49,7 +49,8 @@ CREATE TABLE IF NOT EXISTS destinations (
   type           TEXT NOT NULL,                  -- channel | agent
   channel_type   TEXT,
   platform_id    TEXT,
-  agent_group_id TEXT
+  agent_group_id TEXT,
+  source         TEXT                            -- config | route | own, written by the host; NULL: brought along
 );
 
 CREATE TABLE IF NOT EXISTS session_routing (

@@ -31,6 +31,7 @@ from daemon.egress.ledger import Ledger
 from daemon.engine.background import Background
 from daemon.engine.delivery import Delivery, DeliverySettings
 from daemon.engine.events import Events
+from daemon.engine.grants import Grants
 from daemon.engine.held_files import HeldFiles
 from daemon.engine.ingress import Ingress
 from daemon.engine.problems import Problems
@@ -126,7 +127,8 @@ class Bus:
         ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, _UsageKeeper(lambda: self.sessions))
         self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
         self.gate.subscribe(events)
-        specs = SpecMaker(config, folder, self.agents, install_id, self.gate, self.elsewhere)
+        self.grants = Grants(self.agents, lambda: self.router.table)
+        specs = SpecMaker(config, folder, self.agents, install_id, self.gate, self.elsewhere, self.grants.places)
         self.sessions = Sessions(
             folder.sessions_dir, registry, clock, _session_settings(config, specs.owner, self.agents), events
         )
@@ -179,6 +181,7 @@ class Bus:
             config.limits.max_content_bytes,
             head_rules(config),
             random.Random().random,  # noqa: S311 - spreads retries; nothing secret
+            self.grants.addresses,
         )
         delivery = Delivery(
             self.channels, settings, clock, self.supervisor, self.schedule, read_trouble, self.telemetry, events

@@ -75,6 +75,7 @@ async def start_parts(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     for key in await bus.sessions.finish_deletions():
         structlog.get_logger("daemon").info("session_deletion_finished", agent=key.agent, session=key.session)
     await bus.sessions.find_lost()
+    await bus.router.load()  # before any container starts or any answer is planned: both depend on the routes
     for row in await bus.sessions.central(lambda registry: registry.with_work()):
         if row.active:
             bus.sessions.adopt(row)
@@ -86,7 +87,6 @@ async def start_parts(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
     await tasks.start(bus.sweeper.run, name="sweep")
     tasks.start_soon(bus.schedule.run, bus.sweeper.poke, name="schedule")
-    await bus.router.load()
     running = {
         name: partial(run_channel, name, channel, bus.router, bus.problems.channels, bus.clock)
         for name, channel in bus.channels.items()

@@ -87,6 +87,7 @@ class Agent(Table):
     max_containers: int | None = Field(default=None, ge=1, le=1000)
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
+    destinations_from_routes: bool = True
 
     @property
     def ends_turns(self) -> bool:

@@ -25,6 +25,7 @@ class Reason(StrEnum):
     BAD_CONTENT = "BAD_CONTENT"
     NO_ROUTE = "NO_ROUTE"
     UNAUTHORISED = "UNAUTHORISED_DESTINATION"
+    REVOKED = "DESTINATION_REVOKED"
     NO_CHANNEL = "NO_CHANNEL"
     ROW_GONE = "ROW_GONE"
     IN_DOUBT = "IN_DOUBT"
@@ -38,7 +39,7 @@ class Reason(StrEnum):
 OF_CONTAINER: Final = frozenset(
     {
         Reason.UNKNOWN_KIND, Reason.BAD_CONTENT, Reason.NO_ROUTE, Reason.UNAUTHORISED, Reason.ROW_GONE,
-        Reason.TOO_FAR_AHEAD, Reason.TOO_MANY_SCHEDULED, Reason.BAD_QUESTION, Reason.TOO_MANY_QUESTIONS,
+        Reason.REVOKED, Reason.TOO_FAR_AHEAD, Reason.TOO_MANY_SCHEDULED, Reason.BAD_QUESTION, Reason.TOO_MANY_QUESTIONS,
     }
 )  # fmt: skip
 
@@ -89,7 +90,8 @@ class Rules:
     `held`: destinations with a send under way or a failed head. `full`: (channel, place) to which the session may
     begin no send now. `probing`: destinations whose head has failed for so long that one later row is tried, to find
     out whether the receiver or the head is at fault. `scheduled_room`: how many more rows may wait for a time of
-    their own, which may be `max_ahead_ms` away. `question_room`: how many more questions may be open.
+    their own, which may be `max_ahead_ms` away. `question_room`: how many more questions may be open. `revoked`: places
+    that the session was told it may write to, and may no longer.
     """
 
     now: int
@@ -103,6 +105,7 @@ class Rules:
     scheduled_room: int = 1000
     max_ahead_ms: int = 366 * 86_400_000
     question_room: int = 20
+    revoked: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,12 @@ def _address(candidate: Candidate, rules: Rules) -> Address | DeadLetterDecision
     place = (wanted.channel_type, wanted.platform_id)
     if candidate.from_host or place in rules.allowed or any(place == (o.channel_type, o.platform_id) for o in own):
         return wanted
+    if place in rules.revoked:
+        error = (
+            f"{wanted.channel_type}:{wanted.platform_id} is no destination of this agent any more:"
+            " its route or table was removed after the container had started"
+        )
+        return DeadLetterDecision(candidate, Reason.REVOKED, error, wanted)
     error = f"the session may not write to {wanted.channel_type}:{wanted.platform_id}"
     return DeadLetterDecision(candidate, Reason.UNAUTHORISED, error, wanted)
 

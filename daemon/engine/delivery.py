@@ -60,13 +60,15 @@ class DeliverySettings:
     """Settings of Delivery.
 
     `config` is [delivery]. `max_content_bytes` limits one answer. `head_rules` says for each channel how long a failing
-    answer blocks those behind it. `jitter` returns the random number that spreads retries.
+    answer blocks those behind it. `jitter` returns the random number that spreads retries. `granted` returns the places
+    that an agent may write to now, None while they are not known.
     """
 
     config: DeliveryConfig
     max_content_bytes: int
     head_rules: Mapping[str, HeadRule] = field(default_factory=dict[str, HeadRule])
     jitter: Callable[[], float] = random.random
+    granted: Callable[[str], frozenset[tuple[str, str]] | None] = lambda _agent: None
 
 
 class Delivery:
@@ -379,6 +381,7 @@ class Delivery:
             few=4 * self._config.max_sends_per_session if full or session.sending else None,
             fate=session.fate,
             unconfirmed=session.unconfirmed,
+            granted=self._settings.granted(session.key.agent),
         )
 
     def _claim_destinations(

@@ -17,7 +17,7 @@ from daemon.core.delivery_plan import (
 from daemon.core.message_fate import Void
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.fate_steps import Judged
-from daemon.store import deliveries, host_messages, outbound, questions, reply_routes
+from daemon.store import deliveries, destinations, host_messages, outbound, questions, reply_routes
 from schema.connect import Reader
 from schema.questions import is_question
 from schema.rows import MessageOut
@@ -156,10 +156,12 @@ def _fresh(row: MessageOut, now: int, origins: _Origins) -> Candidate:
 
 def read_rules(db: Reader, batch: Batch, means: DeliveryContext, now: int) -> Rules:
     """Return the rules that hold for the rows of `batch` now. Read from inbound.db only what one of the rows depends on."""
+    allowed, revoked = _places(db, batch, means)
     return Rules(
         now=now,
         routing=reply_routes.routing(db),
-        allowed=reply_routes.allowed_places(db),
+        allowed=allowed,
+        revoked=revoked,
         channels=means.channels,
         held=batch.held,
         max_content_bytes=means.max_content_bytes,
@@ -169,6 +171,18 @@ def read_rules(db: Reader, batch: Batch, means: DeliveryContext, now: int) -> Ru
         max_ahead_ms=int(means.config.max_ahead_s * 1000),
         question_room=_question_room(db, batch),
     )
+
+
+def _places(
+    db: Reader, batch: Batch, means: DeliveryContext
+) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
+    """Return the places that the session may write to now, and those of the batch that it was told of and may not."""
+    if means.granted is None:
+        return destinations.granted(db), frozenset()
+    allowed = means.granted | destinations.not_derived(db)
+    rows = (one.row for one in batch.candidates)
+    unknown = {(row.channel_type, row.platform_id) for row in rows if row.channel_type and row.platform_id} - allowed
+    return allowed, destinations.granted(db) & unknown if unknown else frozenset()
 
 
 def _scheduled_room(db: Reader, batch: Batch, means: DeliveryContext, now: int) -> int:

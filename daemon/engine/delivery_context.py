@@ -17,7 +17,8 @@ class DeliveryContext:
     `held`: destinations with a send under way. `take(channel, place)` takes a slot for a send, if one is free. No slot is
     free at the places in `full`; `wait(channel, place)` registers that something waits there. `few`: the most tracked rows
     to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
-    although nothing was sent; `collect` maintains it.
+    although nothing was sent; `collect` maintains it. `granted`: the places that configuration and routes let the agent
+    write to now, None while they are not known.
     """
 
     channels: Mapping[str, ChannelRules]
@@ -32,3 +33,4 @@ class DeliveryContext:
     few: int | None = None
     fate: Fate = field(default_factory=Fate)
     unconfirmed: set[str] = field(default_factory=set[str])
+    granted: frozenset[tuple[str, str]] | None = None

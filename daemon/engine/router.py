@@ -26,7 +26,16 @@ from daemon.core.errors import RequestRefusedError
 from daemon.core.events import EventRefused
 from daemon.core.pairing import ASK_FOR_MS, MAX_WAITING, Pairing, pairing_code
 from daemon.core.people import RoleScope
-from daemon.core.routing import Directory, EventKind, EventRefusal, PlaceEvent, RefusalReason, RouteTarget, decide
+from daemon.core.routing import (
+    Directory,
+    EventKind,
+    EventRefusal,
+    PlaceEvent,
+    RefusalReason,
+    RouteTarget,
+    RoutingTable,
+    decide,
+)
 from daemon.core.user_commands import Command, CommandRule, command_of, generation_name, is_command
 from daemon.engine.background import Background
 from daemon.engine.events import Events
@@ -83,6 +92,7 @@ class Router:
         self._background = background
         self._events = events
         self._directory = Directory()
+        self._loaded = False
         self._mentioned: set[store.Mentioned] = set()  # the directory's own
         self._refused: dict[store.RefusedKind, store.RefusedCount] = {}
         self._flushing = False
@@ -105,6 +115,11 @@ class Router:
         """The routes of the configuration."""
         return self._configured
 
+    @property
+    def table(self) -> RoutingTable | None:
+        """The routes that count; None before the first `load`."""
+        return self._directory.table if self._loaded else None
+
     async def __call__(self, incoming: Incoming) -> Accepted:
         """See Accept: a message for a named session needs no route."""
         return await self._ingress.accept(incoming)
@@ -123,6 +138,7 @@ class Router:
         self._pairings = {one.asks: one for one in pairings}
         self._mentioned = set(self._directory.mentioned)
         self._directory = replace(self._directory, mentioned=self._mentioned)
+        self._loaded = True
         for name in unusable:
             self._log.warning("route_unusable", route=name)
 

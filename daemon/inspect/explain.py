@@ -23,6 +23,7 @@ _STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "BAD_CONTENT": "Correct the agent; this row will never be sendable: drop it.",
         "UNKNOWN_KIND": "Correct the runner; this row will never be sendable: drop it.",
         "UNAUTHORISED_DESTINATION": "Add the destination if the session should write there, then requeue it; or drop it.",
+        "DESTINATION_REVOKED": "Add the route or destination again if the session should write there, then requeue it; or drop it.",
         "NO_ROUTE": "Its destination is unknown: once a message has come in from a channel, requeue it; or drop it.",
         "NO_CHANNEL": "Configure the channel that the reason names and restart, then requeue it; or drop it.",
         "AGENT_FAILED": "The sender got an error answer with this id. Repair the agent and requeue it, or drop it.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from daemon.config.agents import Agent
 from daemon.config.models import Config
 from daemon.config.policies import engine_of, turn_limit_s
 from daemon.core.clock import Clock
+from daemon.core.destinations import NamedPlace
 from daemon.core.errors import DataFolderError, NotOwnedError, UnknownAgentError
 from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
 from daemon.runtimes.image_source import source_digest
@@ -70,8 +71,10 @@ class SpecMaker:
         install_id: str,
         gate: WayOut | None = None,
         elsewhere: Mapping[str, str] = MappingProxyType({}),
+        places: Callable[[str], tuple[NamedPlace, ...]] = lambda _agent: (),
     ) -> None:
         self._config = config
+        self._places = places  # where an agent may write
         self._elsewhere = elsewhere  # agents of another role's daemons, with that role
         self._gate = gate
         self._folder = folder
@@ -141,13 +144,12 @@ class SpecMaker:
         if self._gate is not None:
             self._gate.open(key.agent, key.session)
         agent = self._agents.get(key.agent)
-        places = _places(agent) if agent is not None else None
-        if agent is not None and agent.runner:
-            with files.inbound() as db:
-                destinations.write_with_own_place(db, places)
-        elif places is not None:
-            with files.inbound() as db:
-                destinations.write(db, places)
+        if agent is None:
+            return
+        with files.inbound() as db:
+            destinations.write(
+                db, self._places(key.agent), own_place=bool(agent.runner), keep_brought=agent.destinations is None
+            )
 
     def images(self) -> set[tuple[str, bool]]:
         """Return the images that the runtime must have for the agents, and whether their own runner is inside."""
@@ -165,15 +167,6 @@ class SpecMaker:
 def image_of(agent: Agent, config: Config) -> str:
     """Return the image of the agent's containers; the process runtime takes the same name for its processes."""
     return (agent.image or config.docker.image) if config.runtime.kind != "process" else sys.executable
-
-
-def _places(agent: Agent) -> dict[str, destinations.Place] | None:
-    if agent.destinations is None:
-        return None
-    return {
-        name: destinations.Place(one.channel, one.place, one.display_name or name)
-        for name, one in agent.destinations.items()
-    }
 
 
 def _runner(agent: Agent, config: Config) -> RunnerSettings:

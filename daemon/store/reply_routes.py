@@ -20,12 +20,6 @@ def routing(db: Reader) -> Address | None:
     return Address(row["channel_type"], row["platform_id"], row["thread_id"])
 
 
-def allowed_places(db: Reader) -> frozenset[tuple[str, str]]:
-    """Return (channel_type, platform_id) of every channel destination that the session may write to."""
-    rows = db.all("SELECT channel_type, platform_id FROM destinations WHERE type = 'channel'")
-    return frozenset((row["channel_type"], row["platform_id"]) for row in rows if row["channel_type"])
-
-
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A message that a row replies to: where it came from, and its cause for traces and metrics."""

@@ -2,7 +2,8 @@
 
 say X - answers X · exit N - ends with code N · garbage - writes bytes that are no text · broken - a JSON line and then
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
-answers `done` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
+answers `done` · places - answers the names of its destinations · to NAME X - sends X to NAME and answers `sent` · wait FILE NAME X - the same
+after `hang FILE` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
 counter in the file of its own folder is N · context - answers all it was given · look - answers
 what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · tell A B FILE - says A and edits it to B at once, reports `half way`, makes FILE, waits for FILE.go and answers
 done · eat N - takes N MiB of memory.
@@ -32,6 +33,16 @@ def main() -> int:  # noqa: PLR0912 -- one branch a verb
         print('{"type": "message", "text": "first"}\nno JSON')
     elif verb == "hang":
         hang(Path(rest))
+        print("done")
+    elif verb == "places":
+        print(" ".join(one["name"] for one in turn["destinations"]))
+    elif verb in ("to", "wait"):
+        if verb == "wait":
+            mark, _, rest = rest.partition(" ")
+            hang(Path(mark))
+        name, _, words = rest.partition(" ")
+        print(json.dumps({"type": "message", "to": name, "text": words}))
+        print(json.dumps({"type": "message", "text": "sent"}))
     elif verb == "later":
         due, _, words = rest.partition(" ")
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(due) / 1000)) + f".{int(due) % 1000:03d}Z"
@@ -62,7 +73,6 @@ def hang(mark: Path) -> None:
     deadline = time.monotonic() + 60
     while not go.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    print("done")
 
 
 def tell(rest: str) -> None:

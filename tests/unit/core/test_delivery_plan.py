@@ -82,6 +82,9 @@ CASES = {
     "explicit, allowed by routing in another thread": Case(
         new(row(to=replace(HOME, thread_id="x"))), Send, replace(HOME, thread_id="x")),
     "explicit, by the host itself": Case(new(row(to=AWAY), from_host=True), Send, AWAY),
+    "taken away since": Case(
+        new(row(to=AWAY)), DeadLetterDecision, AWAY, Reason.REVOKED,
+        {"revoked": frozenset({(AWAY.channel_type, AWAY.platform_id)})}),
     "unauthorised": Case(new(row(to=AWAY)), DeadLetterDecision, AWAY, Reason.UNAUTHORISED),
     "unauthorised: the right channel, another place": Case(
         new(row(to=Address("dedup", "other"))), DeadLetterDecision, Address("dedup", "other"), Reason.UNAUTHORISED),

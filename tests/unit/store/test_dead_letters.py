@@ -123,7 +123,9 @@ def world(tmp_path: Path) -> Iterator[World]:
     files.create()
     made = World(files)
     made.write(
-        lambda db: db.execute("INSERT INTO destinations VALUES ('home', NULL, 'channel', 'webhook', 'hook', NULL)")
+        lambda db: db.execute(
+            "INSERT INTO destinations VALUES ('home', NULL, 'channel', 'webhook', 'hook', NULL, NULL)"
+        )
     )
     yield made
     check_session(files.folder.root)

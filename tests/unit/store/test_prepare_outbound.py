@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from daemon.core.destinations import DestinationSource, NamedPlace
 from daemon.store import destinations
-from daemon.store.destinations import OWN_PLACE, Place
+from daemon.store.destinations import OWN_PLACE
 from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits, open_reader
 from schema.migrate import OUTBOUND_TABLES
@@ -81,22 +82,32 @@ def names(files: SessionFiles) -> dict[str, str]:
 
 
 def test_destinations_are_those_of_the_configuration_and_no_others(files: SessionFiles) -> None:
-    ops, dev = Place("local", "ops-room", "Ops"), Place("local", "dev-room", "Dev")
-    for places in ({"ops": ops, "dev": dev}, {"ops": ops}):
+    ops = NamedPlace("ops", "local", "ops-room", "Ops", DestinationSource.CONFIG)
+    dev = NamedPlace("dev", "local", "dev-room", "dev", DestinationSource.ROUTE)
+    for places in ((ops, dev), (ops,), ()):
         with files.inbound() as db:
-            destinations.write(db, places)
-        assert names(files) == {name: one.place for name, one in places.items()}
+            destinations.write(db, places, own_place=False, keep_brought=True)
+        assert names(files) == {one.name: one.place for one in places}
 
 
 def test_the_own_place_is_added_to_an_empty_table_and_never_displaces_imported_rows(files: SessionFiles) -> None:
     with files.inbound() as db, db.transaction():
         db.execute("INSERT INTO session_routing VALUES (1, 'local', 'me', NULL)")
     with files.inbound() as db:
-        destinations.write_with_own_place(db, None)
+        destinations.write(db, (), own_place=True, keep_brought=True)
     assert names(files) == {OWN_PLACE: "me"}
     with files.inbound() as db, db.transaction():
         db.execute("DELETE FROM destinations")
-        db.execute("INSERT INTO destinations VALUES ('cli', 'CLI', 'channel', 'local', 'cli', NULL)")
+        db.execute("INSERT INTO destinations VALUES ('cli', 'CLI', 'channel', 'local', 'cli', NULL, NULL)")
     with files.inbound() as db:
-        destinations.write_with_own_place(db, None)
+        destinations.write(db, (), own_place=True, keep_brought=True)
     assert names(files) == {"cli": "cli"}
+    ops = NamedPlace("ops", "local", "ops-room", "Ops", DestinationSource.CONFIG)
+    taken = NamedPlace("cli", "local", "elsewhere", "Other", DestinationSource.ROUTE)
+    with files.inbound() as db:
+        destinations.write(db, (ops, taken), own_place=False, keep_brought=True)
+        assert destinations.not_derived(db) == {("local", "cli"), ("local", "me")}
+    assert names(files) == {"cli": "cli", OWN_PLACE: "me", "ops": "ops-room"}, "what was brought keeps its name"
+    with files.inbound() as db:
+        destinations.write(db, (ops,), own_place=False, keep_brought=False)
+    assert names(files) == {OWN_PLACE: "me", "ops": "ops-room"}, "the configuration lists them: nothing else counts"

@@ -1,0 +1,69 @@
+"""Decides where an agent may write, besides the place that a message came from: the host's list of destinations. Pure.
+
+The operator's own tables come first, then each exact place that a route sends to this agent, under the route's name. A
+place of a route that ends in `*` has no name of its own: its sessions answer where they were asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from daemon.core.routing import ANYWHERE, Route
+
+AGENT_CHANNEL: Final = "agent"  # the channel name of addresses that are agents; no channel may be configured with it
+MAX_DESTINATIONS: Final = 500  # of one agent: each session holds the whole list
+
+
+class DestinationSource(StrEnum):
+    """Where a destination of the host's list comes from."""
+
+    CONFIG = "config"
+    ROUTE = "route"
+    OWN = "own"  # the place that the session was routed from
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPlace:
+    """A destination: a place of a channel, or another agent (`channel` is AGENT_CHANNEL, `place` is its name)."""
+
+    name: str
+    channel: str
+    place: str
+    display_name: str
+    source: DestinationSource
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """The channel and the place in it."""
+        return self.channel, self.place
+
+
+def destinations_of(
+    agent: str, listed: Sequence[NamedPlace], routes: Iterable[Route], *, from_routes: bool = True
+) -> tuple[NamedPlace, ...]:
+    """Return where the agent may write, each address and each name once, at most MAX_DESTINATIONS."""
+    found = {one.name: one for one in listed[:MAX_DESTINATIONS]}
+    there = {one.address for one in listed}
+    own = (one for one in routes if one.agent == agent and not one.place.endswith(ANYWHERE))
+    for route in sorted(own, key=lambda one: one.name) if from_routes else ():
+        if len(found) >= MAX_DESTINATIONS:
+            break
+        if (route.channel, route.place) in there:
+            continue
+        there.add((route.channel, route.place))
+        name = _free(route.name, found)
+        found[name] = NamedPlace(name, route.channel, route.place, route.name, DestinationSource.ROUTE)
+    return tuple(found.values())
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """Return the name, or the first of NAME-2, NAME-3 and so on that is free."""
+    used = set(taken)
+    candidate, number = name, 1
+    while candidate in used:
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
