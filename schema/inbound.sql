@@ -170,7 +170,8 @@ CREATE TABLE IF NOT EXISTS questions (
   answer       TEXT,
   answered_by  TEXT,
   answer_id    TEXT,                             -- the id that the reply came with: the same one twice is one answer
-  decided_at   INTEGER                           -- epoch ms
+  decided_at   INTEGER,                          -- epoch ms
+  asks_for     TEXT                              -- the kind of change that an approver is asked for; NULL: none
 );
 CREATE INDEX IF NOT EXISTS questions_open ON questions(deadline) WHERE outcome IS NULL;
 CREATE INDEX IF NOT EXISTS questions_message ON questions(message_id);

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final, cast
 
 from schema.json_text import UnsendableError, encode, sendable
@@ -18,6 +19,7 @@ from schema.json_text import UnsendableError, encode, sendable
 TYPE: Final = "question"
 MAX_TEXT: Final = 4_000
 MAX_OPTIONS: Final = 20
+MAX_WHAT: Final = 1_000  # characters of what a request asks for, and of its reason
 MAX_LABEL: Final = 200
 MAX_DESCRIPTION: Final = 500
 MIN_TIMEOUT_S: Final = 1.0
@@ -34,10 +36,6 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"  # the message that it belongs to ended without it
 
 
-class QuestionError(ValueError):
-    """A question or an answer that breaks a rule; the text completes "it ..."."""
-
-
 @dataclass(frozen=True, slots=True)
 class Option:
     """One choice. `id` is what the agent gets back; people see the label."""
@@ -47,12 +45,31 @@ class Option:
     description: str | None = None
 
 
+# What an agent may ask an approver to change, and what that is.
+CHANGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "packages": "programs or libraries in its image",
+        "mcp_server": "another MCP server",
+        "egress_host": "a host that it may reach",
+        "secret": "a key or a file with one",
+        "mount": "a folder of the host",
+        "limit": "more memory, time, tokens or disk",
+    }
+)
+APPROVAL: Final = (Option("approve", "Approve"), Option("refuse", "Refuse"))
+
+
+class QuestionError(ValueError):
+    """A question or an answer that breaks a rule; the text completes "it ..."."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked. `free_text`: an answer may be any text, not only an option.
 
     `default`: the id of the option that applies when no answer comes in time; None for none, which means no.
-    `notify`: the turn does not wait; the answer comes as a message that wakes the agent.
+    `notify`: the turn does not wait; the answer comes as a message that wakes the agent. A request for a change is made by
+    `change_request` alone.
     """
 
     text: str
@@ -61,6 +78,7 @@ class Question:
     timeout_s: float = DEFAULT_TIMEOUT_S
     default: str | None = None
     notify: bool = False
+    asks_for: str | None = None  # one of CHANGES: only an approver may answer
 
     def __post_init__(self) -> None:
         """Raise QuestionError for a question that no channel could show or no person could answer."""
@@ -107,6 +125,16 @@ def key_of(question: Question) -> str:
     return encode([question.text, [[option.id, option.label] for option in question.options]])
 
 
+def change_request(kind: str, what: str, reason: str) -> Question:
+    """Return the question whether an approver agrees to a change of the agent's surroundings. Raise QuestionError."""
+    if kind not in CHANGES:
+        raise QuestionError(f"asks for a change that is none of {', '.join(CHANGES)}")
+    _check_text("`what`", what, MAX_WHAT)
+    _check_text("`reason`", reason, MAX_WHAT)
+    text = f"The agent asks an admin for a change ({kind}): {what.strip()}\nReason: {reason.strip()}"
+    return Question(text, APPROVAL, free_text=False, timeout_s=MAX_TIMEOUT_S, notify=True, asks_for=kind)
+
+
 def to_content(identity: str, question: Question) -> str:
     """Return the content of the row that asks: JSON that a channel delivers as it is."""
     fields: dict[str, object] = {
@@ -118,6 +146,7 @@ def to_content(identity: str, question: Question) -> str:
         "timeout_s": question.timeout_s,
         "default": question.default,
         "notify": question.notify,
+        **({"asks_for": question.asks_for} if question.asks_for is not None else {}),
     }
     return encode(sendable(fields))
 
@@ -157,6 +186,9 @@ def from_fields(value: Mapping[str, object]) -> Question:
     text, default, timeout = value.get("text"), value.get("default"), value.get("timeout_s", DEFAULT_TIMEOUT_S)
     if not isinstance(text, str):
         raise QuestionError("has no `text`")
+    asks_for = value.get("asks_for")
+    if asks_for is not None:
+        return _checked_request(asks_for, text)
     if default is not None and not isinstance(default, str):
         raise QuestionError("has a `default` that is not text")
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
@@ -169,6 +201,13 @@ def from_fields(value: Mapping[str, object]) -> Question:
         default=default,
         notify=_flag(value, "notify", default=False),
     )
+
+
+def _checked_request(asks_for: object, text: str) -> Question:
+    """Return a request for a change as the host records it: what its text says, and nothing else of the row's fields."""
+    if not isinstance(asks_for, str) or asks_for not in CHANGES:
+        raise QuestionError(f"asks for a change that is none of {', '.join(CHANGES)}")
+    return Question(text, APPROVAL, free_text=False, timeout_s=MAX_TIMEOUT_S, notify=True, asks_for=asks_for)
 
 
 def options_from(value: object) -> tuple[Option, ...]:

@@ -5,4 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 SERVER: Final = "clawbus"
-TOOLS: Final = ("send_message", "edit_message", "ask_user", "list_destinations", "read_history")
+TOOLS: Final = (
+    "send_message", "edit_message", "ask_user", "react", "request_change", "list_destinations", "read_history",
+)  # fmt: skip

@@ -14,11 +14,12 @@ from container_runner.tools.session import RunningTurn, ToolSession
 from schema.errors import ClawbusError
 from schema.ids import MessageLife, row_id
 from schema.json_text import encode, sendable
-from schema.questions import Decision, Question, QuestionError, from_fields, key_of, to_content
+from schema.questions import Decision, Question, QuestionError, change_request, from_fields, key_of, to_content
 from schema.rows import Address, Kind
 
 MAX_TEXT: Final = 100_000
 MAX_HISTORY: Final = 100
+MAX_EMOJI: Final = 16  # characters; a family with skin tones takes eleven
 _SHOWN: Final = 4_000
 _LONGEST_WAIT_S: Final = 600.0
 _POLL_S: Final = 0.2
@@ -51,6 +52,8 @@ class Calls:
             "send_message": self._send_message,
             "edit_message": self._edit_message,
             "ask_user": self._ask_user,
+            "react": self._react,
+            "request_change": self._request_change,
             "list_destinations": self._list_destinations,
             "read_history": self._read_history,
         }
@@ -104,6 +107,28 @@ class Calls:
         fresh = self._insist(lambda: self._session.outbox.add(identity, row))
         return {"id": identity, "sent_before": not fresh}
 
+    def _react(self, given: dict[str, Any]) -> dict[str, object]:
+        emoji, turn = _text(given, "emoji").strip(), self._turn()
+        if len(emoji) > MAX_EMOJI or any(letter.isspace() or letter.isalnum() for letter in emoji):
+            raise ToolError("BAD_ARGUMENT", "`emoji` must be one emoji.", "Send text with send_message.")
+        named = given.get("message")
+        about = turn.life.message_id if named is None else _text(given, "message")
+        address = turn.address if named is None else self._insist(lambda: self._session.place_of(about))
+        if address is None:
+            raise ToolError("UNKNOWN_MESSAGE", f"there is no message {about[:100]!r}.", "read_history gives the ids.")
+        removed: dict[str, object] = {"removed": True} if given.get("remove") is True else {}
+        return self._say(turn, address, {"text": emoji, "reaction_to": about, **removed}, None)
+
+    def _request_change(self, given: dict[str, Any]) -> dict[str, object]:
+        turn = self._turn()
+        kind, what, reason = (_text(given, name) for name in ("kind", "what", "reason"))
+        try:
+            question = change_request(kind, what, reason)
+        except QuestionError as error:
+            raise ToolError("BAD_REQUEST", f"the request {error}.", "Correct it and call again.") from error
+        identity = self._put(turn, question, f"c:{key_of(question)}")
+        return {"question": identity, "status": "open", "next": "an admin decides; the decision comes as a message"}
+
     def _ask_user(self, given: dict[str, Any]) -> dict[str, object]:
         turn, wait = self._turn(), given.get("wait", True) is not False
         try:
@@ -111,13 +136,7 @@ class Calls:
         except QuestionError as error:
             raise ToolError("BAD_QUESTION", f"the question {error}.", "Correct it and ask again.") from error
         key = given.get("key")
-        identity = row_id("q", turn.life, f"t:{key if isinstance(key, str) else key_of(question)}")
-        address = turn.address
-        row = Reply(
-            Kind.SYSTEM, to_content(identity, question), turn.life.message_id, address.channel_type if address else None,
-            address.platform_id if address else None, address.thread_id if address else None, final=False,
-        )  # fmt: skip
-        self._insist(lambda: self._session.outbox.add(identity, row))
+        identity = self._put(turn, question, f"t:{key if isinstance(key, str) else key_of(question)}")
         decision = self._wait(identity, question) if wait else None
         if decision is not None:
             return {"question": identity, **decision.to_json()}
@@ -125,6 +144,16 @@ class Calls:
             "call ask_user again with the same arguments to go on waiting" if wait else "the answer comes as a message"
         )
         return {"question": identity, "status": "open", "next": later}
+
+    def _put(self, turn: RunningTurn, question: Question, key: str) -> str:
+        """Write the row that asks, unless an earlier call or try has. Return the question's id."""
+        identity, address = row_id("q", turn.life, key), turn.address
+        row = Reply(
+            Kind.SYSTEM, to_content(identity, question), turn.life.message_id, address.channel_type if address else None,
+            address.platform_id if address else None, address.thread_id if address else None, final=False,
+        )  # fmt: skip
+        self._insist(lambda: self._session.outbox.add(identity, row))
+        return identity
 
     def _wait(self, identity: str, question: Question) -> Decision | None:
         until = time.monotonic() + min(question.timeout_s + 30, _LONGEST_WAIT_S)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from schema.questions import CHANGES
+
 
 def _tool(description: str, required: tuple[str, ...], **properties: dict[str, Any]) -> Mapping[str, object]:
     schema = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
@@ -53,6 +55,24 @@ CATALOGUE: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
             default=_string("The option's label that counts when nobody answers in time."),
             wait={"type": "boolean", "description": "false: do not wait; the answer comes later as a message."},
             key=_string("A name of your own: the same key in a later try is the same question."),
+        ),
+        "react": _tool(
+            "React to a message with an emoji, in place of a message that only says that you have seen it.",
+            ("emoji",),
+            emoji=_string("One emoji."),
+            message=_string("The id of a message, yours or a person's. Default: the one that you work on."),
+            remove={"type": "boolean", "description": "true: take the reaction back."},
+        ),
+        "request_change": _tool(
+            "Ask an admin to change what you run with. It changes nothing by itself: the decision comes later as a message.",
+            ("kind", "what", "reason"),
+            kind={
+                "type": "string",
+                "enum": list(CHANGES),
+                "description": "; ".join(f"{a}: {b}" for a, b in CHANGES.items()),
+            },
+            what=_string("Exactly what you need, such as a package's name or a host and port. Never a secret's value."),
+            reason=_string("What you need it for."),
         ),
         "list_destinations": _tool(
             "List where you may send messages besides where the message came from.",

@@ -89,6 +89,19 @@ class ToolSession:
             row = db.one(f"SELECT {_PLACE} FROM main.messages_out WHERE id = ?", (row_id,))
         return _address(row) if row is not None else None
 
+    def place_of(self, message_id: str) -> Address | None:
+        """Return where a message came from, or an own row went; None if there is no such message. Raise ClawbusError."""
+        with self._both() as db:
+            row = db.one(
+                f"SELECT {_PLACE} FROM main.messages_out WHERE id = ?1 UNION ALL"
+                f" SELECT {_PLACE} FROM inbound.messages_in WHERE id = ?1 LIMIT 1",
+                (message_id,),
+            )
+            routing = db.one(f"SELECT {_PLACE} FROM inbound.session_routing WHERE id = 1")
+        if row is None:
+            return None
+        return _address(row) or (_address(routing) if routing is not None else None)
+
     @contextmanager
     def _both(self) -> Generator[Writer]:
         with open_owner(self._outbound, Role.OUTBOUND) as db:

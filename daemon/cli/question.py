@@ -17,6 +17,7 @@ from daemon.core.clock import SystemClock
 from daemon.core.commands import AnswerQuestion
 from daemon.core.errors import ContentError, UnknownMessageError, UnknownQuestionError
 from daemon.core.printable import counted
+from schema.questions import CHANGES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,6 +130,8 @@ def answer(
 
         said = f": {done['text']}" if done["text"] is not None else ""
         say(console, f"{question} of {'/'.join(named)} is {done['outcome']}{said}")
+        if done["asks_for"] is not None and done["choice"] == "approve":
+            say(console, "The agent is told so. Clawbus changes nothing: make the change yourself.")
 
     step = NextAction(f"clawbus question list --session {shlex.quote('/'.join(named))}", "what else it asks")
     return Outcome(result, people, (step,))
@@ -213,6 +216,7 @@ def _show_one(console: Console, found: Mapping[str, Any]) -> None:
         "without an answer": found["default"] or "no",
         "asked in": found["where"],
         "about message": found["message_id"],
+        "asks for": CHANGES.get(found["asks_for"], found["asks_for"]) if found["asks_for"] is not None else None,
         "answer": found["answer"] or found["choice"],
         "by": found["by"],
     }

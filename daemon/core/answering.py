@@ -46,6 +46,11 @@ _RANK: Final[Mapping[AnswersFrom, int]] = MappingProxyType(
 )
 
 
+def rule_of(rule: AnswersFrom, question: Question) -> AnswersFrom:
+    """Return who may answer this question of an agent with the rule: a change of its surroundings takes an admin at least."""
+    return AnswersFrom.ADMIN if question.asks_for is not None and rule is not AnswersFrom.OWNER else rule
+
+
 def may_answer(rule: AnswersFrom, asker: Person, answerer: Person) -> bool:
     """Return whether `answerer` may answer a question about a message of `asker`.
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, cast
 
-from daemon.core.answering import AnswersFrom, Person, may_answer, may_answer_plainly, plain_answer
+from daemon.core.answering import AnswersFrom, Person, may_answer, may_answer_plainly, plain_answer, rule_of
 from daemon.core.errors import AnswerForbiddenError, AnswerRefusedError
 from daemon.store import questions
 from daemon.store.questions import Asked
@@ -71,7 +71,7 @@ def record_reply(
     by = f"{who} at {at}"[:_MAX_BY] if who is not None else at
     with files.inbound() as db, db.transaction():
         before = questions.find(db, reply.question_id)
-        if before is not None and not may_answer(rule, questions.asker(db, before), person):
+        if before is not None and not may_answer(rule_of(rule, before.question), questions.asker(db, before), person):
             raise AnswerForbiddenError(f"{who or 'whoever wrote this'} may not answer {reply.question_id}.")
         asked = questions.answer(db, reply.question_id, reply.text, by, now, place=place, answer_id=message_id)
     fresh = before is not None and before.decision is None
@@ -95,7 +95,7 @@ def record_plain_reply(
         mine = [
             asked
             for asked in questions.open_at(db, place, now)
-            if may_answer_plainly(rule, questions.asker(db, asked), person)
+            if may_answer_plainly(rule_of(rule, asked.question), questions.asker(db, asked), person)
         ]
         said = plain_answer(mine[0].question, text) if len(mine) == 1 else None
     if said is None:
@@ -117,4 +117,5 @@ def answer_by_operator(files: SessionFiles, question_id: str, said: str | None, 
         "text": decision.text,
         "message_id": asked.message_id,
         "notify": asked.question.notify,
+        "asks_for": asked.question.asks_for,
     }

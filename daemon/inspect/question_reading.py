@@ -44,6 +44,7 @@ def question_values(asked: Asked) -> dict[str, Any]:
         "options": options_json(asked.question.options),
         "free_text": asked.question.free_text,
         "default": asked.question.default,
+        "asks_for": asked.question.asks_for,
         "message_id": asked.message_id,
         "where": f"{address.channel_type}:{address.platform_id}" if address is not None else None,
         "asked_at": asked.asked_at,

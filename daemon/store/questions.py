@@ -50,7 +50,7 @@ def note_asked(db: Writer, row: MessageOut, question: Question, address: Address
     asked = Asked(row.id, row.in_reply_to, question, address, now, now + int(question.timeout_s * 1000))
     fresh = db.execute(
         "INSERT INTO questions(id, message_id, text, options, free_text, fallback, notify, channel_type, platform_id,"
-        " thread_id, asked_at, deadline) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO NOTHING",
+        " thread_id, asked_at, deadline, asks_for) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO NOTHING",
         (
             row.id,
             row.in_reply_to,
@@ -64,6 +64,7 @@ def note_asked(db: Writer, row: MessageOut, question: Question, address: Address
             address.thread_id if address else None,
             now,
             asked.deadline,
+            question.asks_for,
         ),
     )
     if fresh and row.in_reply_to is not None:
@@ -249,6 +250,7 @@ def _asked(row: sqlite3.Row) -> Asked:
         timeout_s=(deadline - asked_at) / 1000,
         default=row["fallback"],
         notify=bool(row["notify"]),
+        asks_for=row["asks_for"],
     )
     return Asked(
         row["id"], row["message_id"], question, address, asked_at, deadline, decision, row["decided_at"], row["answer_id"]

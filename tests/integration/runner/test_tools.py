@@ -161,3 +161,31 @@ def test_the_same_words_to_two_places_are_two_messages(client: Client, kit: Sess
     sent = [client.call("send_message", text="hello", to=name) for name in ("one", "two")]
     assert [one["sent_before"] for one in sent] == [False, False]
     assert [row["platform_id"] for row in kit.out()] == ["one", "two"]
+
+
+def test_a_reaction_is_a_row_that_names_its_message(client: Client, kit: SessionKit) -> None:
+    sent = client.call("send_message", text="hello")
+    client.call("react", emoji="👍")
+    client.call("react", emoji="👎", message=sent["id"])
+    client.call("react", emoji="👍", remove=True)
+    assert kit.contents()[1:] == [
+        {"text": "👍", "reaction_to": "m1"},
+        {"text": "👎", "reaction_to": sent["id"]},
+        {"text": "👍", "reaction_to": "m1", "removed": True},
+    ]
+    assert client.call("react", emoji="yes")["error"]["code"] == "BAD_ARGUMENT"
+    assert client.call("react", emoji="👍", message="nothing")["error"]["code"] == "UNKNOWN_MESSAGE"
+
+
+def test_a_request_for_a_change_is_asked_once(client: Client, kit: SessionKit) -> None:
+    wanted = {"kind": "packages", "what": "ripgrep", "reason": "to search"}
+    first, again = (client.call("request_change", **wanted) for _ in range(2))
+    assert (first["status"], first["question"]) == ("open", again["question"])
+    (asked,) = kit.contents()
+    assert (asked["asks_for"], asked["notify"]) == ("packages", True)
+    assert asked["text"].splitlines() == [
+        "The agent asks an admin for a change (packages): ripgrep",
+        "Reason: to search",
+    ]
+    assert client.call("request_change", **{**wanted, "kind": "root"})["error"]["code"] == "BAD_REQUEST"
+    assert client.call("request_change", **{**wanted, "what": "x" * 2000})["error"]["code"] == "BAD_REQUEST"
