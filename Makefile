@@ -14,6 +14,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 RUNTIME ?= process
 BASE_IMAGE ?=
+TAG ?=
 AGENT ?=
 ARGS ?=
 MINUTES ?= 10
@@ -35,7 +36,7 @@ ifneq ($(origin PYTHON),file)
 .PHONY: $(foreach stamp,$(STAMP) $(RUN_STAMP),$(if $(filter-out $(PYTHON),$(shell cat $(stamp) 2>/dev/null || echo none)),$(stamp)))
 endif
 
-.PHONY: help demo clawbus test unit soak lint fmt types bench lock venv clean
+.PHONY: help demo clawbus test unit soak lint fmt types image bench lock venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
@@ -76,6 +77,9 @@ fmt: $(STAMP) ## let ruff format and fix what it safely can
 
 types: $(STAMP) ## the type check, strict for what ships
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+image: $(RUN_STAMP) ## the image of daemon and runner for Kubernetes (BASE_IMAGE=... TAG=...)
+	@$(RUN_BIN)/python deploy/kubernetes/build_image.py $(if $(BASE_IMAGE),--base '$(BASE_IMAGE)') $(if $(TAG),--tag '$(TAG)')
 
 bench: $(STAMP) ## the figures, each beside the floor of the same run (ARGS="round-trip drain")
 	@$(BIN)/python -m bench $(if $(BASE_IMAGE),--base-image '$(BASE_IMAGE)') $(ARGS)
