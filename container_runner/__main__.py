@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -28,12 +29,13 @@ from container_runner.room import used_up
 from container_runner.settings import Environment, read_environment
 from container_runner.shared.children import Children, become_subreaper
 from container_runner.shared.errors import CannotStartError, ClaimLostError, SettingsError
+from container_runner.shared.sent_files import FileSource
 from container_runner.shared.tool_server import tool_server
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from container_runner.words import Words
 from schema.errors import SchemaTooNewError
-from schema.layout import CANNOT_START_CODE, ENV_IN
+from schema.layout import CANNOT_START_CODE, CONTAINER_HOME, ENV_IN
 from schema.os_faults import passes
 
 EXIT_SETTINGS: Final = 64
@@ -141,6 +143,7 @@ def _build(
             (environment.in_folder.resolve(), environment.out_folder.resolve()),
             (environment.agent, environment.session),
             environment.incarnation,
+            FileSource(_home(), settings.max_files, settings.max_file_bytes),
         ),
     )
     return Runner(
@@ -157,8 +160,13 @@ def _build(
             # With named folders there are no mounts: /tmp is the machine's, so a new container would have no more room.
             used_up=None if ENV_IN in os.environ else used_up,
             words=Words(environment.out_folder, environment.incarnation, _now_ms),
+            home=_home(),
         ),
     )
+
+
+def _home() -> Path:
+    return Path(os.environ.get("HOME") or CONTAINER_HOME)
 
 
 def _retention(environment: Environment) -> Retention | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -29,12 +30,14 @@ from container_runner.shared.errors import (
     TurnDeferredError,
     TurnFailedError,
 )
+from container_runner.shared.sent_files import FileSource
 from container_runner.stopping import Stopping
 from container_runner.store import Batch, Store
 from container_runner.turn_end import EndedTurn, Outcome, TurnEnd
 from container_runner.watch import InboundWatch
 from container_runner.words import Words
 from schema.errors import ClawbusError, SchemaTooNewError
+from schema.layout import CONTAINER_HOME
 from schema.os_faults import as_host_error, passes
 from schema.rows import AckStatus, RunnerSettings
 
@@ -58,13 +61,14 @@ class Upkeep:
 
     `retention` prunes outbound.db. `children` ends the processes that a turn left running; None leaves them alone.
     `used_up` returns the name of a full folder of the container; it is None when the container's folders are not its own.
-    `words` keeps what the agent writes besides its answers; None drops it.
+    `words` keeps what the agent writes besides its answers; None drops it. `home` is where its answers' files come from.
     """
 
     retention: Retention | None = None
     children: Children | None = None
     used_up: Callable[[], str | None] | None = None
     words: Words | None = None
+    home: Path = Path(CONTAINER_HOME)
 
 
 class Runner:
@@ -96,7 +100,8 @@ class Runner:
         self._words = upkeep.words
         self._stopping = Stopping(settings.grace_s)
         self._files = FileWork(self._stopping, log)
-        self._end = TurnEnd(settings, store, self._files, self._stopping)
+        self._source = FileSource(upkeep.home, settings.max_files, settings.max_file_bytes)
+        self._end = TurnEnd(settings, store, self._files, self._stopping, self._source)
         self._first_poll = True
         self._seen = 0  # the watch's count before the latest claim
         self._took_all = False  # whether the latest claim and its turn left nothing to claim
@@ -130,6 +135,7 @@ class Runner:
 
     async def _serve(self) -> None:
         dropped = await self._files.until_done("start_failed", self._store.start)
+        await self._remove_files(starting=True)
         self._log.info("runner_started", provider=self._settings.provider, stale_claims_dropped=dropped)
         while not self._stopping.requested:
             # Most turns leave nothing to claim, and a poll that finds nothing costs as much as a claim.
@@ -216,14 +222,22 @@ class Runner:
         log.info("turn_ended", status=status, seconds=round(seconds, 3))
         # In a long turn a message may have become due by time alone, without a ring.
         self._took_all &= status == AckStatus.COMPLETED.value and not untaken and seconds < self._settings.poll_s
+        await self._remove_files()
         self._retire_if_used_up()
+
+    async def _remove_files(self, *, starting: bool = False) -> None:
+        """Remove the files of answers that the host has copied. What cannot be removed now goes after a later turn."""
+        try:
+            await run_here(partial(self._store.outbox.remove_files, starting=starting))
+        except ClawbusError as error:
+            self._files.note_problem("files_not_removed", error)
 
     def _progress(self, batch: Batch, log: FilteringBoundLogger) -> TurnProgress:
         """Build what the provider reports to while it works on this batch."""
         outbox, note = self._store.outbox, self._files.note_problem
         who = (self._identity.agent, self._identity.session)
         max_bytes = self._settings.max_answer_bytes
-        saying = Saying(outbox, who, batch.messages, batch.routing, batch.destinations, max_bytes, note)
+        saying = Saying(outbox, who, batch.messages, batch.routing, batch.destinations, max_bytes, note, self._source)
         asking = Asking(outbox, self._watch, who, batch.messages, batch.routing, note)
         return TurnProgress(
             self._heartbeat,

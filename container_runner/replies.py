@@ -134,6 +134,7 @@ def _reply(output: OutMessage, origin: _Origin, address: Address | None) -> Repl
         platform_id=address.platform_id if address is not None else None,
         thread_id=_whole(output.thread_id) if output.thread_id is not None else thread,
         deliver_after=output.deliver_after,
+        files=output.attached,
     )
 
 

@@ -16,6 +16,7 @@ from container_runner.providers.protocol import Destination, OutMessage, TurnMes
 from container_runner.replies import Reply, plan_replies
 from container_runner.shared.errors import AnswerInvalidError, AnswerTooLargeError, UnknownDestinationError
 from container_runner.shared.outbox import Outbox
+from container_runner.shared.sent_files import FileSource
 from schema.errors import ClawbusError
 from schema.ids import row_id
 from schema.rows import Address
@@ -37,6 +38,7 @@ class Saying:
         destinations: Sequence[Destination],
         max_bytes: int,
         note: Callable[[str, ClawbusError], None],
+        files: FileSource,
     ) -> None:
         self._outbox = outbox
         self._messages = messages
@@ -45,6 +47,7 @@ class Saying:
         self._destinations = destinations
         self._max_bytes = max_bytes
         self._note = note
+        self._files = files
         self._said: Counter[tuple[str, str]] = Counter()
         self._first: dict[str, str] = {}  # by key: the id of the message that later ones with this key edit
         self._count = 0
@@ -60,6 +63,8 @@ class Saying:
         edited = self._first.get(key) if key is not None else None
         if edited is not None:
             message = replace(message, content={**message.content, "edits": edited})
+        content, attached = await insist(lambda: self._files.attach(message.content), self._note)
+        message = replace(message, content=content, attached=attached)
         plan = plan_replies([message], self._messages, self._routing, self._destinations)
         if plan.unknown:
             raise UnknownDestinationError(f"{plan.unknown[0][:200]!r} is not a destination here.")

@@ -30,7 +30,7 @@ _CHOICES: Final = (
     ("log_level", LOG_LEVELS),
 )
 _ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_answer_bytes", "prune_batch")
-_ZERO_OR_ABOVE: Final = ("grace_s", "keep_s")
+_ZERO_OR_ABOVE: Final = ("grace_s", "keep_s", "max_files", "max_file_bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,17 @@ Uses the store and the log only. Runs no provider and claims nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import anyio
 from structlog.typing import FilteringBoundLogger
 
 from container_runner.file_work import FileWork, GraceOverError, run_here
-from container_runner.providers.protocol import Answer, TurnMessage
+from container_runner.providers.protocol import Answer, OutMessage, TurnMessage
 from container_runner.replies import Plan, failure_replies, plan_replies
 from container_runner.shared.errors import (
     AnswerInvalidError,
@@ -26,13 +26,15 @@ from container_runner.shared.errors import (
     TurnStoppedError,
     UnknownDestinationError,
 )
+from container_runner.shared.sent_files import REFUSED, FileSource
 from container_runner.stopping import Stopping
-from container_runner.store import Batch, Store
+from container_runner.store import Batch, OutboundRow, Store
 from schema.errors import ClawbusError
 from schema.json_text import whole_text
 from schema.rows import AckStatus, RunnerSettings, TurnNote, TurnUsage
 
 _MAX_REASON: Final = 1000
+_FILE_REFUSED: Final = "FILE_REFUSED"
 _GIVE_BACK_S: Final = 10.0
 _LAST_TRIES_S: Final = (0.1, 0.3, 0.6)
 
@@ -61,11 +63,14 @@ class EndedTurn:
 class TurnEnd:
     """Commits the end of each turn of one runner."""
 
-    def __init__(self, settings: RunnerSettings, store: Store, files: FileWork, stopping: Stopping) -> None:
+    def __init__(
+        self, settings: RunnerSettings, store: Store, files: FileWork, stopping: Stopping, source: FileSource
+    ) -> None:
         self._settings = settings
         self._store = store
         self._files = files
         self._stopping = stopping
+        self._source = source
         # Messages whose shared turn failed: each is tried again alone, so that only the bad one fails.
         self._solo: set[str] = set()
 
@@ -86,6 +91,12 @@ class TurnEnd:
             if await self._defer(outcome, turn):
                 return AckStatus.LATER.value
             outcome = TurnFailedError(f"{outcome} This host cannot give it again later.")
+        if isinstance(outcome, Answer):
+            try:
+                outcome = await self._files.until_done("files_unreadable", partial(_with_files, outcome, self._source))
+            except GraceOverError:
+                await self.abandon(turn.log)
+                return "abandoned"
         plan, failure = self._plan(outcome, turn)
         if failure is not None and await self._stopping.has_pending_request():
             # The container is being stopped, which may have caused the failure. The message must not fail for that.
@@ -118,9 +129,10 @@ class TurnEnd:
 
     async def _finish(self, outcome: Outcome, plan: Plan, failure: TurnFailedError | None, turn: EndedTurn) -> str:
         status = AckStatus.COMPLETED if failure is None else AckStatus.FAILED
+        rows = self._store.outbound_rows(plan.replies)
         finish = partial(
             self._store.finish,
-            self._store.outbound_rows(plan.replies),
+            rows,
             turn.ids,
             status,
             released=turn.released,
@@ -130,12 +142,19 @@ class TurnEnd:
             triggers=[message.id for message in turn.messages if message.trigger],
         )
         try:
+            for row in rows:
+                await self._place(row)
             kept = await self._files.until_done("commit_failed", finish)
         except GraceOverError:
             await self.abandon(turn.log)
             return "abandoned"
         self._solo.difference_update(turn.ids)
         return status.value if kept else "cancelled"
+
+    async def _place(self, row: OutboundRow) -> None:
+        """Put a row's files into place. Only once: after a commit that may have succeeded, the host may be reading them."""
+        if row.reply.files:
+            await self._files.until_done("files_failed", partial(self._store.outbox.place, row.id, row.reply))
 
     async def _split(self, turn: EndedTurn) -> str:
         """Release a failed turn's messages, so that each trigger is tried alone: one bad message must not fail the others.
@@ -181,7 +200,8 @@ class TurnEnd:
         if outcome.ignored:
             turn.log.warning("output_ignored", types=list(outcome.ignored))
         if outcome.note is not None:
-            turn.log.warning("nothing_sent", code=outcome.note.code, reason=outcome.note.message)
+            event = "files_refused" if outcome.note.code == _FILE_REFUSED else "nothing_sent"
+            turn.log.warning(event, code=outcome.note.code, reason=outcome.note.message)
         for name in plan.unknown:
             turn.log.warning("output_dropped", reason="unknown destination", destination=name[:200])
         failure = _refusal(plan, self._settings.max_answer_bytes)
@@ -197,6 +217,26 @@ def _usage(outcome: Outcome, messages: Sequence[TurnMessage]) -> tuple[str, Turn
     if not isinstance(outcome, Answer) or outcome.usage is None:
         return None
     return next(message.id for message in reversed(messages) if message.trigger), outcome.usage
+
+
+def _with_files(answer: Answer, source: FileSource) -> Answer:
+    """Return the answer with the files that its messages name, and a note about those that are refused."""
+    messages: list[OutMessage] = []
+    refused: list[str] = []
+    for message in answer.messages:
+        content, attached = source.attach(message.content)
+        messages.append(replace(message, content=content, attached=attached))
+        if content is not message.content:
+            refused += _refused(content)
+    if not refused:
+        return replace(answer, messages=tuple(messages))
+    note = answer.note or TurnNote(_FILE_REFUSED, "Not sent: " + "; ".join(refused))
+    return replace(answer, messages=tuple(messages), note=note)
+
+
+def _refused(content: Mapping[str, object]) -> list[str]:
+    entries = cast("list[dict[str, str]]", content.get(REFUSED, []))
+    return [f"{one['name']} {one['reason']}" for one in entries]
 
 
 def _state(outcome: Outcome) -> dict[str, str | None] | None:

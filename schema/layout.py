@@ -15,6 +15,7 @@ OUTBOUND_DB: Final = "outbound.db"
 HEARTBEAT: Final = ".heartbeat"
 INBOX_FILES: Final = "inbox"  # in/inbox/<message id>/: what came with a message
 OUTBOX_FILES: Final = "outbox"  # out/outbox/<message id>/: what goes with an answer
+SENT_FILES: Final = "sent"  # sent/<message id>/: the host's copies of what goes with an answer; not mounted
 BELL: Final = ".bell"
 WORDS: Final = ".words"  # out/.words: what the agent wrote besides its answers, one JSON object per line
 WORDS_BEFORE: Final = ".words.1"

@@ -12,6 +12,7 @@ CREATE TABLE IF NOT EXISTS mailbox (
   content        TEXT NOT NULL,
   delivered_at   INTEGER NOT NULL,               -- epoch milliseconds
   final          INTEGER NOT NULL DEFAULT 1,     -- 0: said in the middle of a turn; it answers no message
+  files          TEXT,                           -- JSON: the files that go with it (sent/ of the session), or NULL
   -- This is what makes the channel deduplicate: a re-sent row is the same row.
   UNIQUE (agent, session, message_out_id)
 );

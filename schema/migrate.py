@@ -67,7 +67,10 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("processing_ack", "incarnation", "TEXT", None),
             ("messages_out", "final", "INTEGER NOT NULL DEFAULT 1", None),
         ),
-        Role.MAILBOX: (("mailbox", "final", "INTEGER NOT NULL DEFAULT 1", None),),
+        Role.MAILBOX: (
+            ("mailbox", "final", "INTEGER NOT NULL DEFAULT 1", None),
+            ("mailbox", "files", "TEXT", None),
+        ),
         Role.CENTRAL: (
             ("sessions", "dead_letters", "INTEGER NOT NULL DEFAULT 0", None),
             ("incarnations", "epoch", "INTEGER NOT NULL DEFAULT 0", None),

@@ -179,6 +179,8 @@ class RunnerSettings:
     watch_step_ms: int = 5
     grace_s: float = 8.0
     max_answer_bytes: int = 1_048_576
+    max_files: int = 10  # that one message of an answer may have
+    max_file_bytes: int = 8_388_608  # all of them together
     log_level: str = "info"
     keep_s: float = 0.0
     prune_batch: int = 500

@@ -15,6 +15,7 @@ from container_runner.providers.protocol import Answer, OutMessage
 from container_runner.shared.errors import AnswerInvalidError, AnswerNotTextError
 from schema.instants import from_text
 from schema.json_text import UnsendableError, sendable
+from schema.plain_names import file_names
 from schema.questions import Question, QuestionError, from_fields
 from schema.rows import Kind, TurnNote
 
@@ -218,6 +219,8 @@ class OutputParser:
             if text is not None and text != content:
                 raise self._wrong("has a `text` and another text as `content`")
             text = content
+        if "files" in fields and not file_names(fields) and fields["files"] not in ([], None):
+            raise self._wrong("has `files` that are not a list of paths")
         given = {} if text is None else {"text": text}
         if isinstance(content, dict):
             return {**given, **rest, **cast(dict[str, object], content)}

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final, Protocol, cast
 
 from container_runner.shared.children import Children
+from container_runner.shared.reply import OutFile
 from container_runner.shared.tool_server import ToolServer
 from schema.ids import MessageLife
 from schema.layout import CONTAINER_IN
@@ -123,13 +124,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class OutMessage:
-    """One message of an answer. `to` None: send it to where the turn's messages came from. `deliver_after`: epoch ms."""
+    """One message of an answer. `to` None: send it to where the turn's messages came from. `deliver_after`: epoch ms.
+
+    A provider names files in the content's `files`; `attached` holds them once the runner has read them.
+    """
 
     content: Mapping[str, object]
     to: str | None = None
     thread_id: str | None = None
     deliver_after: int | None = None
     kind: str = Kind.CHAT
+    attached: tuple[OutFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

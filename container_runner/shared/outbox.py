@@ -13,6 +13,7 @@ from typing import Final
 
 from container_runner.shared.errors import InboundUnreadableError
 from container_runner.shared.reply import Reply
+from container_runner.shared.sent_files import files_of_rows, place_files, remove_files, remove_partial
 from schema.bell import ring
 from schema.connect import Writer, open_owner, open_reader
 from schema.errors import ClawbusError
@@ -30,10 +31,18 @@ class Outbox:
     def __init__(self, in_folder: Path, out_folder: Path, now_ms: Callable[[], int]) -> None:
         self._inbound = in_folder / INBOUND_DB
         self._outbound = out_folder / OUTBOUND_DB
+        self._out_folder = out_folder
         self._now_ms = now_ms
 
     def add(self, row_id: str, reply: Reply) -> bool:
-        """Write a row, unless there is one of this id. Return whether it is new. Raise InboundUnreadableError."""
+        """Write a row, its files first, unless there is one of this id. Return whether it is new.
+
+        Raise InboundUnreadableError, and StorageError when a file cannot be written.
+        """
+        if reply.files:
+            if self._has(row_id):
+                return False
+            place_files(self._out_folder, row_id, reply.files)
         with open_owner(self._outbound, Role.OUTBOUND) as db:
             try:
                 db.attach_reader(self._inbound, _INBOUND)
@@ -45,6 +54,39 @@ class Outbox:
                 insert_row(db, row_id, next_seq(db), to_text(self._now_ms()), reply)
         ring(self._outbound.parent)
         return True
+
+    def place(self, row_id: str, reply: Reply) -> None:
+        """Put a row's files into place, before the row is written for the first time. Raise StorageError."""
+        if reply.files:
+            place_files(self._out_folder, row_id, reply.files)
+
+    def remove_files(self, *, starting: bool = False) -> None:
+        """Remove the files of rows that the host has taken note of: it has copies. When `starting`, also those without a row.
+
+        Raise InboundUnreadableError.
+        """
+        if starting:
+            remove_partial(self._out_folder)
+        names = files_of_rows(self._out_folder)
+        if not names:
+            return
+        with open_owner(self._outbound, Role.OUTBOUND) as db:
+            rows = _present(db, "main.messages_out", "id", names)
+            try:
+                db.attach_reader(self._inbound, _INBOUND)
+                noted = {
+                    one
+                    for table in ("delivered", "delivery_attempts")
+                    if db.columns(table, _INBOUND)
+                    for one in _present(db, f"{_INBOUND}.{table}", "message_out_id", names)
+                }
+            except ClawbusError as error:
+                raise InboundUnreadableError(str(error)) from error
+        remove_files(self._out_folder, [one for one in names if one in noted or (starting and one not in rows)])
+
+    def _has(self, row_id: str) -> bool:
+        with open_owner(self._outbound, Role.OUTBOUND) as db:
+            return db.one("SELECT 1 FROM main.messages_out WHERE id = ?", (row_id,)) is not None
 
     def cancelled(self, message_ids: Sequence[str]) -> frozenset[str]:
         """Return which of these messages the host has cancelled. Raise InboundUnreadableError."""
@@ -97,6 +139,11 @@ def next_seq(db: Writer) -> int:
     )
     seq = int(row["seq"]) if row is not None else 0
     return seq + 1 if seq % 2 == 0 else seq + 2
+
+
+def _present(db: Writer, table: str, key: str, ids: Sequence[str]) -> set[str]:
+    marks = ", ".join("?" * len(ids))
+    return {row["id"] for row in db.all(f"SELECT {key} AS id FROM {table} WHERE {key} IN ({marks})", tuple(ids))}
 
 
 def _decision(row: sqlite3.Row) -> Decision | None:

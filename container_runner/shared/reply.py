@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class OutFile:
+    """A file that goes with a row: its name, without a path, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds.
 
@@ -20,3 +28,4 @@ class Reply:
     thread_id: str | None
     deliver_after: int | None = None
     final: bool = True
+    files: tuple[OutFile, ...] = ()

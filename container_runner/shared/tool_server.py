@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Final
 
+from container_runner.shared.sent_files import FileSource
 from schema.tools import SERVER
 
 _MODULE: Final = "container_runner.tools"
@@ -28,9 +29,9 @@ class ToolServer:
 
 
 def tool_server(
-    tools: tuple[str, ...], folders: tuple[Path, Path], names: tuple[str, str], incarnation: str
+    tools: tuple[str, ...], folders: tuple[Path, Path], names: tuple[str, str], incarnation: str, source: FileSource
 ) -> ToolServer | None:
-    """Return the server of the allowed tools, None when none is allowed. `folders` are `in` and `out`."""
+    """Return the server of the allowed tools, None when none is allowed. `folders` are `in` and `out`; `source` is where files come from."""
     if not tools:
         return None
     ready = Path(gettempdir()) / f"clawbus-tools-{incarnation}"
@@ -41,5 +42,6 @@ def tool_server(
         "session": names[1],
         "tools": list(tools),
         "ready": str(ready),
+        "files": [str(source.home), source.max_files, source.max_bytes],
     }
     return ToolServer(("-I", "-m", _MODULE, json.dumps(settings)), ready)

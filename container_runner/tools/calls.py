@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
-from container_runner.shared.reply import Reply
+from container_runner.shared.reply import OutFile, Reply
+from container_runner.shared.sent_files import FileSource
 from container_runner.tools.catalogue import CATALOGUE
 from container_runner.tools.session import RunningTurn, ToolSession
 from schema.errors import ClawbusError
 from schema.ids import MessageLife, row_id
 from schema.json_text import encode, sendable
+from schema.plain_names import file_names
 from schema.questions import Decision, Question, QuestionError, change_request, from_fields, key_of, to_content
 from schema.rows import Address, Kind
 
@@ -42,9 +44,14 @@ class Calls:
     """The tools of one agent. `allowed` are the names that its configuration allows."""
 
     def __init__(
-        self, session: ToolSession, allowed: frozenset[str], sleep: Callable[[float], None] = time.sleep
+        self,
+        session: ToolSession,
+        allowed: frozenset[str],
+        files: FileSource,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._session = session
+        self._files = files
         self._allowed = allowed
         self._sleep = sleep
         self._said: Counter[tuple[MessageLife, str, str]] = Counter()
@@ -74,7 +81,23 @@ class Calls:
         text, turn = _text(given, "text"), self._turn()
         to = given.get("to")
         address = turn.address if to is None else self._place(str(to))
-        return self._say(turn, address, {"text": text}, given.get("key"))
+        files = self._read(given.get("files"))
+        content: dict[str, object] = {"text": text}
+        if files:
+            content["files"] = [one.name for one in files]
+        return self._say(turn, address, content, given.get("key"), files)
+
+    def _read(self, paths: object) -> tuple[OutFile, ...]:
+        if paths is None or paths == []:
+            return ()
+        names = file_names({"files": paths})
+        if not names:
+            raise ToolError("BAD_ARGUMENT", "`files` must be a list of paths.", "Correct it and call again.")
+        files, refused = self._insist(lambda: self._files.read(names))
+        if refused:
+            why = "; ".join(f"{one.path!r} {one.reason}" for one in refused)
+            raise ToolError("FILE_REFUSED", f"nothing was sent: {why}.", f"Send plain files below {self._files.home}.")
+        return files
 
     def _edit_message(self, given: dict[str, Any]) -> dict[str, object]:
         edited, text, turn = _text(given, "message"), _text(given, "text"), self._turn()
@@ -86,7 +109,12 @@ class Calls:
         return self._say(turn, address, {"text": text, "edits": edited}, None)
 
     def _say(
-        self, turn: RunningTurn, address: Address | None, content: dict[str, object], key: object
+        self,
+        turn: RunningTurn,
+        address: Address | None,
+        content: dict[str, object],
+        key: object,
+        files: tuple[OutFile, ...] = (),
     ) -> dict[str, object]:
         if address is None:
             raise ToolError("NO_ROUTE", "the message has nowhere to go.", "Name a destination in `to`.")
@@ -103,6 +131,7 @@ class Calls:
             address.platform_id,
             address.thread_id,
             final=False,
+            files=files,
         )
         fresh = self._insist(lambda: self._session.outbox.add(identity, row))
         return {"id": identity, "sent_before": not fresh}

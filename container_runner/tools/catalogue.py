@@ -28,6 +28,11 @@ CATALOGUE: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
             ("text",),
             text=_string("What to say."),
             to=_string("A destination's name from list_destinations. Default: where the message came from."),
+            files={
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Paths of files to send with it, below your HOME folder. Links and hidden files are refused.",
+            },
             key=_string("A name of your own. The same key in a later try of this message sends nothing twice."),
         ),
         "edit_message": _tool(

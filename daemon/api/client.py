@@ -298,7 +298,7 @@ def _unwrap(status: int, content: bytes) -> dict[str, Any]:
 def _entry(values: Mapping[str, Any]) -> MailboxEntry:
     from daemon.store.mailbox import MailboxEntry  # noqa: PLC0415 - most calls return none
 
-    return MailboxEntry(**{name: values[name] for name in MailboxEntry.__dataclass_fields__})
+    return MailboxEntry(**{name: values[name] for name in MailboxEntry.__dataclass_fields__ if name in values})
 
 
 def _part(name: str) -> str:

@@ -178,7 +178,7 @@ class Bus:
         )  # fmt: skip
         settings = DeliverySettings(
             config.delivery,
-            config.limits.max_content_bytes,
+            intake_limits(config),
             head_rules(config),
             random.Random().random,  # noqa: S311 - spreads retries; nothing secret
             self.grants.addresses,

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from daemon.channels.group_commit import GroupCommit, Ticket
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, DeliveryFailure, Outgoing, Receipt
 from daemon.core.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
+from daemon.core.sent_files import NONE
 from daemon.store.data_folder import Layout
 from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
 from schema.errors import ClawbusError
@@ -51,7 +52,7 @@ class LocalChannel:
 
     def __init__(self, context: ChannelContext) -> None:
         self.name = context.name
-        self.capabilities = Capabilities(deduplicates=True, threads=True)
+        self.capabilities = Capabilities(deduplicates=True, threads=True, files=True)
         self._clock = context.clock
         layout = Layout(context.data_dir)
         self._sessions = layout.sessions_dir
@@ -232,6 +233,7 @@ def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
         delivered_at=now_ms,
         answers=_answers(message.content),
         final=message.final,
+        files=json.dumps(message.files.to_json()) if message.files != NONE else None,
     )
     texts = (mailbox, entry.message_out_id, entry.in_reply_to, entry.kind, entry.thread_id, entry.content)
     try:

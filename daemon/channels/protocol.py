@@ -21,6 +21,7 @@ from daemon.core.attachments import Attachment
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.routing import EventRefusal, PlaceEvent
+from daemon.core.sent_files import NONE, SentFiles
 from schema.rows import Address, Kind, MessageStatus
 
 
@@ -114,7 +115,8 @@ class Outgoing:
     """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text.
 
     `traceparent` is the W3C trace context to pass on, if there is one; it may differ between attempts. Not `final`: it was
-    said in the middle of a turn (`in_reply_to` names the message), and the answer is still to come.
+    said in the middle of a turn (`in_reply_to` names the message), and the answer is still to come. `files` are the host's
+    copies, the same on every attempt, and what was refused: a channel sends them, or says that they are there.
     """
 
     key: str
@@ -129,6 +131,7 @@ class Outgoing:
     attempt: int = 1
     traceparent: str | None = None
     final: bool = True
+    files: SentFiles = NONE
 
 
 @dataclass(frozen=True, slots=True)

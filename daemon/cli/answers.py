@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from daemon.core.content import answered_ids, decode, error_of, text_of
+from daemon.core.printable import counted
+from daemon.core.sent_files import read_manifest
 
 if TYPE_CHECKING:
     from daemon.store.mailbox import MailboxEntry
@@ -30,7 +32,28 @@ def as_result(entry: MailboxEntry) -> dict[str, Any]:
         "thread_id": entry.thread_id,
         "delivered_at": entry.delivered_at,
         "final": entry.final,
+        **_files(entry),
     }
+
+
+def _files(entry: MailboxEntry) -> dict[str, Any]:
+    """Return the entry's files and what was refused, if there are any."""
+    try:
+        found = read_manifest(entry.files)
+    except (ValueError, KeyError, TypeError):
+        return {}
+    listed = {name: value for name, value in found.to_json().items() if value}
+    return {("files_refused" if name == "refused" else name): value for name, value in listed.items()}
+
+
+def file_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each file of an entry: where it was saved, or what it is; and one for each that was refused."""
+    for one in answer.get("files", ()):
+        saved = one.get("saved")
+        size = f"{counted(one['size'], 'byte')}, {one['mimeType']}"
+        yield f"[file {one['name']}: {size}]" if saved is None else f"[file {saved}: {size}]"
+    for one in answer.get("files_refused", ()):
+        yield f"[not sent: {one['name']} {one['reason']}]"
 
 
 def question_of(answer: Mapping[str, Any]) -> str | None:
@@ -46,6 +69,7 @@ def lines_of(answer: Mapping[str, Any]) -> Iterator[str]:
     mark = "? " if question_of(answer) is not None else "* "
     for number, line in enumerate(str(answer["text"]).splitlines() or [""]):
         yield f"{mark if number == 0 else '  '}{line}"
+    yield from (f"  {line}" for line in file_lines(answer))
     identity = question_of(answer)
     if identity is None:
         return

@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from daemon.cli.answers import as_result, lines_of, question_of
+from daemon.cli.answers import as_result, file_lines, lines_of, question_of
 from daemon.cli.command import add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
 from daemon.cli.invocation import Invocation
@@ -56,6 +57,9 @@ def chat(
     mailbox: Annotated[
         str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox to use. Default: a new one.")
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Save the files that come with answers here.")
+    ] = None,
 ) -> Outcome:
     """Talk with an agent: a line is a message, answers are printed as they come; Ctrl-D ends.
 
@@ -69,7 +73,7 @@ def chat(
     """
     agent, session = addressed(agent, session)
     name = mailbox or f"chat-{new_id(SystemClock().now_ms())}"
-    talk = _Talk(invocation, agent, session, name)
+    talk = _Talk(invocation, agent, session, name, save)
     talk.run(wait)
     if talk.lost is not None:
         raise talk.lost
@@ -95,8 +99,9 @@ def chat(
 class _Talk:
     """One conversation. A second thread reads the mailbox while the calling thread reads the lines."""
 
-    def __init__(self, invocation: Invocation, agent: str, session: str, mailbox: str) -> None:
+    def __init__(self, invocation: Invocation, agent: str, session: str, mailbox: str, save: Path | None) -> None:
         self._invocation = invocation
+        self._save = save
         self._agent, self._session, self._mailbox = agent, session, mailbox
         self._console: Console | None = None if invocation.json else invocation.console()
         self._changed = threading.Condition()
@@ -229,6 +234,10 @@ class _Talk:
                 self._changed.notify_all()
 
     def _heard(self, answer: dict[str, Any]) -> None:
+        if self._save is not None and "files" in answer:
+            from daemon.cli.saved_files import save_files  # noqa: PLC0415
+
+            save_files(self._invocation, [answer], self._save)
         if self._console is not None:
             self._print(answer)
         with self._changed:
@@ -250,7 +259,8 @@ class _Talk:
 
     def _print(self, answer: dict[str, Any]) -> None:
         if answer["final"]:
-            self._show([(answer["text"], "! " if answer["error"] is not None else "< ")])
+            files = [(line, "  ") for line in file_lines(answer)]
+            self._show([(answer["text"], "! " if answer["error"] is not None else "< "), *files])
         else:
             self._show([(line, "") for line in lines_of(answer)])
 

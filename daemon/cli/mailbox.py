@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.answers import as_result, lines_of, question_of
+from daemon.cli.answers import as_result, file_lines, lines_of, question_of
 from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
@@ -35,6 +37,9 @@ def mailbox(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what arrives (JSON: one entry a line).")
     ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Save the files that came with the answers here.")
+    ] = None,
 ) -> Outcome:
     """Read a mailbox: the answers to what was sent with `send`, including those that no command waited for.
 
@@ -44,20 +49,20 @@ def mailbox(
     \b
     Example:
       clawbus mailbox cli --after 42
-      clawbus mailbox cli --follow
+      clawbus mailbox cli --follow --save .
     """
     if follow:
-        _follow(invocation, name, after, limit)
+        _follow(invocation, name, after, limit, save)
     entries, source = _read(invocation, name, after, limit, 0.0)
     cursor = entries[-1].cursor if entries else after
-    results = [as_result(entry) for entry in entries]
+    results = _results(invocation, entries, save)
     result = {"source": source, "mailbox": name, "entries": results, "next_after": cursor}
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
 
-        for entry in entries:
-            _print(console, entry)
+        for entry, answer in zip(entries, results, strict=True):
+            _print(console, entry, answer)
         if not entries:
             say(console, f"mailbox {name} holds nothing after cursor {after}.")
         if source == "files":
@@ -69,16 +74,25 @@ def mailbox(
     return Outcome(result, people, more)
 
 
-def _follow(invocation: Invocation, name: str, after: int, limit: int) -> None:
+def _results(invocation: Invocation, entries: Sequence[MailboxEntry], save: Path | None) -> list[dict[str, Any]]:
+    results = [as_result(entry) for entry in entries]
+    if save is not None:
+        from daemon.cli.saved_files import save_files  # noqa: PLC0415
+
+        save_files(invocation, results, save)
+    return results
+
+
+def _follow(invocation: Invocation, name: str, after: int, limit: int, save: Path | None) -> None:
     """Print entries as they come, until interrupted."""
     console = None if invocation.json else invocation.console()
     while True:
         entries, source = _read(invocation, name, after, limit, 30.0)
-        for entry in entries:
+        for entry, answer in zip(entries, _results(invocation, entries, save), strict=True):
             if console is None:
-                invocation.emit(as_result(entry))
+                invocation.emit(answer)
             else:
-                _print(console, entry)
+                _print(console, entry, answer)
         after = entries[-1].cursor if entries else after
         if not entries and source == "files":
             time.sleep(1.0)
@@ -95,10 +109,9 @@ def _read(invocation: Invocation, name: str, after: int, limit: int, wait_s: flo
     return daemon_or_files(invocation, lambda client: client.read_mailbox(name, after, limit, wait_s), look)
 
 
-def _print(console: Console, entry: MailboxEntry) -> None:
+def _print(console: Console, entry: MailboxEntry, answer: dict[str, Any]) -> None:
     from daemon.cli.present import say, say_block, when  # noqa: PLC0415
 
-    answer = as_result(entry)
     reply = f" in reply to {entry.in_reply_to}" if entry.in_reply_to else ""
     time_text = when(entry.delivered_at, SystemClock().now_ms())
     say(console, f"[{entry.cursor}] {time_text} {entry.agent}/{entry.session}{reply}")
@@ -107,3 +120,5 @@ def _print(console: Console, entry: MailboxEntry) -> None:
             say_block(console, line, "    ")
         return
     say_block(console, answer["text"], f"    {'error: ' if answer['error'] is not None else ''}")
+    for line in file_lines(answer):
+        say_block(console, line, "    ")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from daemon.cli.answers import as_result
+from daemon.cli.answers import as_result, file_lines
 from daemon.cli.attached_files import read_files
 from daemon.cli.command import add
 from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
@@ -88,6 +88,9 @@ FileOption = Annotated[
         "--file", metavar="PATH", help="Attach this file; repeat it for more. The agent gets a read-only copy."
     ),
 ]
+SaveOption = Annotated[
+    Path | None, typer.Option("--save", metavar="DIR", help="With --wait: save the files of the answer here.")
+]
 NoCreateOption = Annotated[bool, typer.Option("--no-create", help="Refuse if the session does not exist yet.")]
 
 
@@ -111,6 +114,7 @@ def send(
     stop_late: StopLateOption = False,
     no_create: NoCreateOption = False,
     file: FileOption = None,
+    save: SaveOption = None,
     place: PlaceOption = None,
     thread: ThreadOption = None,
     sender: SenderOption = None,
@@ -129,7 +133,7 @@ def send(
     Example:
       clawbus send 'hello' --agent echo --session demo --wait 30
       clawbus send - --agent echo --session demo < question.txt
-      clawbus send 'summarise it' -s echo/demo --file report.pdf
+      clawbus send 'summarise it' -s echo/demo --file report.pdf --wait 60 --save .
       clawbus send 'hello' --place kitchen --sender ann
       clawbus send 'what is due today?' -s echo/demo --at 'tomorrow 9:00'
     """
@@ -149,6 +153,8 @@ def send(
         raise typer.BadParameter("--thread, --sender, --mention and --direct belong to --place.")
     if session is None:
         raise typer.BadParameter("name --session AGENT/SESSION, or a --place that a route covers.")
+    if save is not None and (wait is None or context):
+        raise typer.BadParameter("--save goes with --wait; `clawbus mailbox --save DIR` saves later.")
     agent, session = addressed(agent, session)
     if every is not None:
         refuse_beside_every(
@@ -176,7 +182,7 @@ def send(
         message["stop_late"] = stop_late
     elif stop_late:
         raise typer.BadParameter("--stop-late belongs to --expires-in or --not-after.")
-    return _send_and_wait(invocation, message, mailbox, None if context else wait)
+    return _send_and_wait(invocation, message, mailbox, None if context else wait, save)
 
 
 def _refuse_beside_place(agent: str | None, session: str | None, wait: float | None) -> None:
@@ -187,8 +193,10 @@ def _refuse_beside_place(agent: str | None, session: str | None, wait: float | N
         raise typer.BadParameter("--place may reach several agents: leave --wait out, and read the mailbox.")
 
 
-def _send_and_wait(invocation: Invocation, message: dict[str, Any], mailbox: str, wait: float | None) -> Outcome:
-    """Have the message accepted, and wait up to `wait` seconds for its answer (None: do not wait)."""
+def _send_and_wait(
+    invocation: Invocation, message: dict[str, Any], mailbox: str, wait: float | None, save: Path | None
+) -> Outcome:
+    """Have the message accepted, and wait up to `wait` seconds for its answer (None: do not wait). Save its files in `save`."""
     # What a caller needs to repeat the request without doubling the work, from the moment the message may be stored.
     known: dict[str, Any] = {
         "message_id": message["id"],
@@ -199,9 +207,9 @@ def _send_and_wait(invocation: Invocation, message: dict[str, Any], mailbox: str
     }
     try:
         with invocation.client() as client:
-            answer = _accept(invocation, client, message)
-            known |= {**answer, "accepted": True, "mailbox": _mailbox_of(answer, mailbox)}
-            if message["process_after"] is not None and not answer.get("duplicate"):
+            accepted = _accept(invocation, client, message)
+            known |= {**accepted, "accepted": True, "mailbox": _mailbox_of(accepted, mailbox)}
+            if message["process_after"] is not None and not accepted.get("duplicate"):
                 known["due_at"] = message["process_after"]
             if wait is None:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
@@ -209,12 +217,14 @@ def _send_and_wait(invocation: Invocation, message: dict[str, Any], mailbox: str
             hear, look = partial(_hear, invocation, said), _notes_shown(invocation, known)
             entry = wait_for_reply(client, known, wait, SystemClock(), hear, look)
             why = _held_up(client, known) if entry is None else _reason(client, known)
+            answer = None if entry is None else as_result(entry)
+            _save(invocation, [*said, *([answer] if answer is not None else [])], save)
     except ClawbusError as error:
         return _failed(known, error)
     except KeyboardInterrupt:
         problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
         return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
-    return _answered(known, entry, wait, why)
+    return _answered(known, answer, wait, why)
 
 
 def _accept(invocation: Invocation, client: ControlClient, message: dict[str, Any]) -> dict[str, Any]:
@@ -361,12 +371,18 @@ def _working_id(accepted: dict[str, Any]) -> str:
     return accepted.get("requeued_as") or accepted["message_id"]
 
 
-def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: float, why: str) -> Outcome:
-    if entry is None:
+def _save(invocation: Invocation, answers: list[dict[str, Any]], target: Path | None) -> None:
+    if target is not None and any("files" in one for one in answers):
+        from daemon.cli.saved_files import save_files  # noqa: PLC0415
+
+        save_files(invocation, answers, target)
+
+
+def _answered(accepted: dict[str, Any], answer: dict[str, Any] | None, wait_s: float, why: str) -> Outcome:
+    if answer is None:
         message = f"no answer came within {wait_s:g} s; message {accepted['message_id']} is accepted and stays so.{why}"
         fix = "Read the mailbox later, or send again with the same --id and a longer --wait: it is not stored twice."
         return Outcome(accepted, problem=Problem("NO_ANSWER_YET", message, fix), next_actions=_next(accepted))
-    answer = as_result(entry)
     result = {**accepted, "answer": answer}
     if answer["error"] is not None:
         problem = Problem(
@@ -378,7 +394,12 @@ def _answered(accepted: dict[str, Any], entry: MailboxEntry | None, wait_s: floa
         from daemon.cli.present import say_block  # noqa: PLC0415
 
         say_block(console, answer["text"], rest="  ")
+        for line in file_lines(answer):
+            say_block(console, line, rest="  ")
 
+    if not all("saved" in one for one in answer.get("files", ())):
+        save = f"clawbus mailbox --after {answer['cursor'] - 1} --limit 1 --save . {operand(answer['mailbox'])}"
+        return Outcome(result, people, (NextAction(save, "save the files"),))
     return Outcome(result, people)
 
 

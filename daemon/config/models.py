@@ -130,6 +130,7 @@ class LimitsTable(Table):
     max_content_bytes: int = Field(default=1024**2, ge=1024, le=64 * 1024**2)
     max_attachments: int = Field(default=10, ge=0, le=100)
     max_attachment_bytes: int = Field(default=8 * 1024**2, ge=1024, le=64 * 1024**2)
+    max_sent_bytes: int = Field(default=1024**3, ge=1024)
     max_outbound_file_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
     max_out_folder_bytes: int = Field(default=2 * 1024**3, ge=1024**2)
     max_out_folder_files: int = Field(default=100_000, ge=100)

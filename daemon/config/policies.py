@@ -26,9 +26,11 @@ def read_limits(config: Config) -> ReadLimits:
 
 
 def intake_limits(config: Config) -> IntakeLimits:
-    """Return what one message may bring."""
+    """Return what one message may bring, and what the files of answers may take."""
     limits = config.limits
-    return IntakeLimits(limits.max_content_bytes, limits.max_attachments, limits.max_attachment_bytes)
+    return IntakeLimits(
+        limits.max_content_bytes, limits.max_attachments, limits.max_attachment_bytes, limits.max_sent_bytes
+    )
 
 
 def fate_of(agent: Agent | None, config: Config) -> Fate:

@@ -7,7 +7,6 @@ below the session's in/), with the size, media type and digest beside these.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -15,11 +14,9 @@ from typing import Any, Final, cast
 from daemon.core.errors import AttachmentError
 from daemon.core.printable import one_line
 from schema.layout import INBOX_FILES
+from schema.plain_names import MAX_NAME_BYTES, looks, name_fault
 
 KEY: Final = "attachments"
-MAX_NAME_BYTES: Final = 200
-# Other (controls, bidi and zero-width characters, surrogates, private use) and the two separators that break lines.
-_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 # The bytes that every file of a type begins with (PNG and GIF specifications, JFIF, RIFF/WebP, ISO 32000).
@@ -42,11 +39,18 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """What one message may bring: bytes of content as JSON, number of files, bytes of all its files together."""
+    """What one message may bring: bytes of content as JSON, number of files, bytes of all its files together.
+
+    `max_sent_bytes`: what the files of a session's answers may take together, on the host.
+    """
 
     max_content_bytes: int
     max_attachments: int
     max_attachment_bytes: int
+    max_sent_bytes: int = 1024**3
+
+
+NO_FILES: Final = IntakeLimits(0, 0, 0, 0)
 
 
 def check_attachments(files: Sequence[Attachment], limits: IntakeLimits) -> None:
@@ -61,7 +65,7 @@ def check_attachments(files: Sequence[Attachment], limits: IntakeLimits) -> None
     seen: set[str] = set()
     for one in files:
         check_file_name(one.name)
-        same = unicodedata.normalize("NFKC", one.name).casefold()
+        same = looks(one.name)
         if same in seen:
             raise AttachmentError(f"two files are named {one.name!r}, or look the same.", hint="Rename one of them.")
         seen.add(same)
@@ -69,15 +73,9 @@ def check_attachments(files: Sequence[Attachment], limits: IntakeLimits) -> None
 
 def check_file_name(name: str) -> None:
     """Raise AttachmentError unless the name is one visible, unambiguous path component."""
-    shown = one_line(name[:MAX_NAME_BYTES])
-    if not name or name != name.strip() or name.startswith((".", "-")):
-        raise AttachmentError(f"the file name {shown!r} is empty, or begins or ends with a character that misleads.")
-    if "/" in name or "\\" in name:
-        raise AttachmentError(f"the file name {shown!r} holds a path.")
-    if any(unicodedata.category(character) in _UNSEEN for character in name):
-        raise AttachmentError(f"the file name {shown!r} holds a character that cannot be seen.")
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise AttachmentError(f"the file name {shown!r} has over {MAX_NAME_BYTES} bytes.")
+    fault = name_fault(name)
+    if fault is not None:
+        raise AttachmentError(f"the file name {one_line(name[:MAX_NAME_BYTES])!r} {fault}.")
 
 
 def attached(content: object, message_id: str, files: Sequence[Attachment], media_type: Callable[[str], str]) -> object:

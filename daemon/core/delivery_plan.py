@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from daemon.core.sent_files import NONE, SentFiles
 from schema.json_text import UnsendableError, check
 from schema.questions import QuestionError, from_content, is_question
 from schema.rows import Address, Cause, DeliveryState, Kind, MessageOut
@@ -57,6 +58,7 @@ class Candidate:
     origin: Address | None = None
     gone: bool = False
     cause: Cause | None = None  # carried, never decided on
+    files: SentFiles = NONE  # the same
 
 
 @dataclass(frozen=True, slots=True)

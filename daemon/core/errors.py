@@ -220,6 +220,13 @@ class ContentError(ClawbusError):
     default_hint = "Send valid JSON (or text) within limits.max_content_bytes."
 
 
+class SaveError(ClawbusError):
+    """A file of an answer cannot be saved: it is gone, cannot be read, or the folder cannot be written."""
+
+    code = "FILE_NOT_SAVED"
+    default_hint = "Name another folder with --save."
+
+
 class AttachmentError(ClawbusError):
     """A file cannot be attached: its name, its size, the number of files, or a content that names paths itself. Nothing was stored."""
 

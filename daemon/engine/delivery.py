@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.channels.protocol import Channel, InDoubt, InlineChannel
 from daemon.config.models import Delivery as DeliveryConfig
+from daemon.core.attachments import IntakeLimits
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import ChannelRules, HeadRule, Send
 from daemon.core.events import AnswerDropped
@@ -59,13 +60,13 @@ _NAP_S = 0.5
 class DeliverySettings:
     """Settings of Delivery.
 
-    `config` is [delivery]. `max_content_bytes` limits one answer. `head_rules` says for each channel how long a failing
+    `config` is [delivery]. `intake` limits one answer and its files. `head_rules` says for each channel how long a failing
     answer blocks those behind it. `jitter` returns the random number that spreads retries. `granted` returns the places
     that an agent may write to now, None while they are not known.
     """
 
     config: DeliveryConfig
-    max_content_bytes: int
+    intake: IntakeLimits
     head_rules: Mapping[str, HeadRule] = field(default_factory=dict[str, HeadRule])
     jitter: Callable[[], float] = random.random
     granted: Callable[[str], frozenset[tuple[str, str]] | None] = lambda _agent: None
@@ -371,7 +372,8 @@ class Delivery:
         return DeliveryContext(
             channels=self._channel_rules,
             config=self._config,
-            max_content_bytes=self._settings.max_content_bytes,
+            max_content_bytes=self._settings.intake.max_content_bytes,
+            intake=self._settings.intake,
             held=frozenset(session.sending),
             under_way=under_way,
             jitter=self._settings.jitter(),

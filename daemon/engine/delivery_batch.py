@@ -9,19 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from daemon.core.attachments import IntakeLimits
 from daemon.core.content import is_runner_error
 from daemon.core.delivery_plan import (
     Candidate,
     Rules,
 )
 from daemon.core.message_fate import Void
+from daemon.core.sent_files import names_in
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.fate_steps import Judged
 from daemon.store import deliveries, destinations, host_messages, outbound, questions, reply_routes
+from daemon.store.sent_files import SentStore
 from schema.connect import Reader
 from schema.questions import is_question
 from schema.rows import MessageOut
 
+_WITH_FILES: Final = 4  # new rows of one poll whose files are copied; the session's lock is held meanwhile
 _LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
 
 
@@ -65,13 +69,14 @@ def read_batch(db: Reader, out: Reader | None, means: DeliveryContext, now: int)
     due = [row for row in every_due if row.message_out_id not in means.under_way]
     host = host_messages.host_rows(db, [row.message_out_id for row in due if row.from_host])
     agent, due, left_out = _agent_rows(out, due)
-    new: list[MessageOut] = []
+    new: Sequence[MessageOut] = []
     if out is not None and len(every_due) < limit and not left_out:
         new = outbound.rows_after(out, deliveries.cursor(db, out.file_id), batch)
     room = means.config.max_open_answers
     if new:  # rows beyond the limit wait in the container's file
         room = max(0, room - deliveries.count_open(db))
     held_back, new = len(new) > room, new[:room]
+    read, new = len(new), _up_to_files(new)
     known = deliveries.known(db, [row.id for row in new])
     tracked = [(row, _row_of(row, host if row.from_host else agent)) for row in due]
     fresh = _first_of_each(new, known)
@@ -86,10 +91,32 @@ def read_batch(db: Reader, out: Reader | None, means: DeliveryContext, now: int)
         top_seq=new[-1].seq if new else None,
         file_id=out.file_id if out is not None else "",
         more=left_out
+        or len(new) < read
         or len(every_due) == limit
         or len(new) == batch
         or (sum(len(row.content) for row in new) > _LARGE and not held_back),
     )
+
+
+def _up_to_files(new: Sequence[MessageOut]) -> Sequence[MessageOut]:
+    """Return the first rows, with at most _WITH_FILES that bring files."""
+    with_files = [place for place, row in enumerate(new) if names_in(row.content)]
+    return new[: with_files[_WITH_FILES]] if len(with_files) > _WITH_FILES else new
+
+
+def with_sent_files(batch: Batch, sent: SentStore, limits: IntakeLimits) -> Batch:
+    """Return the batch with the files that its rows bring, copied if they are new. Raise StorageError."""
+    if not any(_brings_files(one) for one in batch.candidates):
+        return batch
+    found = [
+        replace(one, files=sent.keep(one.row.id, one.row.content, limits)) if _brings_files(one) else one
+        for one in batch.candidates
+    ]
+    return replace(batch, candidates=tuple(found))
+
+
+def _brings_files(one: Candidate) -> bool:
+    return not one.from_host and not one.gone and '"files' in one.row.content
 
 
 def _agent_rows(

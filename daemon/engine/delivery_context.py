@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from daemon.config.models import Delivery as DeliveryConfig
+from daemon.core.attachments import NO_FILES, IntakeLimits
 from daemon.core.delivery_plan import ChannelRules
 from daemon.core.message_fate import Fate
 
@@ -19,6 +20,7 @@ class DeliveryContext:
     to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
     although nothing was sent; `collect` maintains it. `granted`: the places that configuration and routes let the agent
     write to now, None while they are not known.
+    `intake` limits the files of answers.
     """
 
     channels: Mapping[str, ChannelRules]
@@ -34,3 +36,4 @@ class DeliveryContext:
     fate: Fate = field(default_factory=Fate)
     unconfirmed: set[str] = field(default_factory=set[str])
     granted: frozenset[tuple[str, str]] | None = None
+    intake: IntakeLimits = NO_FILES

@@ -23,7 +23,7 @@ from daemon.core.delivery_plan import (
 from daemon.core.lifecycle import Observation, Settle, settled
 from daemon.core.message_fate import Verdict, claimed_by
 from daemon.engine.decision_steps import write_decision, write_receipts
-from daemon.engine.delivery_batch import Batch, read_batch, read_rules, without_cut
+from daemon.engine.delivery_batch import Batch, read_batch, read_rules, with_sent_files, without_cut
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
@@ -139,6 +139,7 @@ def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str 
     settles = settled(Observation(now=now, pending=judged.pending, acks=judged.acks))
     claims = _new_claims(db, judged.pending, judged.acks, live)
     batch, cut = without_cut(batch, judged)
+    batch = with_sent_files(batch, files.sent, means.intake)
     planned = plan(batch.candidates, read_rules(db, batch, means, now)) if batch.candidates else []
     planned = _with_slots(planned, means.take)
     for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:

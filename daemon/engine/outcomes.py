@@ -41,6 +41,7 @@ def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
         attempt=send.candidate.attempts + 1,
         traceparent=traceparent,
         final=row.final,
+        files=send.candidate.files,
     )
 
 

@@ -25,7 +25,7 @@ from schema.connect import ReadLimits, open_outbound_reader, open_owner
 from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.ids import session_folder
 from schema.instants import to_text
-from schema.layout import INBOUND_DB, OUTBOUND_DB, SessionFolder
+from schema.layout import INBOUND_DB, OUTBOUND_DB, SENT_FILES, SessionFolder
 from schema.migrate import Role
 from schema.outbound_copy import copy_outbound
 
@@ -150,6 +150,7 @@ def _session(
     for source, target, name in (
         (folder.inbox / "inbox", copy.inbox / "inbox", "in/inbox"),
         (folder.outbox / "outbox", copy.outbox / "outbox", "out/outbox"),
+        (folder.root / SENT_FILES, copy.root / SENT_FILES, SENT_FILES),
     ):
         yield from copy_tree(
             source, target, f"{relative}/{name}", max_bytes=limits.max_bytes, max_files=limits.max_files

@@ -182,6 +182,8 @@ def _runner(agent: Agent, config: Config) -> RunnerSettings:
         max_batch=agent.max_batch,
         grace_s=grace,
         max_answer_bytes=config.limits.max_content_bytes,
+        max_files=config.limits.max_attachments,
+        max_file_bytes=config.limits.max_attachment_bytes,
         keep_s=config.retention.messages_s,
         prune_batch=config.retention.batch,
         lifetime=agent.lifetime,

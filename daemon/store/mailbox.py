@@ -30,6 +30,7 @@ READ_BUDGET_CHARS: Final = 16 * 1024**2
 
 _COLUMNS: Final = "cursor, mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content, delivered_at"
 _FINAL: Final = "final"  # a column that an older file lacks: every entry of it is final
+_FILES: Final = "files"  # another: no entry of it has files
 
 
 def is_mailbox_name(name: str) -> bool:
@@ -41,7 +42,7 @@ def is_mailbox_name(name: str) -> bool:
 class MailboxEntry:
     """A row of the mailbox. `cursor` only grows; `content` is JSON text; `delivered_at` is epoch milliseconds.
 
-    Not `final`: it was said in the middle of a turn, and answers no message.
+    Not `final`: it was said in the middle of a turn, and answers no message. `files`: JSON text (`core/sent_files.py`), or None.
     """
 
     cursor: int
@@ -55,6 +56,7 @@ class MailboxEntry:
     content: str
     delivered_at: int
     final: bool = True
+    files: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class NewEntry:
     delivered_at: int
     answers: tuple[str, ...] = ()
     final: bool = True
+    files: str | None = None
 
     @property
     def replied(self) -> tuple[str, ...]:
@@ -83,7 +86,7 @@ class NewEntry:
         """Return the stored entry, with this cursor."""
         return MailboxEntry(
             cursor, self.mailbox, self.message_out_id, self.agent, self.session, self.in_reply_to, self.kind,
-            self.thread_id, self.content, self.delivered_at, self.final,
+            self.thread_id, self.content, self.delivered_at, self.final, self.files,
         )  # fmt: skip
 
 
@@ -279,7 +282,7 @@ def _open(path: Path) -> Generator[Reader]:
 def _put(db: Writer, entry: NewEntry) -> int:
     fresh = db.execute(
         "INSERT INTO mailbox (mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content,"
-        " delivered_at, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent, session, message_out_id) DO NOTHING",
+        " delivered_at, final, files) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent, session, message_out_id) DO NOTHING",
         (
             entry.mailbox,
             entry.message_out_id,
@@ -291,6 +294,7 @@ def _put(db: Writer, entry: NewEntry) -> int:
             entry.content,
             entry.delivered_at,
             int(entry.final),
+            entry.files,
         ),
     )
     row = db.one(
@@ -313,4 +317,6 @@ def _entry(row: sqlite3.Row) -> MailboxEntry:
 
 
 def _columns(reader: Reader) -> str:
-    return f"{_COLUMNS}, {_FINAL if _FINAL in reader.columns('mailbox') else f'1 AS {_FINAL}'}"
+    there = reader.columns("mailbox")
+    final = _FINAL if _FINAL in there else f"1 AS {_FINAL}"
+    return f"{_COLUMNS}, {final}, {_FILES if _FILES in there else f'NULL AS {_FILES}'}"

@@ -80,6 +80,8 @@ def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now
     what opening the files raises; then nothing is deleted.
     """
     with files.inbound() as db:
+        if after == 0:
+            files.sent.remove_unnamed(db, cutoff)
         rows = db.all(
             "SELECT rowid AS position, message_out_id AS id, delivered_at FROM delivered WHERE rowid > ?"
             " ORDER BY rowid LIMIT ?",
@@ -95,6 +97,7 @@ def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now
         kept |= _unfinished_answers(db, old, cutoff) | _highest_notice(db) | _in_table(db, "messages_in", "id", old)
         taken = [identity for identity in old if identity not in kept]
         if taken:
+            files.sent.remove(taken)
             with db.transaction():
                 for table, key in (
                     ("message_history", "message_id"), ("delivery_attempts", "message_out_id"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from daemon.store.file_pool import FilePool
+from daemon.store.sent_files import SentStore
 from schema.bell import ring
 from schema.connect import (
     Reader,
@@ -50,6 +51,7 @@ class SessionFiles:
         self._kept = kept
         self._inbound = self.folder.inbound_db
         self._outbound = str(self.folder.outbound_db)
+        self.sent = SentStore(self.folder)
         self.write_refused = False  # a lock prevented a write to inbound.db, and no write has succeeded since
 
     def create(self) -> None:

@@ -23,3 +23,52 @@ def test_the_agent_reads_the_file_where_its_turn_says(make_daemon: Callable[...,
     sent = daemon.cli("send", "look", "--agent", "prog", "--session", "s", "--file", str(path), "--wait", "30")
     assert sent.result["answer"]["text"] == "a report.pdf application/pdf True"
     daemon.at_rest = True
+
+
+SENDER = """
+import json, os, sys
+home = os.environ["HOME"]
+turn = json.load(sys.stdin)
+with open(os.path.join(home, "report.pdf"), "wb") as made:
+    made.write(b"%PDF-1.7 made by the agent")
+os.symlink("/etc/passwd", os.path.join(home, "link.txt"))
+os.mkfifo(os.path.join(home, "pipe.txt"))
+os.link(os.path.join(home, "report.pdf"), os.path.join(home, "second.pdf"))
+os.remove(os.path.join(home, "second.pdf"))
+files = [
+    "report.pdf", "link.txt", "pipe.txt", "missing.txt", "../out/outbound.db", "/etc/passwd", ".hidden", "a\\u202eb.txt",
+    os.path.join(home, "report.pdf"),
+]
+print(json.dumps({"type": "message", "text": "see it", "files": files}))
+"""
+
+
+def test_the_sender_gets_the_file_that_the_agent_made_and_reads_why_others_did_not_come(
+    make_daemon: Callable[..., RealDaemon],
+) -> None:
+    daemon = make_daemon(command_agent("prog", (sys.executable, "-I", "-c", SENDER)))
+    daemon.start()
+    target = daemon.root / "saved"
+    sent = daemon.cli("send", "x", "-s", "prog/s", "--wait", "30", "--save", str(target))
+    answer = sent.result["answer"]
+    [file] = answer["files"]
+    assert (file["name"], file["mimeType"], file["saved"]) == (
+        "report.pdf",
+        "application/pdf",
+        str(target / "report.pdf"),
+    )
+    assert (target / "report.pdf").read_bytes() == b"%PDF-1.7 made by the agent"
+    assert {one["name"]: one["reason"] for one in answer["files_refused"]} == {
+        "link.txt": "is a link",
+        "pipe.txt": "is a fifo, a socket or a device",
+        "missing.txt": "is not there",
+        "outbound.db": "is not below HOME, the session's own folder",
+        "passwd": "is not below HOME, the session's own folder",
+        ".hidden": "is empty, or begins or ends with a character that misleads",
+        "a\u202eb.txt": "holds a character that cannot be seen",
+        "report.pdf": "has the name of another file of this message, or looks the same",
+    }
+    again = daemon.cli("mailbox", "cli", "--save", str(target))
+    assert again.result["entries"][0]["files"][0]["saved"] == str(target / "report.pdf"), "not saved a second time"
+    assert [path.name for path in target.iterdir()] == ["report.pdf"]
+    daemon.at_rest = True

@@ -241,7 +241,7 @@ def test_a_commit_that_a_dead_daemon_left_is_told_and_finished_by_the_next(mailb
     db.execute("PRAGMA cache_size=1")
     db.execute("BEGIN IMMEDIATE")
     filler = [(f"fill-{number}", "x" * 3000) for number in range(50)]
-    db.executemany("INSERT INTO mailbox VALUES (NULL, 'me', ?, 'a', 's', NULL, 'chat', NULL, ?, 1, 1)", filler)
+    db.executemany("INSERT INTO mailbox VALUES (NULL, 'me', ?, 'a', 's', NULL, 'chat', NULL, ?, 1, 1, NULL)", filler)
     # The cache spilled, so the file is half written and its journal says how to undo that: a crash at this moment.
     for name in ("mailbox.db", "mailbox.db-journal"):
         (crashed / name).write_bytes((tmp_path / name).read_bytes())

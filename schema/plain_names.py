@@ -1,0 +1,36 @@
+"""Which names a file may have that goes from one person or program to another. Pure."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final, cast
+
+MAX_NAME_BYTES: Final = 200
+# Other (controls, bidi and zero-width characters, surrogates, private use) and the two separators that break lines.
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def name_fault(name: str) -> str | None:
+    """Return why this is not one visible, unambiguous path component, as the end of a sentence; None if it is."""
+    if not name or name != name.strip() or name.startswith((".", "-")):
+        return "is empty, or begins or ends with a character that misleads"
+    if "/" in name or "\\" in name:
+        return "holds a path"
+    if any(unicodedata.category(character) in _UNSEEN for character in name):
+        return "holds a character that cannot be seen"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"has over {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def looks(name: str) -> str:
+    """Return what is equal for two names that a person or a file system may take for the same."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def file_names(content: object) -> tuple[str, ...]:
+    """Return the names in an answer's content that says which files go with it (`files`, a list of texts); else none."""
+    found = cast("dict[str, object]", content).get("files") if isinstance(content, dict) else None
+    listed = cast("list[object]", found) if isinstance(found, list) else []
+    names = tuple(one for one in listed if isinstance(one, str))
+    return names if len(names) == len(listed) else ()
