@@ -265,6 +265,7 @@ class Runner:
             routing=batch.routing,
             destinations=batch.destinations,
             state=batch.state,
+            schedules=batch.schedules,
             in_folder=str(self._store.in_folder.absolute()),
         )
         # Date the heartbeat before the claim: the ceiling counts from here, and a turn without progress is claim-stuck.

@@ -171,8 +171,8 @@ class Retention:
 
 
 def may_go(row: sqlite3.Row, cutoff: int) -> bool:
-    """Return whether an answer is old and finished for the host: delivered, or a closed dead letter."""
-    if row["receipt"] in ("delivered", "not_wanted"):
+    """Return whether an answer is old and finished for the host: delivered, carried out, or a closed dead letter."""
+    if row["receipt"] in ("delivered", "not_wanted", "carried_out"):
         at = from_text(row["delivered_at"])
         return row["tracked"] is None and at is not None and at < cutoff
     return row["tracked"] == DeliveryState.DEAD and row["closed_at"] is not None and row["closed_at"] < cutoff

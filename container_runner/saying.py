@@ -19,7 +19,7 @@ from container_runner.shared.outbox import Outbox
 from container_runner.shared.sent_files import FileSource
 from schema.errors import ClawbusError
 from schema.ids import row_id
-from schema.rows import Address
+from schema.rows import Address, Kind
 
 MAX_PER_TURN: Final = 1000
 
@@ -70,8 +70,10 @@ class Saying:
             raise UnknownDestinationError(f"{plan.unknown[0][:200]!r} is not a destination here.")
         if any(len(reply.content.encode()) > self._max_bytes for reply in plan.replies):
             raise AnswerTooLargeError(f"A message has more than {self._max_bytes} bytes as JSON.")
-        ids = [self._id(reply, key, place) for place, reply in enumerate(plan.replies)]
-        for identity, reply in zip(ids, plan.replies, strict=True):
+        # A request to the host is made once, wherever the turn's messages came from.
+        replies = plan.replies[-1:] if message.kind == Kind.SYSTEM else plan.replies
+        ids = [self._id(reply, key, place) for place, reply in enumerate(replies)]
+        for identity, reply in zip(ids, replies, strict=True):
             early = replace(reply, final=False)
             await insist(lambda one=identity, row=early: self._outbox.add(one, row), self._note)
         if not ids:

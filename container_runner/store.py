@@ -17,6 +17,7 @@ from container_runner.due_messages import DueMessages
 from container_runner.providers.protocol import DeclaredTimeout, Destination, TurnMessage
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from container_runner.shared.outbox import Outbox, insert_row, next_seq
+from container_runner.shared.own_schedules import own_schedules
 from container_runner.shared.reply import Reply
 from schema.bell import ring
 from schema.connect import Writer, open_owner
@@ -42,6 +43,7 @@ class Batch:
     routing: Address | None
     destinations: tuple[Destination, ...]
     state: Mapping[str, str]
+    schedules: Sequence[Mapping[str, object]] = ()
     alone: bool = False
     took_all: bool = False
 
@@ -258,6 +260,7 @@ class Store:
             routing=_routing(db),
             destinations=_destinations(db),
             state={str(row["key"]): str(row["value"]) for row in db.all("SELECT key, value FROM session_state")},
+            schedules=tuple(own_schedules(db)),
         )
 
     def _is_finished(self, db: Writer, acked: Sequence[str], status: AckStatus) -> bool:

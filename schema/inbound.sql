@@ -39,7 +39,7 @@ CREATE INDEX IF NOT EXISTS messages_in_rearm ON messages_in(seq)
 CREATE TABLE IF NOT EXISTS delivered (
   message_out_id      TEXT PRIMARY KEY,
   platform_message_id TEXT,
-  status              TEXT NOT NULL DEFAULT 'delivered',  -- delivered | failed | not_wanted
+  status              TEXT NOT NULL DEFAULT 'delivered',  -- delivered | failed | not_wanted | carried_out
   delivered_at        TEXT NOT NULL
 );
 
@@ -183,7 +183,7 @@ CREATE TABLE IF NOT EXISTS schedules (
   channel_type TEXT NOT NULL,                    -- where the answers go
   platform_id  TEXT NOT NULL,
   thread_id    TEXT,
-  origin       TEXT NOT NULL,                    -- config | operator
+  origin       TEXT NOT NULL,                    -- config | operator | agent
   state        TEXT NOT NULL,                    -- active | paused | over
   next_at      INTEGER,                          -- epoch ms; NULL: over
   sent         INTEGER NOT NULL DEFAULT 0,       -- occurrences that became a message
@@ -203,3 +203,10 @@ CREATE TABLE IF NOT EXISTS schedule_runs (
   detail     TEXT,                               -- why it was left out
   PRIMARY KEY (key, due)
 ) WITHOUT ROWID;
+
+-- ours: what came of the agent's own requests about schedules. A container asks by a row of messages_out and reads it here.
+CREATE TABLE IF NOT EXISTS schedule_requests (
+  id      TEXT PRIMARY KEY,                      -- of the row of messages_out
+  at      INTEGER NOT NULL,                      -- epoch ms
+  outcome TEXT NOT NULL                          -- JSON: {ok: true, key, was, ...} or {ok: false, error: {code, message, fix}}
+);

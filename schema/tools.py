@@ -7,4 +7,5 @@ from typing import Final
 SERVER: Final = "clawbus"
 TOOLS: Final = (
     "send_message", "edit_message", "ask_user", "react", "request_change", "list_destinations", "read_history",
+    "schedule", "list_schedules", "change_schedule",
 )  # fmt: skip

@@ -18,8 +18,11 @@ from schema.json_text import UnsendableError, sendable
 from schema.plain_names import file_names
 from schema.questions import Question, QuestionError, from_fields
 from schema.rows import Kind, TurnNote
+from schema.schedule_requests import ScheduleRequestError, to_content
 
-TYPES: Final = frozenset({"message", "progress", "tool", "tool_end", "state", "later", "question"})
+TYPES: Final = frozenset(
+    {"message", "progress", "tool", "tool_end", "state", "later", "question", "schedule", "change_schedule"}
+)
 _HELD: Final = frozenset(
     {"message", "state"}
 )  # types that count toward the answer's size; the others may be sent without limit
@@ -28,7 +31,8 @@ _OF_NOW: Final = frozenset({"now", "key"})  # further ones of a message that is 
 _MAX_KEY: Final = 200
 _MAX_IGNORED: Final = 100
 _NAMES_A_TYPE: Final = re.compile(
-    rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state|later|question)\"", re.DOTALL
+    rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state|later|question|schedule|change_schedule)\"",
+    re.DOTALL,
 )
 
 
@@ -165,8 +169,8 @@ class OutputParser:
             case "later":
                 self.later = Later(self._wait(fields), self._text(fields, "reason"))
                 return ProgressNote()
-            case "question":
-                return self._ask(fields)
+            case "question" | "schedule" | "change_schedule":
+                return self._ask(fields) if name == "question" else self._request(fields)
             case str(other):
                 # A newer contract may define this type. Ignore it, and send what we do know.
                 if len(self.ignored) < _MAX_IGNORED:
@@ -180,6 +184,15 @@ class OutputParser:
             return Ask(from_fields(fields), self._text(fields, "key"))
         except QuestionError as error:
             raise self._wrong(str(error)) from error
+
+    def _request(self, fields: Mapping[str, object]) -> SayNow:
+        """Return the row that asks the host; nobody waits for the outcome."""
+        content = {**fields, "notify": True}
+        try:
+            to_content(content)
+        except ScheduleRequestError as error:
+            raise self._wrong(str(error)) from error
+        return SayNow(OutMessage(content=content, kind=Kind.SYSTEM))
 
     def _fields(self, line: bytes) -> Mapping[str, object]:
         try:

@@ -98,6 +98,7 @@ class Turn:
     routing: Address | None = None
     destinations: tuple[Destination, ...] = ()
     state: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    schedules: Sequence[Mapping[str, object]] = ()  # the agent's own
     in_folder: str = CONTAINER_IN  # where the files are that came with the messages
 
     def to_json(self) -> dict[str, object]:
@@ -118,6 +119,7 @@ class Turn:
             },
             "destinations": [destination.to_json() for destination in self.destinations],
             "state": dict(self.state),
+            "schedules": [dict(one) for one in self.schedules],
             "in_folder": self.in_folder,
         }
 

@@ -18,6 +18,8 @@ from schema.json_text import encode, sendable
 from schema.plain_names import file_names
 from schema.questions import Decision, Question, QuestionError, change_request, from_fields, key_of, to_content
 from schema.rows import Address, Kind
+from schema.schedule_requests import CHANGE, PUT, ScheduleRequestError
+from schema.schedule_requests import to_content as to_request
 
 MAX_TEXT: Final = 100_000
 MAX_HISTORY: Final = 100
@@ -63,6 +65,9 @@ class Calls:
             "request_change": self._request_change,
             "list_destinations": self._list_destinations,
             "read_history": self._read_history,
+            "schedule": lambda given: self._request({**given, "type": PUT}),
+            "list_schedules": self._list_schedules,
+            "change_schedule": lambda given: self._request({**given, "type": CHANGE}),
         }
 
     def listed(self) -> list[dict[str, object]]:
@@ -220,6 +225,33 @@ class Calls:
             ]
         }
 
+    def _request(self, given: dict[str, Any]) -> dict[str, object]:
+        """Ask the host about a schedule, and wait for the outcome."""
+        turn = self._turn()
+        try:
+            content = to_request(given)
+        except ScheduleRequestError as error:
+            raise ToolError("BAD_SCHEDULE", f"the request {error}.", "Correct it and call again.") from error
+        asked = (turn.life, "", content)
+        self._said[asked] += 1
+        identity, address = row_id("s", turn.life, str(self._said[asked]), content), turn.address
+        row = Reply(
+            Kind.SYSTEM, content, turn.life.message_id, address.channel_type if address else None,
+            address.platform_id if address else None, address.thread_id if address else None, final=False,
+        )  # fmt: skip
+        self._insist(lambda: self._session.outbox.add(identity, row))
+        for _ in range(_TRIES):
+            outcome = self._insist(lambda: self._session.schedule_outcome(identity))
+            if outcome is not None:
+                return _accepted(outcome)
+            self._sleep(_POLL_S)
+        raise ToolError(
+            "NO_OUTCOME_YET", "the host has not carried it out yet; it will.", "See list_schedules; do not ask again."
+        )
+
+    def _list_schedules(self, _: dict[str, Any]) -> dict[str, object]:
+        return {"schedules": self._insist(self._session.schedules)}
+
     def _turn(self) -> RunningTurn:
         turn = self._insist(self._session.turn)
         if turn is None:
@@ -244,6 +276,14 @@ class Calls:
                     raise ToolError(error.code, str(error), "Nothing was done. Try again in a minute.") from error
                 self._sleep(_POLL_S)
         raise AssertionError("unreachable")
+
+
+def _accepted(outcome: dict[str, Any]) -> dict[str, object]:
+    """Return what the host says it did. Raise ToolError for a refusal."""
+    if outcome.pop("ok", False):
+        return outcome
+    error = outcome["error"]
+    raise ToolError(str(error["code"]), str(error["message"]), str(error["fix"]))
 
 
 def _text(given: dict[str, Any], name: str) -> str:

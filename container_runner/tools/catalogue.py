@@ -90,5 +90,30 @@ CATALOGUE: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
             limit={"type": "integer", "minimum": 1, "maximum": 100, "description": "Default: 20."},
             before={"type": "integer", "description": "Only what is older than this seq."},
         ),
+        "schedule": _tool(
+            "Have a message sent to yourself in this conversation, once or again and again; you then work on it, and your"
+            " answer goes where this message came from. The same key changes the schedule. Give one of at, every_s and cron.",
+            ("key", "text"),
+            key=_string("A name of your own: letters, digits, '.', '_' and '-'."),
+            text=_string("What to do then. You may not remember more than this."),
+            at=_string("Once: 2026-12-24T18:00, 18:00, tomorrow 9:00 or in 2h."),
+            every_s={"type": "number", "description": "Again and again, so many seconds apart."},
+            cron=_string("A cron expression of five fields: 0 9 * * 1-5 is 09:00 on weekdays."),
+            timezone=_string("Whose clock is meant, such as Europe/Vienna. Default: the operator's."),
+            until=_string("None after this time."),
+            count={"type": "integer", "minimum": 1, "description": "None after so many."},
+            catch_up={
+                "type": "string",
+                "enum": ["skip", "latest", "all"],
+                "description": "What comes of times that were missed. Default: latest.",
+            },
+        ),
+        "list_schedules": _tool("List the schedules that you have made in this conversation.", ()),
+        "change_schedule": _tool(
+            "Pause, resume or cancel one of your schedules, or have its message sent now.",
+            ("key", "action"),
+            key=_string("The schedule's key."),
+            action={"type": "string", "enum": ["pause", "resume", "cancel", "run_now"]},
+        ),
     }
 )

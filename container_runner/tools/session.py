@@ -6,15 +6,17 @@ apart. Every method opens the files, runs one transaction and closes them.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from container_runner.shared.errors import InboundUnreadableError
 from container_runner.shared.outbox import Outbox
+from container_runner.shared.own_schedules import own_schedules
 from schema.connect import Writer, open_owner
 from schema.errors import ClawbusError
 from schema.ids import MessageLife
@@ -83,6 +85,24 @@ class ToolSession:
                 (before, limit),
             )
 
+    def schedule_outcome(self, row_id: str) -> dict[str, Any] | None:
+        """Return what came of a request about a schedule, or None while the host has not seen it. Raise ClawbusError."""
+        with self._both() as db:
+            if not db.columns("schedule_requests", _INBOUND):
+                return _refusal("NOT_SUPPORTED", "this host has no schedules for agents")
+            row = db.one("SELECT outcome FROM inbound.schedule_requests WHERE id = ?", (row_id,))
+            if row is not None:
+                return json.loads(row["outcome"])
+            refused = db.one("SELECT status FROM inbound.delivered WHERE message_out_id = ?", (row_id,))
+        if refused is None or refused["status"] != "failed":
+            return None
+        return _refusal("REFUSED", "the host refused it: the answers would have nowhere to go")
+
+    def schedules(self) -> list[dict[str, object]]:
+        """Return the agent's own schedules of this session. Raise ClawbusError."""
+        with self._both() as db:
+            return own_schedules(db)
+
     def sent(self, row_id: str) -> Address | None:
         """Return where an own row went, or None if there is no such row. Raise ClawbusError."""
         with self._both() as db:
@@ -110,6 +130,10 @@ class ToolSession:
             except ClawbusError as error:
                 raise InboundUnreadableError(str(error)) from error
             yield db
+
+
+def _refusal(code: str, message: str) -> dict[str, Any]:
+    return {"ok": False, "error": {"code": code, "message": f"{message}.", "fix": "Tell the person you work for."}}
 
 
 def _address(row: sqlite3.Row) -> Address | None:

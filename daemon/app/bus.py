@@ -20,7 +20,7 @@ from daemon.channels.registry import Channels, build_channels, head_rules
 from daemon.config.agents import Agent
 from daemon.config.models import Config
 from daemon.config.ownership import owned, ownership_of
-from daemon.config.policies import fate_of, intake_limits, read_limits
+from daemon.config.policies import fate_of, intake_limits, read_limits, schedule_limits_of
 from daemon.core.clock import Clock
 from daemon.core.egress_usage import UsageRow
 from daemon.core.slots import SlotState
@@ -266,6 +266,7 @@ def _session_settings(config: Config, owner: tuple[int, int] | None, agents: Map
         threads=_THREADS + config.runtime.max_containers,
         operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
         fate_of=lambda name: fate_of(agents.get(name), config),
+        schedule_limits_of=lambda name: schedule_limits_of(agents.get(name), config),
     )
 
 

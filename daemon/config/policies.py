@@ -9,6 +9,7 @@ from daemon.config.models import Config, EngineKind
 from daemon.core.attachments import IntakeLimits
 from daemon.core.lifecycle import Policy
 from daemon.core.message_fate import Fate
+from daemon.core.schedule_limits import ScheduleLimits
 from schema.connect import ReadLimits
 
 _NO_LIMIT_S: Final = 366 * 86400.0
@@ -39,6 +40,13 @@ def fate_of(agent: Agent | None, config: Config) -> Fate:
     if agent is None:
         return Fate(later_base=base)
     return Fate(strict=agent.order == "strict", later_for=int(agent.later_for_s * 1000), later_base=base)
+
+
+def schedule_limits_of(agent: Agent | None, config: Config) -> ScheduleLimits:
+    """Return what an agent may ask for with schedules of its own; nothing for one that is no longer configured."""
+    if agent is None:
+        return ScheduleLimits(most=0, timezone=config.timezone)
+    return ScheduleLimits(agent.max_schedules, _ms(agent.min_schedule_s), config.timezone)
 
 
 def agent_policy(config: Config, agent: Agent | None) -> Policy:

@@ -15,6 +15,7 @@ from daemon.core.sent_files import NONE, SentFiles
 from schema.json_text import UnsendableError, check
 from schema.questions import QuestionError, from_content, is_question
 from schema.rows import Address, Cause, DeliveryState, Kind, MessageOut
+from schema.schedule_requests import is_schedule_request
 
 DELIVERABLE: Final = frozenset({Kind.CHAT.value, Kind.CHAT_SDK.value, Kind.TASK.value, Kind.WEBHOOK.value})
 
@@ -149,7 +150,15 @@ class DeadLetterDecision:
     address: Address | None = None
 
 
-Decision = Send | Queue | Defer | DeadLetterDecision
+@dataclass(frozen=True, slots=True)
+class CarryOut:
+    """The row is a request about the agent's schedules: the host carries it out, and sends nothing."""
+
+    candidate: Candidate
+    address: Address
+
+
+Decision = Send | Queue | Defer | DeadLetterDecision | CarryOut
 
 
 def plan(candidates: Iterable[Candidate], rules: Rules) -> list[Decision]:
@@ -199,6 +208,8 @@ def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
     if isinstance(address, DeadLetterDecision):
         return address
     row = candidate.row
+    if is_schedule_request(row.kind, row.content):
+        return CarryOut(candidate, address)
     if candidate.state is None and row.deliver_after is not None and row.deliver_after > rules.now:
         if row.deliver_after - rules.now > rules.max_ahead_ms:
             days = rules.max_ahead_ms / 86_400_000
@@ -224,7 +235,7 @@ def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
 def _refuse_row(candidate: Candidate, rules: Rules) -> DeadLetterDecision | None:
     row = candidate.row
     asks = is_question(row.kind, row.content)
-    if row.kind not in DELIVERABLE and not asks:
+    if row.kind not in DELIVERABLE and not asks and not is_schedule_request(row.kind, row.content):
         return DeadLetterDecision(candidate, Reason.UNKNOWN_KIND, f"nothing delivers rows of kind {row.kind!r}")
     if len(row.content.encode("utf-8", "surrogatepass")) > rules.max_content_bytes:
         return DeadLetterDecision(candidate, Reason.BAD_CONTENT, f"content is over {rules.max_content_bytes} bytes")

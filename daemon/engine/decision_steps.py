@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from daemon.core.delivery_plan import (
+    CarryOut,
     DeadLetterDecision,
     Decision,
     Defer,
@@ -16,6 +17,7 @@ from daemon.core.delivery_plan import (
 )
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.hand_over import Outcome
+from daemon.engine.schedule_requests import carry_out
 from daemon.store import deliveries, host_messages, messages, questions
 from schema.connect import Writer
 from schema.questions import from_content, is_question
@@ -36,6 +38,10 @@ def write_receipts(db: Writer, taken: Mapping[str, Outcome], now: int) -> None:
 def write_decision(db: Writer, decision: Decision, means: DeliveryContext, now: int) -> questions.Asked | None:
     """Write one decision. Return the question that its row asks, if that is new."""
     candidate, asked = decision.candidate, None
+    if isinstance(decision, CarryOut):
+        carry_out(db, candidate.row, decision.address, means.schedules, now)
+        deliveries.carried_out(db, candidate.row.id, now)
+        return None
     if candidate.state is None:
         _track_new(db, decision, now)
         asked = _note_question(db, decision, now)

@@ -382,6 +382,7 @@ class Delivery:
             wait=wait,
             few=4 * self._config.max_sends_per_session if full or session.sending else None,
             fate=session.fate,
+            schedules=session.schedule_limits,
             unconfirmed=session.unconfirmed,
             granted=self._settings.granted(session.key.agent),
         )

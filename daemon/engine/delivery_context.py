@@ -9,6 +9,7 @@ from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.attachments import NO_FILES, IntakeLimits
 from daemon.core.delivery_plan import ChannelRules
 from daemon.core.message_fate import Fate
+from daemon.core.schedule_limits import ScheduleLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,8 @@ class DeliveryContext:
     free at the places in `full`; `wait(channel, place)` registers that something waits there. `few`: the most tracked rows
     to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
     although nothing was sent; `collect` maintains it. `granted`: the places that configuration and routes let the agent
-    write to now, None while they are not known.
-    `intake` limits the files of answers.
+    write to now, None while they are not known. `schedules`: what the agent may ask for with its own. `intake` limits
+    the files of answers.
     """
 
     channels: Mapping[str, ChannelRules]
@@ -34,6 +35,7 @@ class DeliveryContext:
     wait: Callable[[str, str], None] = lambda _channel, _place: None
     few: int | None = None
     fate: Fate = field(default_factory=Fate)
+    schedules: ScheduleLimits = field(default_factory=ScheduleLimits)
     unconfirmed: set[str] = field(default_factory=set[str])
     granted: frozenset[tuple[str, str]] | None = None
     intake: IntakeLimits = NO_FILES

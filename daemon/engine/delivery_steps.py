@@ -13,6 +13,7 @@ from daemon.core.attempt_end import AttemptEnd
 from daemon.core.content import is_runner_error
 from daemon.core.delivery_plan import (
     OF_CONTAINER,
+    CarryOut,
     DeadLetterDecision,
     Decision,
     Defer,
@@ -265,7 +266,9 @@ def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack
 
 
 def _waits(decisions: Sequence[Decision]) -> bool:
-    return any(isinstance(item, Defer) or (isinstance(item, Queue) and item.not_before) for item in decisions)
+    return any(
+        isinstance(item, Defer | CarryOut) or (isinstance(item, Queue) and item.not_before) for item in decisions
+    )
 
 
 def _ends_occurrence(pending: Sequence[MessageIn], settles: Sequence[Settle]) -> bool:

@@ -121,8 +121,10 @@ def same(one: Scheduled, other: Scheduled) -> bool:
     return replace(one, times=replace(one.times, start=0)) == replace(other, times=replace(other.times, start=0))
 
 
-def put(db: Writer, key: str, what: Scheduled, operator: Operator, now: int) -> dict[str, object]:
-    """Add or change an operator's schedule: {key, was: added|changed|unchanged, next_at, state}. A paused one stays paused.
+def put(
+    db: Writer, key: str, what: Scheduled, operator: Operator, now: int, *, origin: str = OPERATOR
+) -> dict[str, object]:
+    """Add or change a schedule that belongs to `origin`, an operator or the agent: {key, was: added|changed|unchanged, next_at, state}. A paused one stays paused.
 
     Call inside a transaction.
 
@@ -133,10 +135,10 @@ def put(db: Writer, key: str, what: Scheduled, operator: Operator, now: int) -> 
     row = schedules.find(db, key)
     if row is not None:
         _refuse_configured(row)
-        if same(row.what, what) and row.state is not ScheduleState.OVER:
+        if same(row.what, what) and row.origin == origin and row.state is not ScheduleState.OVER:
             return {"key": key, "was": "unchanged", "next_at": row.next_at, "state": row.state.value}
     paused = row is not None and row.state is ScheduleState.PAUSED
-    made = _put(db, key, what, operator, now, origin=OPERATOR, paused=paused)
+    made = _put(db, key, what, operator, now, origin=origin, paused=paused)
     return {
         "key": key, "was": "added" if row is None else "changed", "next_at": made.next_at, "state": made.state.value,
     }  # fmt: skip

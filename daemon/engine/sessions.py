@@ -25,6 +25,7 @@ from daemon.core.errors import RegistryGoneError, UnknownSessionError
 from daemon.core.events import FilesLocked
 from daemon.core.message_fate import Fate
 from daemon.core.poll_budget import PollBudget
+from daemon.core.schedule_limits import ScheduleLimits
 from daemon.engine.events import Events
 from daemon.engine.storage_watch import StorageWatch
 from daemon.engine.troubles import Troubles
@@ -93,10 +94,12 @@ class Session:
         on_storage_error: Callable[[StorageError], object] = lambda _: None,
         on_refused: Callable[[Session, FileBusyError], None] = lambda _, __: None,
         fate_of: Callable[[str], Fate] = lambda _: Fate(),
+        limits_of: Callable[[str], ScheduleLimits] = lambda _: ScheduleLimits(),
     ) -> None:
         self._on_storage_error = on_storage_error
         self._on_refused = on_refused
         self._fate_of = fate_of
+        self._limits_of = limits_of
         self.key = key
         self.files = files
         self.lock = anyio.Lock()
@@ -141,6 +144,11 @@ class Session:
     def fate(self) -> Fate:
         """The agent's current retry rules."""
         return self._fate_of(self.key.agent)
+
+    @property
+    def schedule_limits(self) -> ScheduleLimits:
+        """What the agent may ask for with schedules of its own."""
+        return self._limits_of(self.key.agent)
 
     async def call(self, operation: Callable[[], T]) -> T:
         """Run a synchronous operation on the session's files in a thread, holding `lock`. Not re-entrant."""
@@ -208,7 +216,7 @@ class SessionSettings:
     """Settings for work on sessions' files.
 
     `owner` is the (uid, gid) of files that containers write, None for our own. `threads` is how many operations run at once.
-    One operation may take `operation_s` seconds. `fate_of` returns an agent's retry rules.
+    One operation may take `operation_s` seconds. `fate_of` returns an agent's retry rules, `schedule_limits_of` what it may schedule.
     """
 
     limits: ReadLimits
@@ -216,6 +224,7 @@ class SessionSettings:
     threads: int = 16
     operation_s: float = OPERATION_S
     fate_of: Callable[[str], Fate] = lambda _: Fate()
+    schedule_limits_of: Callable[[str], ScheduleLimits] = lambda _: ScheduleLimits()
 
 
 class Sessions:
@@ -233,6 +242,7 @@ class Sessions:
         events: Events,
     ) -> None:
         self.fate_of = settings.fate_of
+        self._schedule_limits_of = settings.schedule_limits_of
         self._events = events
         self._dir = self.folder = sessions_dir
         self._registry = registry
@@ -370,7 +380,7 @@ class Sessions:
         if session is None:
             session = Session(
                 row.key, self.files_of(row.key), self._limiter, self.operation_s, self.storage.failed, self._refused,
-                self.fate_of,
+                self.fate_of, self._schedule_limits_of,
             )  # fmt: skip
             session.quarantined = row.quarantine_reason
             session.active = row.active

@@ -120,7 +120,7 @@ def _delivery_life(reader: Reader, message_out_id: str, events: list[dict[str, A
     for row in table_rows(reader, "delivered", "SELECT * FROM delivered WHERE message_out_id = ?", message_out_id):
         values = values_of(row)
         status = values.get("status", "delivered")
-        event = status if status in ("delivered", "not_wanted") else "delivery_failed"
+        event = status if status in ("delivered", "not_wanted", "carried_out") else "delivery_failed"
         detail = {"message_out_id": message_out_id, "platform_message_id": values.get("platform_message_id")}
         events.append({"at": from_text(row["delivered_at"]), "event": event, "detail": detail})
     open_rows = "SELECT * FROM delivery_attempts WHERE message_out_id = ?"

@@ -306,6 +306,13 @@ def not_wanted(db: Writer, message_out_id: str, at: int) -> None:
     db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
 
 
+def carried_out(db: Writer, message_out_id: str, at: int) -> None:
+    """Close a row that was a request to the host: nothing is sent."""
+    _receipt(db, message_out_id, "carried_out", None, at)
+    record(db, message_out_id, "carried_out", at)
+    db.execute("DELETE FROM delivery_attempts WHERE message_out_id = ?", (message_out_id,))
+
+
 def make_dead_letter(db: Writer, row: MessageOut, at: int, code: str, error: str, *, notify_agent: bool) -> None:
     """Make a tracked row a dead letter, and inform the agent with a row that does not wake it."""
     db.execute(

@@ -18,6 +18,7 @@ from schema.rows import Address
 
 CONFIG: Final = "config"
 OPERATOR: Final = "operator"
+AGENT: Final = "agent"
 # How many occurrences of each schedule are remembered.
 KEPT_RUNS: Final = 200
 
@@ -84,6 +85,15 @@ def next_at(db: Reader) -> int | None:
 def count(db: Reader) -> int:
     """Return how many schedules the session has that are not over."""
     row = db.one("SELECT count(*) AS n FROM schedules WHERE state IN ('active', 'paused')")
+    return int(row["n"]) if row is not None else 0
+
+
+def count_of_agent(db: Reader, *, besides: str) -> int:
+    """Return how many schedules the session's agent has made that are not over, besides the one of a key."""
+    row = db.one(
+        "SELECT count(*) AS n FROM schedules WHERE origin = ? AND state IN ('active', 'paused') AND key <> ?",
+        (AGENT, besides),
+    )
     return int(row["n"]) if row is not None else 0
 
 

@@ -30,7 +30,7 @@ SILENT: Final = frozenset(
         *("claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"),
         *("ack_void", "question_asked", "question_decided", "turn_stopped"),
         *("schedule_set", "schedule_paused", "schedule_resumed", "schedule_removed", "schedule_run"),
-        *("delivery_in_doubt", "delivery_passed", "delivery_retried", "not_wanted", "expired"),
+        *("delivery_in_doubt", "delivery_passed", "delivery_retried", "not_wanted", "carried_out", "expired"),
         *("swept", "sweep_undone", "session_killed", "session_reset", "session_quarantined", "session_released"),
     }
 )
@@ -319,7 +319,7 @@ def receipts(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]
     tracked = {row["message_out_id"]: row for row in rows.delivery_attempts}
     written = {row["id"] for row in (*rows.outbound, *rows.before, *rows.host_messages)}
     for identity, status in receipt.items():
-        if status not in ("delivered", "failed", "not_wanted"):
+        if status not in ("delivered", "failed", "not_wanted", "carried_out"):
             yield f"delivered: {identity} has the unknown status {status}"
         if identity in tracked and (status, tracked[identity]["state"]) != ("failed", DeliveryState.DEAD):
             yield f"delivered: {identity} is {status}, and still tracked as {tracked[identity]['state']}"

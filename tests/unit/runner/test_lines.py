@@ -2,7 +2,7 @@
 
 import pytest
 
-from container_runner.providers.lines import Event, Later, OutputParser, ProgressNote, ToolEnd, ToolStart
+from container_runner.providers.lines import Event, Later, OutputParser, ProgressNote, SayNow, ToolEnd, ToolStart
 from container_runner.providers.protocol import OutMessage
 from container_runner.shared.errors import AnswerInvalidError, AnswerNotTextError
 
@@ -244,3 +244,15 @@ def test_a_program_may_ask_for_later(line: bytes, later: Later | None) -> None:
     parser = OutputParser("auto")
     parser.feed(line)
     assert parser.later == later
+
+
+def test_a_line_about_a_schedule_is_a_request_to_the_host_and_no_part_of_the_answer() -> None:
+    lines = (
+        b'{"type":"schedule","key":"k","text":"go","every_s":60}\n{"type":"change_schedule","key":"k","action":"pause"}'
+    )
+    parser, events = parse(lines)
+    assert [event.message.kind for event in events if isinstance(event, SayNow)] == ["system", "system"]
+    assert parser.answer().messages == ()
+    for wrong in (b'{"type":"schedule","key":"k"}', b'{"type":"change_schedule","key":"k","action":"x"}'):
+        with pytest.raises(AnswerInvalidError, match="Line 1"):
+            parse(wrong)

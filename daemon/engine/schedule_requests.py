@@ -1,0 +1,121 @@
+"""Carries out an agent's request about its own schedules, in the transaction that records the request's row.
+
+An agent makes schedules in its session and for its session, and changes only those. Its answers go where the row goes.
+"""
+
+from __future__ import annotations
+
+import json
+
+from daemon.core.errors import ScheduleError
+from daemon.core.schedule_limits import ScheduleLimits, check_limits
+from daemon.core.schedules import CatchUp, Times, upcoming
+from daemon.core.time_phrases import instant_of
+from daemon.engine import schedule_steps
+from daemon.store import messages, schedules
+from daemon.store.dead_letters import Operator
+from daemon.store.schedule_requests import note_outcome
+from daemon.store.schedules import AGENT, Scheduled, ScheduleState
+from schema.connect import Writer
+from schema.errors import ClawbusError
+from schema.instants import to_text
+from schema.rows import Address, Kind, MessageIn, MessageOut, MessageStatus
+from schema.schedule_requests import Action, ScheduleRequest, ScheduleRequestError, from_content
+
+_ASKS = Operator(AGENT, None)
+_UPCOMING = 3
+
+
+def carry_out(db: Writer, row: MessageOut, address: Address, limits: ScheduleLimits, now: int) -> None:
+    """Carry out the request of a row and record the outcome. A refusal changes nothing and is an outcome too."""
+    request = None
+    try:
+        request = from_content(row.content)
+        outcome: dict[str, object] = {"ok": True, **_done(db, request, address, limits, now)}
+    except ScheduleRequestError as error:
+        outcome = _refused("BAD_SCHEDULE", f"the request {error}.", "Correct it and ask again.")
+    except ClawbusError as error:
+        outcome = _refused(error.code, str(error), error.hint)
+    note_outcome(db, row.id, outcome, now)
+    if request is not None and request.notify and not outcome["ok"]:
+        _tell_agent(db, row, request, outcome, now)
+
+
+def _done(
+    db: Writer, request: ScheduleRequest, address: Address, limits: ScheduleLimits, now: int
+) -> dict[str, object]:
+    row = schedules.find(db, request.key)
+    if row is not None and row.origin != AGENT:
+        raise ScheduleError(f"schedule {request.key!r} is not yours.", hint="Choose another key.")
+    if row is not None and row.state is ScheduleState.PAUSED and row.changed_by != AGENT:
+        raise ScheduleError(
+            f"schedule {request.key!r} was paused, and not by you.",
+            hint=f"An operator can resume it: `clawbus schedule resume {request.key}`.",
+        )
+    match request.action:
+        case Action.PUT:
+            return _put(db, request, address, limits, now)
+        case Action.PAUSE:
+            return schedule_steps.pause(db, request.key, _ASKS, now)
+        case Action.RESUME:
+            return schedule_steps.resume(db, request.key, _ASKS, now)
+        case Action.CANCEL:
+            return schedule_steps.cancel(db, request.key, _ASKS, now)
+        case Action.RUN_NOW:
+            unfinished = schedules.unfinished(db, request.key)
+            if unfinished is not None and row is not None:
+                raise ScheduleError(f"message {unfinished} of it is not finished.", hint="Wait until it is.")
+            return schedule_steps.run_now(db, request.key, _ASKS, now)
+
+
+def _put(db: Writer, request: ScheduleRequest, address: Address, limits: ScheduleLimits, now: int) -> dict[str, object]:
+    times = _times(request, limits, now)
+    check_limits(times, schedules.count_of_agent(db, besides=request.key), limits, now)
+    what = Scheduled(times, json.dumps({"text": request.text}, ensure_ascii=False), address)
+    done = schedule_steps.put(db, request.key, what, _ASKS, now, origin=AGENT)
+    row = schedules.find(db, request.key)
+    assert row is not None
+    return {**done, "upcoming": [to_text(at) for at in upcoming(row.what.times, row.next_at, row.sent, _UPCOMING)]}
+
+
+def _times(request: ScheduleRequest, limits: ScheduleLimits, now: int) -> Times:
+    zone = request.timezone or limits.timezone
+    catch_up = request.catch_up or CatchUp.LATEST.value
+    if catch_up not in tuple(CatchUp):
+        raise ScheduleError(f"catch_up {catch_up!r:.80} is not one of {', '.join(CatchUp)}.")
+    return Times(
+        at=instant_of(request.at, zone, now) if request.at is not None else None,
+        every_ms=round(request.every_s * 1000) if request.every_s is not None else None,
+        cron=request.cron,
+        timezone=zone,
+        until=instant_of(request.until, zone, now) if request.until is not None else None,
+        count=request.count,
+        catch_up=CatchUp(catch_up),
+    )
+
+
+def _refused(code: str, message: str, fix: str) -> dict[str, object]:
+    return {"ok": False, "error": {"code": code, "message": message, "fix": fix}}
+
+
+def _tell_agent(db: Writer, row: MessageOut, request: ScheduleRequest, outcome: dict[str, object], now: int) -> None:
+    """Store a message that does not wake the agent: a program that prints its requests does not wait for the outcome."""
+    content = {
+        "type": "schedule_refused",
+        "text": f"Your request to {request.action.value} the schedule {request.key!r} was refused.",
+        "key": request.key,
+        "error": outcome["error"],
+    }
+    messages.insert(
+        db,
+        MessageIn(
+            id=messages.free_id(db, f"refused:{row.id}"),
+            seq=messages.next_even_seq(db),
+            kind=Kind.SYSTEM,
+            timestamp=to_text(now),
+            status=MessageStatus.PENDING,
+            content=json.dumps(content, ensure_ascii=False),
+            trigger=False,
+        ),
+        now,
+    )
