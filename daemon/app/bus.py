@@ -46,6 +46,7 @@ from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.sweep_steps import Settings as SweepSettings
 from daemon.engine.sweep_steps import session_limits
 from daemon.engine.sweeper import Sweeper
+from daemon.engine.typing_signs import TypingSigns
 from daemon.engine.waking import Waking
 from daemon.engine.watch import Watch
 from daemon.logs.engine_log import EngineLog
@@ -146,6 +147,7 @@ class Bus:
         Waking(self.sessions, self.supervisor, self.schedule, self.background, clock).subscribe(events)
         self.watch = Watch(self.delivery.poke)
         self.watch.follow(events, self.sessions.known)
+        self.typing = TypingSigns(self.channels, self.sessions.known, clock, events)
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
         self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
         self.executor = DaemonExecutor(

@@ -82,6 +82,7 @@ async def start_parts(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
         elif row.next_due_at is not None:
             bus.schedule.at(row.key, row.next_due_at)
     await tasks.start(bus.watch.run, name="watch")
+    await tasks.start(bus.typing.run, name="typing signs")
     await _check_runtime(bus)
     await tasks.start(bus.gate.run, name="gate")
     await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")

@@ -145,6 +145,17 @@ class Receipt:
     not_wanted: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Typing:
+    """A sign at a place that an agent works on message `about` (`on`), or that it does no more."""
+
+    address: Address
+    agent: str
+    session: str
+    about: str
+    on: bool
+
+
 class Accept(Protocol):
     """The bus's ingress, as a channel sees it."""
 
@@ -219,6 +230,19 @@ class ManyChannel(Protocol):
         A message without an entry in the result was not handed over. When this raises, the outcome of all is unknown, and
         all are sent again.
         """
+        ...
+
+
+@runtime_checkable
+class TypingChannel(Protocol):
+    """A channel that can show that an agent works. A sign is no message: it may fail, and is neither recorded nor sent again."""
+
+    def shows_typing(self, address: Address) -> bool:
+        """Return whether signs are wanted at this place."""
+        ...
+
+    async def typing(self, sign: Typing) -> None:
+        """Show or end a sign, within seconds. Receivers end it by themselves when it is not renewed."""
         ...
 
 

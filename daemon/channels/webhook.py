@@ -13,7 +13,7 @@ import structlog
 from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
-from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt
+from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt, Typing
 from daemon.channels.webhook_in import WebhookIn
 from daemon.channels.webhook_out import WebhookOut
 from daemon.channels.webhook_settings import WebhookSettings, read_keys
@@ -21,6 +21,7 @@ from daemon.config.addresses import bind_tcp, bound_address
 from daemon.core.errors import ChannelError, ListenError
 from daemon.http.asgi import serve
 from daemon.http.connections import ConnectionLimits, guarded
+from schema.rows import Address
 
 _FULL_LOG_S: Final = 60.0  # a flood of connections must not become a flood of log lines
 
@@ -65,6 +66,14 @@ class WebhookChannel:
     async def deliver(self, message: Outgoing) -> Receipt:
         """POST one answer to its hook's reply_url. Raise TransientDeliveryError or PermanentDeliveryError on failure."""
         return await self._out.deliver(message)
+
+    def shows_typing(self, address: Address) -> bool:
+        """Return whether the hook's receiver asks for typing signs."""
+        return self._out.shows_typing(address)
+
+    async def typing(self, sign: Typing) -> None:
+        """POST a typing sign to the hook's reply_url. Raise what the request raises."""
+        await self._out.typing(sign)
 
     def _full(self, turned_away: bool) -> None:
         now = self._clock.monotonic()

@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from daemon.channels.protocol import Outgoing, Receipt
+from daemon.channels.protocol import Outgoing, Receipt, Typing
 from daemon.channels.signatures import retry_after_s, sign_at
 from daemon.channels.webhook_bodies import FORMATS, encoded, made_body
 from daemon.channels.webhook_events import hook_of
@@ -29,6 +29,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.http.pool import HttpPool
 from daemon.http.resolver import Resolver
+from schema.rows import Address
 
 # 409: a receiver that knows the key responds with this while it still works on the first delivery.
 TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -99,6 +100,26 @@ class WebhookOut:
             )
             return await self._send(client, request, f"{hook_name} ({request.url.host})")
 
+    def shows_typing(self, address: Address) -> bool:
+        """Return whether the place's hook asks for typing signs."""
+        hook = self._settings.hooks.get(hook_of(address.platform_id))
+        return hook is not None and hook.typing
+
+    async def typing(self, sign: Typing) -> None:
+        """Post a typing sign, once. Raise httpx.HTTPError when it fails."""
+        name = hook_of(sign.address.platform_id)
+        hook = self._settings.hooks[name]
+        if self._pool is None or hook.reply_url is None:
+            return
+        body = encoded(
+            {"type": "typing", "on": sign.on, "agent": sign.agent, "session": sign.session, "about": sign.about,
+             "place": sign.address.platform_id, "thread": sign.address.thread_id}
+        )  # fmt: skip
+        headers = {"content-type": "application/json", "user-agent": self._agent}
+        headers |= self._signature(self._keys[name].reply, body)
+        async with self._pool.lease() as client:
+            await client.post(hook.reply_url.get_secret_value(), content=body, headers=headers)
+
     async def _send(self, client: httpx.AsyncClient, request: httpx.Request, where: str) -> Receipt:
         """Make one attempt, with a timeout for each step and for the whole."""
         try:
@@ -133,20 +154,21 @@ class WebhookOut:
         return PermanentDeliveryError(f"{text}.", hint=hint)
 
     def _headers(self, message: Outgoing, key: bytes | None, body: bytes) -> dict[str, str]:
-        # Sign every attempt again: a receiver may refuse an old signature.
-        timestamp = self._clock.now_ms() // 1000
         trace = {"traceparent": message.traceparent} if message.traceparent is not None else {}
         return {
             **trace,
             "content-type": "application/json",
             "user-agent": self._agent,
             "idempotency-key": _header_key(message.key),
-            **(
-                {"x-clawbus-timestamp": str(timestamp), "x-clawbus-signature": sign_at(key, timestamp, body)}
-                if key is not None
-                else {}
-            ),
+            **self._signature(key, body),
         }
+
+    def _signature(self, key: bytes | None, body: bytes) -> dict[str, str]:
+        """Return the headers that sign a body now, for every attempt anew: a receiver may refuse an old signature."""
+        if key is None:
+            return {}
+        timestamp = self._clock.now_ms() // 1000
+        return {"x-clawbus-timestamp": str(timestamp), "x-clawbus-signature": sign_at(key, timestamp, body)}
 
     def _no_route(self, hook_name: str, hook: Hook | None) -> PermanentDeliveryError:
         key = f"channels.{self._name}.hooks.{hook_name}"

@@ -72,6 +72,7 @@ class Hook(BaseModel):
     reply_secret: SecretStr | None = None
     reply_secret_env: str | None = None
     reply_secret_file: Path | None = None
+    typing: bool = False
 
     @field_validator("agent")
     @classmethod
@@ -136,6 +137,8 @@ class Hook(BaseModel):
             raise ValueError('reply_format = "body" needs reply_body, and no other format has one')
         if self.reply_format != "clawbus" and self.reply_url is None:
             raise ValueError("reply_format goes with reply_url")
+        if self.typing and (self.reply_format != "clawbus" or self.reply_url is None):
+            raise ValueError('typing needs reply_url, and reply_format = "clawbus": the others know no such sign')
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from daemon.core.attempt_end import AttemptEnd
 from daemon.core.egress_usage import Usage
 from daemon.core.slots import Deploy
 from daemon.core.trace import SpanStart
-from schema.rows import Cause, TurnUsage
+from schema.rows import Address, Cause, TurnUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,11 @@ class EventRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class MessageClaimed(SessionEvent):
-    """The live incarnation has started to work on a message."""
+    """The live incarnation has started to work on a message. `address` is where its answer goes, if it names a place."""
 
     message_id: str
     incarnation: str | None
+    address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

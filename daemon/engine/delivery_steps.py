@@ -6,7 +6,7 @@ Synchronous; the caller holds the session's lock. Nothing is sent here; `outcome
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from daemon.core.attempt_end import AttemptEnd
@@ -36,7 +36,7 @@ from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
 from schema.ids import time_of
 from schema.questions import is_question
-from schema.rows import Ack, AckStatus, DeliveryState, MessageIn
+from schema.rows import Ack, AckStatus, Address, DeliveryState, MessageIn
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Collected:
     queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
     verdicts: tuple[Verdict, ...] = ()
     asked: tuple[questions.Asked, ...] = ()
+    places: Mapping[str, Address | None] = field(default_factory=dict[str, Address | None])  # of what was claimed
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,14 @@ def collect(
         queued=found.queued,
         verdicts=judged.verdicts,
         asked=tuple(asked),
+        places=_places(found),
     )
+
+
+def _places(found: _Findings) -> Mapping[str, Address | None]:
+    """Return where the triggers among the claimed messages came from."""
+    claimed = {claim.message_id for claim in found.claims}
+    return {one.id: messages.address_of(one) for one in found.pending if one.id in claimed and one.trigger}
 
 
 def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str | None, now: int) -> _Findings:

@@ -106,7 +106,9 @@ def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
     """Yield the events of what a poll of a session's files found and committed."""
     agent, session = key
     for claim in found.claimed:
-        yield MessageClaimed(now, agent, session, claim.message_id, claim.incarnation)
+        yield MessageClaimed(
+            now, agent, session, claim.message_id, claim.incarnation, found.places.get(claim.message_id)
+        )
     yield from action_events(key, found.settled, found.endings, now)
     yield from verdict_events(key, found.verdicts, now)
     for asked in found.asked:

@@ -78,10 +78,11 @@ class Room:
         return str(posts[-1].json["content"]["text"])
 
 
-def room(make_daemon: Make, receiver: Receiver, more: str = "") -> Room:
+def room(make_daemon: Make, receiver: Receiver, more: str = "", hook: str = "") -> Room:
     port = free_port()
     command = json.dumps([sys.executable, "-I", "-S", "-c", ASKS])
-    daemon = make_daemon(TABLES.format(command=command, more=more, port=port, secret=SECRET, url=receiver.url))
+    tables = TABLES.format(command=command, more=more, port=port, secret=SECRET, url=receiver.url)
+    daemon = make_daemon(f"{tables}{hook}\n")
     daemon.start()
     return Room(daemon, receiver, f"http://127.0.0.1:{port}/hooks/room")
 
@@ -142,3 +143,17 @@ def test_an_answer_after_the_deadline_comes_too_late(make_daemon: Make) -> None:
         question = here.ask(timeout_s=1, default="no")
         assert here.outcome() == "timeout no None"
         assert here.answer("ann", "a1", question) == (409, "QUESTION_CLOSED")
+
+
+def test_the_receiver_is_shown_that_the_agent_works(make_daemon: Make) -> None:
+    with receiving() as receiver:
+        here = room(make_daemon, receiver, "", "typing = true")
+        assert here.say("ann", "m1", ask={"timeout_s": 1})[0] == 202
+        eventually("done", lambda: [one for one in receiver.posts if one.json.get("on") is False])
+        eventually("answered", lambda: len([one for one in receiver.posts if "content" in one.json]) == 2)
+        signs = [one.json for one in receiver.posts if one.json.get("type") == "typing"]
+        assert all(one["on"] for one in signs[:-1])
+        assert (signs[0]["place"], signs[0]["agent"]) == ("room:r", "asks")
+        answers = [one.json for one in receiver.posts if "content" in one.json]
+        assert [one["in_reply_to"] for one in answers] == [signs[0]["about"]] * 2
+        assert all("x-clawbus-signature" in one.headers for one in receiver.posts)
