@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from daemon.store.mailbox import MailboxEntry
 
 
+_MOST_NAMES: Final = 10
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     add(app, "mailbox", mailbox)
@@ -33,6 +36,10 @@ def mailbox(
     after: Annotated[
         int, typer.Option("--after", metavar="CURSOR", min=0, help="Only what came after this cursor.")
     ] = 0,
+    last: Annotated[
+        int | None,
+        typer.Option("--last", min=1, max=1000, help="Only the newest so many; with --follow, from there on."),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many, oldest first.")] = 100,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what arrives (JSON: one entry a line).")
@@ -48,9 +55,14 @@ def mailbox(
 
     \b
     Example:
+      clawbus mailbox cli --last 10
       clawbus mailbox cli --after 42
       clawbus mailbox cli --follow --save .
     """
+    if last is not None:
+        if after:
+            raise typer.BadParameter("--last counts from the end: leave --after out.")
+        after, limit = _before_newest(invocation, name, last), last
     if follow:
         _follow(invocation, name, after, limit, save)
     entries, source = _read(invocation, name, after, limit, 0.0)
@@ -58,13 +70,15 @@ def mailbox(
     results = _results(invocation, entries, save)
     result = {"source": source, "mailbox": name, "entries": results, "next_after": cursor}
 
+    others = _others(invocation) if not entries and not after else ""
+
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
 
         for entry, answer in zip(entries, results, strict=True):
             _print(console, entry, answer)
         if not entries:
-            say(console, f"mailbox {name} holds nothing after cursor {after}.")
+            say(console, f"mailbox {name} holds nothing{f' after cursor {after}' if after else ''}.{others}")
         if source == "files":
             say(console, "(the daemon does not answer: read from the files)")
 
@@ -72,6 +86,21 @@ def mailbox(
         (NextAction(f"clawbus mailbox --after {cursor} {operand(name)}", "what came after these"),) if entries else ()
     )
     return Outcome(result, people, more)
+
+
+def _before_newest(invocation: Invocation, name: str, count: int) -> int:
+    from daemon.inspect.mailbox_reading import before_newest  # noqa: PLC0415
+
+    return before_newest(invocation.place.data_dir, name, count)
+
+
+def _others(invocation: Invocation) -> str:
+    """Return a sentence that names the mailboxes that hold something: the name may be mistyped."""
+    from daemon.inspect.mailbox_reading import known_mailboxes  # noqa: PLC0415
+
+    names = known_mailboxes(invocation.place.data_dir, _MOST_NAMES + 1)
+    more = ", ..." if len(names) > _MOST_NAMES else ""
+    return f" There is something in: {', '.join(names[:_MOST_NAMES])}{more}." if names else ""
 
 
 def _results(invocation: Invocation, entries: Sequence[MailboxEntry], save: Path | None) -> list[dict[str, Any]]:

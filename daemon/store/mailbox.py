@@ -247,6 +247,39 @@ def read_mailbox(
         return [_entry(row) for row in reader.some(sql, values, column="content", budget=READ_BUDGET_CHARS)]
 
 
+def cursor_before_last(path: Path, mailbox: str, count: int) -> int:
+    """Return the cursor above which the newest `count` (1 or more) entries of a mailbox lie; 0 if it has no more than these.
+
+    Open read-only, create nothing. Raise StorageError.
+    """
+    if not path.exists():
+        return 0
+    with _open(path) as reader:
+        if not reader.columns("mailbox"):
+            return 0
+        sql = "SELECT cursor FROM mailbox WHERE mailbox = ? ORDER BY cursor DESC LIMIT 1 OFFSET ?"
+        row = reader.one(sql, (mailbox, count))
+        return 0 if row is None else int(row["cursor"])
+
+
+def mailbox_names(path: Path, limit: int) -> list[str]:
+    """Return the names of at most `limit` mailboxes that hold an entry, sorted. Open read-only. Raise StorageError."""
+    if not path.exists():
+        return []
+    names: list[str] = []
+    with _open(path) as reader:
+        if not reader.columns("mailbox"):
+            return []
+        while len(names) < limit:  # each step is one search of the index, however many entries there are
+            row = reader.one(
+                "SELECT min(mailbox) AS name FROM mailbox WHERE mailbox > ?", (names[-1] if names else "",)
+            )
+            if row is None or row["name"] is None:
+                break
+            names.append(row["name"])
+    return names
+
+
 def raise_cursors(path: Path, now_ms: int) -> None:
     """Let a restored mailbox continue above every cursor used since its backup. Raise what `open_owner` raises."""
     with open_owner(path, Role.MAILBOX) as db:

@@ -102,6 +102,19 @@ class TestFromTheFiles:
         assert [entry["message_out_id"] for entry in rest["entries"]] == ["out-3"]
         assert cli("mailbox", "other").result["entries"] == []
 
+    @pytest.mark.parametrize(("count", "cursors"), [(1, [3]), (2, [2, 3]), (3, [1, 2, 3]), (900, [1, 2, 3])])
+    def test_the_newest_of_a_mailbox(self, cli: CommandLine, files: Path, count: int, cursors: list[int]) -> None:
+        Mailbox(files / "mailbox.db").put_many([NewEntry("a", "o", "echo", "demo", "m1", "chat", None, "{}", NOW)])
+        result = cli("mailbox", "--last", str(count)).result
+        assert [entry["cursor"] for entry in result["entries"]] == cursors
+
+    def test_the_newest_are_not_counted_from_a_cursor(self, cli: CommandLine, files: Path) -> None:
+        assert cli("mailbox", "--last", "1", "--after", "1").envelope["error"]["code"] == "USAGE"
+
+    def test_an_empty_mailbox_names_those_that_hold_something(self, cli: CommandLine, files: Path) -> None:
+        Mailbox(files / "mailbox.db").put_many([NewEntry("a", "o", "echo", "demo", "m1", "chat", None, "{}", NOW)])
+        assert "mailbox clo holds nothing. There is something in: a, cli." in cli("mailbox", "clo", "--pretty").out
+
     def test_a_mailbox_that_begins_with_a_dash_is_named_so_that_the_command_takes_it(
         self, cli: CommandLine, files: Path
     ) -> None:
