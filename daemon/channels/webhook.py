@@ -37,7 +37,7 @@ class WebhookChannel:
         keys = read_keys(context.name, settings)
         self.name = context.name
         self.capabilities = Capabilities(
-            deduplicates=settings.receiver_deduplicates, threads=False, in_doubt=settings.in_doubt
+            deduplicates=settings.receiver_deduplicates, threads=False, files=True, in_doubt=settings.in_doubt
         )
         self.bound_address: tuple[str, int] | None = None
         self._settings = settings

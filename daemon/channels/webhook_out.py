@@ -22,11 +22,13 @@ import httpx
 
 from daemon.channels.protocol import Outgoing, Receipt, Typing
 from daemon.channels.signatures import retry_after_s, sign_at
-from daemon.channels.webhook_bodies import FORMATS, encoded, made_body
+from daemon.channels.webhook_bodies import encoded
 from daemon.channels.webhook_events import hook_of
+from daemon.channels.webhook_files import Post, made_post
 from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.sent_files import NONE
 from daemon.http.pool import HttpPool
 from daemon.http.resolver import Resolver
 from schema.rows import Address
@@ -90,13 +92,13 @@ class WebhookOut:
             raise self._no_route(hook_name[:64], hook)
         if self._pool is None:
             raise TransientDeliveryError(f"channel {self._name} is not running.")
-        made = (
-            made_body(hook.reply_body, message) if hook.reply_body is not None else FORMATS[hook.reply_format](message)
-        )
-        body = encoded(made)
+        if message.files == NONE:
+            post = made_post(hook, message)
+        else:
+            post = await anyio.to_thread.run_sync(made_post, hook, message)
         async with self._pool.lease() as client:
             request = client.build_request(
-                "POST", url.get_secret_value(), content=body, headers=self._headers(message, key, body)
+                "POST", url.get_secret_value(), content=post.body, headers=self._headers(message, key, post)
             )
             return await self._send(client, request, f"{hook_name} ({request.url.host})")
 
@@ -153,14 +155,14 @@ class WebhookOut:
             hint = "Set reply_url to the final address."
         return PermanentDeliveryError(f"{text}.", hint=hint)
 
-    def _headers(self, message: Outgoing, key: bytes | None, body: bytes) -> dict[str, str]:
+    def _headers(self, message: Outgoing, key: bytes | None, post: Post) -> dict[str, str]:
         trace = {"traceparent": message.traceparent} if message.traceparent is not None else {}
         return {
             **trace,
-            "content-type": "application/json",
+            "content-type": post.content_type,
             "user-agent": self._agent,
             "idempotency-key": _header_key(message.key),
-            **self._signature(key, body),
+            **self._signature(key, post.body),
         }
 
     def _signature(self, key: bytes | None, body: bytes) -> dict[str, str]:

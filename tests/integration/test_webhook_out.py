@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import email
+import email.policy
+import hashlib
+import json
 import logging
 import random
 import socket
@@ -23,6 +28,7 @@ from daemon.channels.protocol import InDoubt, Outgoing, Receipt
 from daemon.channels.signatures import sign_at
 from daemon.channels.webhook import WebhookChannel
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.sent_files import SentFile, SentFiles
 from tests.support.channels import (
     NOW_MS,
     REPLY_SECRET,
@@ -86,6 +92,79 @@ async def test_what_a_receiver_gets(app: Receiver, channel: WebhookChannel) -> N
     timestamp = int(headers["x-clawbus-timestamp"])
     assert timestamp == NOW_MS // 1000
     assert headers["x-clawbus-signature"] == sign_at(REPLY_SECRET.encode(), timestamp, request.body)
+
+
+def sent_files(folder: Path) -> SentFiles:
+    """A PNG with an odd name, and a file that was refused."""
+    data = b"\x89PNG\r\n\x1a\nwith\r\n--boundary"
+    path = folder / 'a "plot".png'
+    path.write_bytes(data)
+    one = SentFile(path.name, "image/png", len(data), hashlib.sha256(data).hexdigest(), path)
+    return SentFiles((one,), (("link.txt", "is a link"),))
+
+
+async def test_a_receiver_of_clawbus_s_own_json_gets_the_files_in_base64(
+    app: Receiver, channel: WebhookChannel, tmp_path: Path
+) -> None:
+    files = sent_files(tmp_path)
+    await channel.deliver(message(files=files))
+    await channel.deliver(message(files=files, attempt=2))
+    first, second = app.requests
+    assert first.body == second.body
+    [file] = first.json["files"]
+    assert base64.b64decode(file["data"]) == files.files[0].path.read_bytes()
+    assert (file["name"], file["mimeType"], file["type"]) == ('a "plot".png', "image/png", "image")
+    assert first.json["files_refused"] == [{"name": "link.txt", "reason": "is a link"}]
+    timestamp = int(first.headers["x-clawbus-timestamp"])
+    assert first.headers["x-clawbus-signature"] == sign_at(REPLY_SECRET.encode(), timestamp, first.body)
+
+
+async def test_discord_gets_the_files_as_a_form_that_a_mail_parser_reads(app: Receiver, tmp_path: Path) -> None:
+    hooks = {"me": {"agent": "a", "session": "s", "secret": SECRET, "reply_url": app.url, "reply_format": "discord"}}
+    files = sent_files(tmp_path)
+    channel = channel_to(app.url, tmp_path, hooks=hooks)
+    async with running(channel):
+        await channel.deliver(message(content='{"text":"see"}', files=files))
+        await channel.deliver(message(content='{"text":"see"}', files=files, attempt=2))
+    first, second = app.requests
+    assert (first.body, first.headers["content-type"]) == (second.body, second.headers["content-type"])
+    head = f"Content-Type: {first.headers['content-type']}\r\n\r\n".encode()
+    parsed = email.message_from_bytes(head + first.body, policy=email.policy.HTTP)
+    payload, file = parsed.iter_parts()
+    assert json.loads(payload.get_content())["content"] == "see\n[file not sent: link.txt is a link]"
+    assert file.get_content() == files.files[0].path.read_bytes()
+    assert file.get_param("name", header="content-disposition") == "files[0]"
+    assert file.get_filename() == "a %22plot%22.png"
+
+
+@pytest.mark.parametrize("reply_format", ["slack", "teams", "body"])
+async def test_a_service_that_takes_no_files_is_told_their_names(
+    app: Receiver, tmp_path: Path, reply_format: str
+) -> None:
+    hook: dict[str, Any] = {
+        "agent": "a", "session": "s", "secret": SECRET, "reply_url": app.url, "reply_format": reply_format,
+    }  # fmt: skip
+    if reply_format == "body":
+        hook["reply_body"] = {"says": "{text}"}
+    channel = channel_to(app.url, tmp_path, hooks={"me": hook})
+    async with running(channel):
+        await channel.deliver(message(content='{"text":"see"}', files=sent_files(tmp_path)))
+    said = app.requests[-1].body.decode()
+    assert 'file not sent here: a \\"plot\\".png, 24 bytes' in said
+    assert "file not sent: link.txt is a link" in said
+
+
+async def test_a_copy_that_is_gone_or_damaged_makes_a_dead_letter_and_sends_nothing(
+    app: Receiver, channel: WebhookChannel, tmp_path: Path
+) -> None:
+    files = sent_files(tmp_path)
+    files.files[0].path.write_bytes(b"damaged")
+    with pytest.raises(PermanentDeliveryError, match="damaged"):
+        await channel.deliver(message(files=files))
+    files.files[0].path.unlink()
+    with pytest.raises(PermanentDeliveryError, match="gone"):
+        await channel.deliver(message(files=files))
+    assert app.requests == []
 
 
 @pytest.mark.parametrize(
