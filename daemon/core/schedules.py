@@ -158,8 +158,8 @@ def last_until(times: Times, instant: int) -> int | None:
     if times.every_ms is not None:
         number = (instant - times.start) // times.every_ms
         return times.start + number * times.every_ms if number > 0 else None
-    # CronSim counts in whole minutes, and backwards it excludes the minute it starts from.
-    return _cron(times.cron or "", instant + 60_000, times.timezone, reverse=True)
+    # Backwards CronSim excludes the minute it starts from, if it starts at its very beginning.
+    return _cron(times.cron or "", instant - instant % 60_000 + 60_000, times.timezone, reverse=True)
 
 
 def fire(times: Times, next_at: int, now: int, sent: int) -> Firing:

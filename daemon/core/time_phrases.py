@@ -21,6 +21,7 @@ _IN: Final = re.compile(r"in (\d{1,9}) ?(s|min|m|h|d)\Z", re.ASCII | re.IGNORECA
 _UNIT_MS: Final[Mapping[str, int]] = MappingProxyType(
     {"s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 )
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
 
 
@@ -37,7 +38,7 @@ def instant_of(text: str, timezone: str, now: int) -> int:
     if clock is None:
         return _iso(said, timezone)
     day, minute = (clock.group(1) or "").lower(), f"{int(clock.group(2)):02d}:{clock.group(3)}"
-    today = datetime.fromtimestamp(now / 1000, UTC).astimezone(where).date()
+    today = (_EPOCH + timedelta(milliseconds=now)).astimezone(where).date()
     found = local_instant(f"{today + _DAY if day == 'tomorrow' else today}T{minute}", timezone)
     if not day and found <= now:
         return local_instant(f"{today + _DAY}T{minute}", timezone)

@@ -166,3 +166,10 @@ def test_the_next_occurrences_end_with_the_schedule() -> None:
     assert upcoming(Times(every_ms=1000, start=0, until=6500), 5000, 0, 3) == (5000, 6000)
     assert upcoming(Times(at=5000), 5000, 0, 3) == (5000,)
     assert upcoming(every, None, 0, 3) == ()
+
+
+@pytest.mark.parametrize("after_ms", [0, 1, 500, 59_999])
+def test_the_last_minute_of_a_cron_expression_is_never_in_the_future(after_ms: int) -> None:
+    each_minute = Times(cron="* * * * *")
+    assert last_until(each_minute, NOW + after_ms) == NOW
+    assert fire(each_minute, NOW, NOW + after_ms, 0).due == (NOW,)
