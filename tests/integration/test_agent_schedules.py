@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from container_runner.shared.sent_files import FileSource
 from container_runner.tools.calls import Calls, ToolError
 from container_runner.tools.session import ToolSession
 from daemon.config.models import Delivery
@@ -21,6 +22,7 @@ from tests.support.agents import ECHO, command_agent
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.session_world import SessionWorld
 
+NO_FILES = FileSource(Path("/nonexistent"), 0, 0)
 MEANS = DeliveryContext(
     {}, Delivery(), 20_000, held=frozenset(), under_way=frozenset(), jitter=0.5, schedules=ScheduleLimits(most=2)
 )
@@ -51,7 +53,7 @@ class Hosted:
         """Begin another try of the same turn."""
         folder = self.world.files.folder
         session = ToolSession(folder.inbox, folder.outbox, ("a", "s"), lambda: self.world.now)
-        self.calls = Calls(session, frozenset(TOOLS), sleep=self.poll)
+        self.calls = Calls(session, frozenset(TOOLS), NO_FILES, sleep=self.poll)
 
     def poll(self, _: float) -> None:
         self.polls += 1
@@ -105,7 +107,7 @@ def test_a_later_try_of_the_turn_that_asks_the_same_changes_nothing(agent: Hoste
 
 
 def test_a_host_that_does_not_poll_in_time_is_said(agent: Hosted) -> None:
-    agent.calls = Calls(agent.calls._session, frozenset(TOOLS), sleep=lambda _: None)
+    agent.calls = Calls(agent.calls._session, frozenset(TOOLS), NO_FILES, sleep=lambda _: None)
     assert agent.refused("schedule", key="k", text="x", at="in 2h") == "NO_OUTCOME_YET"
 
 

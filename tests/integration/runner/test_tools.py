@@ -28,6 +28,7 @@ class Client:
             "session": "s",
             "tools": list(tools),
             "ready": str(self.ready),
+            "files": [str(kit.agent), 10, 1_000_000],
         }
         command = [sys.executable, "-I", "-m", "container_runner.tools", json.dumps(settings)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
