@@ -158,6 +158,7 @@ class Store:
             self._check_claims(db, acked)
             if self._are_cancelled(db, triggers):
                 self._release(db, [*acked, *released])
+                self._keep_usage(db, usage, to_text(self.now_ms()))
                 self._set_tool(db, None)
                 return False
             self._insert_rows(db, rows)
@@ -195,10 +196,14 @@ class Store:
         ring(self._outbound.parent)
         return True
 
-    def give_back(self, message_ids: Sequence[str]) -> None:
-        """Release these claims and clear the tool in flight. Their messages can be claimed again. Safe to repeat."""
+    def give_back(self, message_ids: Sequence[str], usage: tuple[str, TurnUsage] | None = None) -> None:
+        """Release these claims and clear the tool in flight. Their messages can be claimed again. Safe to repeat.
+
+        `usage` is what the turn used all the same, under the id of one of its messages.
+        """
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
             self._release(db, message_ids)
+            self._keep_usage(db, usage, to_text(self.now_ms()))
             self._set_tool(db, None)
 
     def release_all(self) -> int:

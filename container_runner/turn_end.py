@@ -86,7 +86,7 @@ class TurnEnd:
         their claims were released because the runner is being stopped, and `cancelled` when nobody waits for the answer.
         """
         if isinstance(outcome, TurnStoppedError):
-            return await self._release(turn, "cancelled")
+            return await self._release(turn, "cancelled", _usage(outcome, turn.messages))
         if isinstance(outcome, TurnDeferredError):
             if await self._defer(outcome, turn):
                 return AckStatus.LATER.value
@@ -106,7 +106,7 @@ class TurnEnd:
         if failure is not None:
             turn.log.warning("turn_failed", code=failure.code, error=str(failure), detail=failure.detail)
             if _is_shared(turn.messages):
-                return await self._split(turn)
+                return await self._split(turn, _usage(outcome, turn.messages))
         return await self._finish(outcome, plan, failure, turn)
 
     async def give_back(self, log: FilteringBoundLogger, why: CannotStartError) -> None:
@@ -137,7 +137,7 @@ class TurnEnd:
             status,
             released=turn.released,
             state=_state(outcome) if failure is None else None,
-            usage=_usage(outcome, turn.messages) if failure is None else None,
+            usage=_usage(outcome, turn.messages),
             note=_note(outcome) if failure is None else TurnNote(failure.code, str(failure)),
             triggers=[message.id for message in turn.messages if message.trigger],
         )
@@ -156,18 +156,18 @@ class TurnEnd:
         if row.reply.files:
             await self._files.until_done("files_failed", partial(self._store.outbox.place, row.id, row.reply))
 
-    async def _split(self, turn: EndedTurn) -> str:
+    async def _split(self, turn: EndedTurn, usage: tuple[str, TurnUsage] | None) -> str:
         """Release a failed turn's messages, so that each trigger is tried alone: one bad message must not fail the others.
 
         If the runner dies in between, the list of messages to try alone is lost; the next shared turn fails and splits again.
         """
         self._solo.update(message.id for message in turn.messages if message.trigger)
         turn.log.warning("turn_split", triggers=sum(message.trigger for message in turn.messages))
-        return await self._release(turn, "split")
+        return await self._release(turn, "split", usage)
 
-    async def _release(self, turn: EndedTurn, word: str) -> str:
+    async def _release(self, turn: EndedTurn, word: str, usage: tuple[str, TurnUsage] | None) -> str:
         """Release the turn's claims and return `word`. What the host has cancelled is not claimed again; the rest is."""
-        give_back = partial(self._store.give_back, [*turn.ids, *turn.released])
+        give_back = partial(self._store.give_back, [*turn.ids, *turn.released], usage)
         try:
             await self._files.until_done("release_failed", give_back)
         except GraceOverError:
@@ -214,7 +214,7 @@ class TurnEnd:
 
 def _usage(outcome: Outcome, messages: Sequence[TurnMessage]) -> tuple[str, TurnUsage] | None:
     """Return what the turn used, under its last trigger."""
-    if not isinstance(outcome, Answer) or outcome.usage is None:
+    if isinstance(outcome, TurnDeferredError) or outcome.usage is None:
         return None
     return next(message.id for message in reversed(messages) if message.trigger), outcome.usage
 

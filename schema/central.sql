@@ -83,6 +83,29 @@ CREATE TABLE IF NOT EXISTS egress_usage (
   PRIMARY KEY (day, agent, route)
 ) WITHOUT ROWID;
 
+-- What agents used in a day, by their own account. Whole totals, about a second old; budgets go on from them after a restart.
+CREATE TABLE IF NOT EXISTS agent_usage (
+  day    TEXT NOT NULL,                          -- YYYY-MM-DD in the configured time zone
+  agent  TEXT NOT NULL,
+  turns  INTEGER NOT NULL,                       -- begun
+  tokens INTEGER NOT NULL,                       -- in and out
+  cost   REAL NOT NULL,                          -- in the currency that the agent reports
+  PRIMARY KEY (day, agent)
+) WITHOUT ROWID;
+
+-- What had been used when an operator refilled an agent's budget of that day: only what came later counts.
+CREATE TABLE IF NOT EXISTS agent_refills (
+  day    TEXT NOT NULL,
+  agent  TEXT NOT NULL,
+  turns  INTEGER NOT NULL,
+  tokens INTEGER NOT NULL,
+  cost   REAL NOT NULL,
+  at     INTEGER NOT NULL,
+  by     TEXT NOT NULL,
+  reason TEXT,
+  PRIMARY KEY (day, agent)
+) WITHOUT ROWID;
+
 -- Sessions whose files were read and found idle, so that a report need not open them while they look the same.
 CREATE TABLE IF NOT EXISTS verified_idle (
   agent   TEXT NOT NULL,

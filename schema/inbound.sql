@@ -141,7 +141,8 @@ CREATE TABLE IF NOT EXISTS host_messages (
   platform_id  TEXT,
   channel_type TEXT,
   thread_id    TEXT,
-  content      TEXT NOT NULL
+  content      TEXT NOT NULL,
+  final        INTEGER NOT NULL DEFAULT 1        -- 0: word of a message that waits; its answer is still to come
 );
 
 -- ours: the incarnation that is replaced when its turn is over. A runner that finds its own here claims nothing more.

@@ -57,6 +57,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("messages_in", "stop_late", "INTEGER NOT NULL DEFAULT 0", None),
             ("destinations", "source", "TEXT", None),
             ("delivered", "platform_message_id", "TEXT", None),
+            ("host_messages", "final", "INTEGER NOT NULL DEFAULT 1", None),
             ("delivery_attempts", "passed", "INTEGER NOT NULL DEFAULT 0", None),
             ("delivery_attempts", "doubts", "INTEGER NOT NULL DEFAULT 0", None),
             ("delivered", "status", "TEXT NOT NULL DEFAULT 'delivered'", None),

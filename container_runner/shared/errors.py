@@ -6,6 +6,7 @@ A TurnFailedError becomes an answer that names its code; it never ends the loop.
 from __future__ import annotations
 
 from schema.errors import ClawbusError
+from schema.rows import TurnUsage
 
 
 class SettingsError(ClawbusError):
@@ -43,9 +44,10 @@ class CannotStartError(ClawbusError):
 class TurnFailedError(ClawbusError):
     """The provider could not answer. Senders read the text only with error_detail = "sender".
 
-    `detail` is for the log alone (a stderr tail); it never reaches the sender.
+    `detail` is for the log alone (a stderr tail); it never reaches the sender. `usage` is what the turn used all the same.
     """
 
+    usage: TurnUsage | None = None
     code = "TURN_FAILED"
     default_hint = "Read the session's container log."
 

@@ -35,6 +35,7 @@ class LiveStatus:
         self.problems = problems
         self.source: Mapping[str, Any] | None = None  # which release runs, where the composition root knows it
         self.worker: Callable[[], Mapping[str, Any]] = dict  # how this daemon is registered, where it is
+        self.budgets: Callable[[], Mapping[str, str]] = dict  # agents whose budget of today is used up: what of it
         self._agents = agents
         self._sessions = sessions
         self._supervisor = supervisor
@@ -52,6 +53,7 @@ class LiveStatus:
             "version": _version(),
             "source": self.source,
             "worker": self.worker(),
+            "budgets": dict(self.budgets()),
             "started_at": self._started_at,
             "agents": sorted(self._agents),
             "runtime": {

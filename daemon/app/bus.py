@@ -29,6 +29,7 @@ from daemon.core.zones import zone
 from daemon.egress.gate import Gate
 from daemon.egress.ledger import Ledger
 from daemon.engine.background import Background
+from daemon.engine.budgets import Budgets
 from daemon.engine.delivery import Delivery, DeliverySettings
 from daemon.engine.events import Events
 from daemon.engine.grants import Grants
@@ -138,6 +139,9 @@ class Bus:
             engine, self.sessions, config.runtime, clock, specs, self.schedule, events, overrides.timings
         )
         self.sessions.remember_with(self.supervisor.incarnations, install_id)
+        self.budgets = Budgets(
+            self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events
+        )
         held_files = self._build_held_files(folder)
         self.delivery, self.sweeper, self.keeper = self._build_engine(held_files)
         self.ingress = Ingress(
@@ -151,7 +155,7 @@ class Bus:
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
         self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
         self.executor = DaemonExecutor(
-            self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router, self.agents
+            self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router, self.budgets
         )
         known = rules({name: table.rule() for name, table in config.commands.items()})
         self.router.answer_commands_with(UserCommands(self.sessions, self.executor, clock, self.sweeper.poke, known))
@@ -224,6 +228,7 @@ class Bus:
             self.clock, self.agents, self.sessions, self.supervisor, self.sweeper, self.retention, self.problems, limits
         )
         live.worker = self._worker
+        live.budgets = self.budgets.used_up
         live.source = self._source.as_json() if self._source is not None else None
         return DaemonOperations(
             self.config,

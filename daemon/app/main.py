@@ -264,6 +264,8 @@ async def stop_bus(bus: Bus, tasks: anyio.abc.TaskGroup, grace_s: float) -> None
     """Start nothing new, let running sends finish within `grace_s` seconds, cancel every task. Containers keep running."""
     bus.supervisor.close()
     await bus.delivery.close(grace_s)
+    with suppress(ClawbusError), anyio.move_on_after(grace_s):
+        await bus.budgets.flush()
     tasks.cancel_scope.cancel()
 
 

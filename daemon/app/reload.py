@@ -55,6 +55,7 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
     if bus.registration is not None:
         bus.registration.poke()
     bus.router.reload_later(config.routes)
+    bus.budgets.reconsider()
     taken_over = {"agents": True, "logs": {"level"}, "routes": True, "ownership": True}
     old = bus.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])

@@ -85,7 +85,9 @@ async def start_parts(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     await tasks.start(bus.typing.run, name="typing signs")
     await _check_runtime(bus)
     await tasks.start(bus.gate.run, name="gate")
+    await bus.budgets.load()
     await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
+    bus.budgets.enforce()
     await tasks.start(bus.sweeper.run, name="sweep")
     tasks.start_soon(bus.schedule.run, bus.sweeper.poke, name="schedule")
     running = {

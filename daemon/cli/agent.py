@@ -1,4 +1,4 @@
-"""`clawbus agent list|show`: the configured agents, their sessions, and what is open of each."""
+"""`clawbus agent list|show|refill`: the configured agents, their sessions, what is open of each, and their budgets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
+from daemon.cli.operator import ReasonOption
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
 from daemon.core.printable import counted
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="The agents of the configuration: list them, or show one.\n\n\b\nExample:\n  clawbus agent list",
+        help="The agents of the configuration: list them, show one, or refill a budget.\n\n\b\nExample:\n  clawbus agent list",
         rich_markup_mode=None,
     )
     add(group, "list", list_, path="agent")
     add(group, "show", show, path="agent")
+    add(group, "refill", refill, path="agent")
     add_group(app, group, "agent")
 
 
@@ -76,6 +78,36 @@ def show(
     return Outcome(result, lambda console: _show_one(console, result), steps)
 
 
+def refill(
+    invocation: Invocation,
+    agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="The agents' names.")],
+    reason: ReasonOption = None,
+) -> Outcome:
+    """Let an agent's budget of today begin again: its waiting messages are worked on.
+
+    Use it when an agent has used up its turns, tokens or cost of the day, and is to go on before midnight.
+
+    \b
+    Example:
+      clawbus agent refill helper --reason 'release day'
+    """
+    from daemon.cli.executor import execute  # noqa: PLC0415
+    from daemon.cli.operator import user  # noqa: PLC0415
+    from daemon.core.commands import RefillBudget  # noqa: PLC0415
+
+    verbs = [RefillBudget(by=user(), reason=reason, agent=agent) for agent in agents]
+    done = [execute(invocation, verb) for verb in verbs]
+
+    def people(console: Console) -> None:
+        from daemon.cli.present import say  # noqa: PLC0415
+
+        for one in done:
+            used = f"{one['turns']} turns, {one['tokens']} tokens, {one['cost']:.2f} of cost"
+            say(console, f"{one['name']}: the budget of {one['day']} begins again ({used} so far)")
+
+    return Outcome({"refilled": done}, people)
+
+
 def _report(invocation: Invocation) -> list[dict[str, Any]]:
     from daemon.inspect.overview import agents_report  # noqa: PLC0415
 
@@ -121,6 +153,11 @@ def _show_one(console: Console, one: Mapping[str, Any]) -> None:
             "a turn takes": f"at most {duration(settings['timeout_s'])}",
             "containers": f"at most {settings['max_containers']}",
         }
+    today: Mapping[str, Any] | None = one["today"]
+    if today is not None:
+        facts["today"] = today["budget"] or f"{today['turns']} turns, {today['tokens']} tokens; no limit"
+        if today["used_up"]:
+            facts["stopped"] = f"{today['used_up']} used: its messages wait until midnight"
     facts |= {
         "unfinished": f"{one['pending'] - one['scheduled']}, and {one['scheduled']} scheduled for later",
         "undelivered": one["undelivered"],

@@ -54,7 +54,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         ),
         "session": Entry("session", "See", "List and show sessions; stop, kill, quarantine, release or reset one."),
         "run": Entry("run", "See", "What agents work on and worked on: list runs, or show the whole life of one."),
-        "agent": Entry("agent", "See", "The agents of the configuration: list them, or show one."),
+        "agent": Entry("agent", "See", "The agents of the configuration: list them, show one, or refill a budget."),
         "channel": Entry("channel", "See", "The channels of the configuration."),
         "egress": Entry("egress", "See", "What agents may reach through the gate, and what they used."),
         "logs": Entry(

@@ -50,7 +50,7 @@ def status(invocation: Invocation) -> Outcome:
     if report["queues"]["dead_letters"]:
         steps += (NextAction("clawbus dead list", "the dead letters"),)
     live: dict[str, Any] = report.get("live") or {}
-    if report["attention"] or live.get("degraded"):
+    if report["attention"] or _stopped(report) or live.get("degraded"):
         steps += (NextAction("clawbus doctor", "findings and their repairs"),)
     return Outcome({"source": source, **report}, lambda console: show(console, report, source), steps)
 
@@ -69,7 +69,19 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
                 return {**versions, **_from_files(invocation, str(error)), "silent": None, "live": live}, "daemon"
     except (DaemonDownError, DaemonSilentError) as error:
         silent = invocation.silent_daemon() or (str(error) if isinstance(error, DaemonSilentError) else None)
-    return {**versions, "silent": silent, **_from_files(invocation, None)}, "files"
+    return {**versions, "silent": silent, "budgets": _budgets(invocation), **_from_files(invocation, None)}, "files"
+
+
+def _stopped(report: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the agents whose budget of today is used up, and what of it."""
+    return report.get("budgets") or (report.get("live") or {}).get("budgets") or {}
+
+
+def _budgets(invocation: Invocation) -> dict[str, str]:
+    """Return the same from the files, for when no daemon says it. Raise ConfigError."""
+    from daemon.inspect.budget_reading import agents_stopped  # noqa: PLC0415
+
+    return dict(agents_stopped(invocation.config, SystemClock().now_ms()))
 
 
 def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +175,8 @@ def facts_of(report: Mapping[str, Any], source: str) -> dict[str, object]:
     facts["dead letters"] = (
         f"{queues['dead_letters']} ({counted(queues['failed'], 'message')}, {counted(queues['dead'], 'answer')})"
     )
+    if stopped := _stopped(report):
+        facts["stopped"] = "; ".join(f"{agent}: {spent} of today" for agent, spent in stopped.items())
     facts |= _pruned(report)
     if report.get("not_examined"):
         facts["not examined"] = f"{counted(report['not_examined'], 'session')} (no time)"

@@ -13,6 +13,7 @@ from daemon.config.presets import PRESETS
 from daemon.config.sources import PREFIX
 from daemon.config.table import Table, check_path
 from daemon.core.answering import AnswersFrom
+from daemon.core.budgets import AgentBudget
 from schema.errors import InvalidNameError
 from schema.ids import check_name
 from schema.tools import TOOLS
@@ -90,6 +91,14 @@ class Agent(Table):
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
     destinations_from_routes: bool = True
+    turns_per_day: int | None = Field(default=None, ge=0, le=10**9)
+    tokens_per_day: int | None = Field(default=None, ge=0, le=10**15)
+    cost_per_day: float | None = Field(default=None, ge=0, le=10**9)
+
+    @property
+    def budget(self) -> AgentBudget:
+        """What the agent may use in a day."""
+        return AgentBudget(self.turns_per_day, self.tokens_per_day, self.cost_per_day)
 
     @property
     def ends_turns(self) -> bool:

@@ -92,6 +92,20 @@ class RemoveRoute(HostVerb):
 
 
 @dataclass(frozen=True, slots=True)
+class RefillBudget(HostVerb):
+    """Let an agent's budget of today begin again: {name, day, turns, tokens, cost}, with what had been used."""
+
+    route: ClassVar[str] = "/v1/budgets/refill"
+
+    agent: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the name, too."""
+        HostVerb.__post_init__(self)
+        check_name("agent", self.agent)
+
+
+@dataclass(frozen=True, slots=True)
 class UserVerb(HostVerb):
     """A verb about one user."""
 
@@ -411,6 +425,7 @@ VERBS: Final[tuple[type[AnyVerb], ...]] = (
     UndoStale,
     AddRoute,
     RemoveRoute,
+    RefillBudget,
     AddUser,
     BindUser,
     SetRole,

@@ -98,6 +98,31 @@ class MessageClaimed(SessionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class TurnsBegun(SessionEvent):
+    """The session's agent has begun turns, as the host learns now. Some of them may have ended already."""
+
+    turns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStopped(SessionEvent):
+    """The turn of a cancelled message has stopped, having used `usage`."""
+
+    message_id: str
+    incarnation: str | None
+    usage: TurnUsage | None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUsedUp(Event):
+    """An agent has used up its budget of a day: `spent`, such as `20 of 20 turns`. Its messages wait until `until`."""
+
+    agent: str
+    spent: str
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class MessageSettled(SessionEvent):
     """A turn ended and its message has its final status: completed, or failed because the agent answered with an error."""
 

@@ -153,7 +153,8 @@ class HostFacts:
     max_containers: int = 8
     holders: tuple[Holder, ...] = ()
     secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: path, why
-    budgets_used_up: tuple[tuple[str, str], ...] = ()  # of this day: agent, what of what
+    budgets_used_up: tuple[tuple[str, str], ...] = ()  # at the gate, of this day: agent, what of what
+    agents_stopped: tuple[tuple[str, str], ...] = ()  # budgets of agents, of this day: agent, what of what
 
     @property
     def start(self) -> str:

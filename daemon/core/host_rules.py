@@ -353,6 +353,21 @@ def _budget_used_up(host: HostFacts) -> Diagnosis | None:
     )
 
 
+def _agent_stopped(host: HostFacts) -> Diagnosis | None:
+    if not host.agents_stopped:
+        return None
+    evidence = (
+        *(f"{agent} has used {spent}." for agent, spent in host.agents_stopped),
+        "Its messages wait, and cost no try, until midnight; a message with an expiry may expire.",
+    )
+    names = " ".join(shlex.quote(agent) for agent, _ in host.agents_stopped)
+    choices = (Choice("once the limits in [agents.NAME] are raised", "clawbus reload"),)
+    return Diagnosis(
+        "BUDGET_USED_UP", "An agent has used up its budget of the day, and starts nothing more.", evidence,
+        f"clawbus agent refill {names}", choices=choices,
+    )  # fmt: skip
+
+
 HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _too_new, _registry_unreadable, _file_unreadable, _locked),
@@ -363,4 +378,5 @@ HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_channel_failing,),
     (_secret_unusable,),
     (_budget_used_up,),
+    (_agent_stopped,),
 )

@@ -72,10 +72,11 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class CancelledTurn:
-    """A message that was cancelled at `since` while the container worked on it."""
+    """A message that was cancelled at `since` while the container worked on it. `usage` is what its turn used, once known."""
 
     message_id: str
     since: int
+    usage: TurnUsage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Final
 
 from daemon.core.command_words import two_words
@@ -160,6 +161,7 @@ def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         else "RUNTIME_UNAVAILABLE" if runtime_away(host)
         else "IMAGE_UNUSABLE" if image_unusable(host)
         else "DISK_FULL" if disk_full(host)
+        else "BUDGET_USED_UP" if one.agent in dict(host.agents_stopped)
         else None
     )  # fmt: skip
     evidence = [f"{one.due} due, the oldest since {span(waited)}, and no container runs."]
@@ -171,6 +173,8 @@ def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
             f"clawbus session stop {two_words(longest.agent, longest.session)}",
         )  # fmt: skip
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
+    if cause == "BUDGET_USED_UP":
+        command = f"clawbus agent refill {shlex.quote(one.agent)}"
     return finding(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
 
 

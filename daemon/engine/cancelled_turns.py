@@ -6,12 +6,13 @@ holds the session's lock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from daemon.core.lifecycle import CancelledTurn
 from daemon.store import messages, outbound
 from daemon.store.transitions import record
+from daemon.store.turn_usage import usage_of
 from schema.connect import Reader, Writer
 from schema.rows import AckStatus
 
@@ -32,7 +33,7 @@ def cancelled_turns(db: Reader, out: Reader | None, incarnation: str) -> Cancell
     if not since:
         return CancelledTurns()
     acks = outbound.acks_for(out, sorted(since)) if out is not None else {}
-    turns = [CancelledTurn(message_id, at) for message_id, at in since.items()]
+    turns = [CancelledTurn(message_id, at, usage_of(out, message_id, incarnation)) for message_id, at in since.items()]
     held = {
         message_id
         for message_id, ack in acks.items()
@@ -46,5 +47,7 @@ def cancelled_turns(db: Reader, out: Reader | None, incarnation: str) -> Cancell
 
 def note_stopped(db: Writer, turn: CancelledTurn, incarnation: str | None, now: int) -> None:
     """Record that the turn has stopped, history first. Call inside a transaction."""
-    record(db, turn.message_id, "turn_stopped", now, incarnation=incarnation, detail={"after_ms": now - turn.since})
+    used = {name: value for name, value in asdict(turn.usage).items() if value is not None} if turn.usage else {}
+    detail = {"after_ms": now - turn.since, **used}
+    record(db, turn.message_id, "turn_stopped", now, incarnation=incarnation, detail=detail)
     messages.end_open_attempts(db, turn.message_id, now, "released")

@@ -29,7 +29,7 @@ from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
 from daemon.engine.hand_over import Outcome, with_receipt
-from daemon.engine.settle_steps import settle, unfinished
+from daemon.engine.settle_steps import settle, unfinished, unseen_turns
 from daemon.store import dead_letters, deliveries, messages, questions
 from daemon.store.session_files import SessionFiles
 from schema.connect import Reader, Writer
@@ -48,6 +48,7 @@ class Collected:
     deferred: tuple[Defer, ...] = ()
     settled: tuple[Settle, ...] = ()
     claimed: tuple[Ack, ...] = ()
+    begun: int = 0  # turns that this poll saw first, running or over
     endings: tuple[AttemptEnd, ...] = ()
     more: bool = False
     later: bool = False  # something waits for a known time, or a recurring series must be rearmed
@@ -65,6 +66,7 @@ class _Findings:
     judged: Judged
     settles: list[Settle]
     claims: list[Ack]
+    begun: int
     batch: Batch
     cut: list[str]  # error answers of void acks: they are never sent
     planned: list[Decision]
@@ -120,6 +122,7 @@ def collect(
         deferred=tuple(item for item in decisions if isinstance(item, Defer)),
         settled=tuple(found.settles),
         claimed=tuple(found.claims),
+        begun=found.begun,
         endings=ended,
         more=found.batch.more,
         later=_waits(decisions)
@@ -146,14 +149,16 @@ def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str 
         batch = read_batch(db, out, means, now)
     judged = judge(db, pending, acks, means.fate, now)
     settles = settled(Observation(now=now, pending=judged.pending, acks=judged.acks))
-    claims = _new_claims(db, judged.pending, judged.acks, live)
+    claims, joins = _new_claims(db, judged.pending, judged.acks, live)
+    # An incarnation runs one turn at a time. What it claims meanwhile joins that turn.
+    begun = int(bool(claims) and not joins) + unseen_turns(db, settles, judged.acks)
     batch, cut = without_cut(batch, judged)
     batch = with_sent_files(batch, files.sent, means.intake)
     planned = plan(batch.candidates, read_rules(db, batch, means, now)) if batch.candidates else []
     planned = _with_slots(planned, means.take)
     for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
         means.wait(channel, place)
-    return _Findings(pending, judged, settles, claims, batch, cut, planned)
+    return _Findings(pending, judged, settles, claims, begun, batch, cut, planned)
 
 
 def _newly_intended(decisions: Sequence[Decision], taken: Collection[str]) -> Iterator[str]:
@@ -258,19 +263,21 @@ def _check_dead(db: Reader, decisions: Sequence[Decision], limit: int) -> None:
         )
 
 
-def _new_claims(db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], live: str | None) -> list[Ack]:
-    """Return the claims of the live incarnation that are not recorded yet."""
+def _new_claims(
+    db: Reader, pending: Sequence[MessageIn], acks: Mapping[str, Ack], live: str | None
+) -> tuple[list[Ack], bool]:
+    """Return the claims of the live incarnation that are not recorded yet, and whether it has others that are."""
     if live is None:
-        return []
+        return [], False
     ids = {message.id for message in pending}
     working = [
         ack for ack in acks.values()
         if ack.status is AckStatus.PROCESSING and ack.message_id in ids and claimed_by(ack, live, time_of(live))
     ]  # fmt: skip
     if not working:
-        return []
+        return [], False
     noted = messages.noted(db, [ack.message_id for ack in working], live)
-    return [ack for ack in working if ack.message_id not in noted]
+    return [ack for ack in working if ack.message_id not in noted], bool(noted)
 
 
 def _waits(decisions: Sequence[Decision]) -> bool:

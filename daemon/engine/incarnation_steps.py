@@ -20,24 +20,31 @@ from daemon.core.lifecycle import (
 from daemon.core.message_fate import Verdict, Void, claimed_by
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, judge, judge_suspects
+from daemon.engine.settle_steps import unseen_turns
 from daemon.engine.sweep_steps import Settings, apply, observe
 from daemon.store import messages
 from daemon.store.draining import is_draining, note_draining
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import record
+from daemon.store.turn_usage import usage_of
 from schema.ids import time_of
-from schema.rows import Ack, AckStatus
+from schema.rows import Ack, AckStatus, TurnUsage
 
 FORCED: Final = frozenset({CEILING, CLAIM_STUCK, CLAIM_OVERDUE, "unreadable"})
 
 
 class Finished(NamedTuple):
-    """The result of settling a confirmed exit. `claimed`: whether the incarnation had claimed anything."""
+    """The result of settling a confirmed exit. `claimed`: whether the incarnation had claimed anything.
+
+    `begun`: the turns that the host had not seen before. `stopped`: what the turns of cancelled messages used.
+    """
 
     claimed: bool
     actions: list[Action]
     endings: tuple[AttemptEnd, ...]
     verdicts: tuple[Verdict, ...] = ()
+    begun: int = 0
+    stopped: tuple[tuple[str, TurnUsage], ...] = ()
 
 
 def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: int, settings: Settings) -> Finished:
@@ -51,6 +58,12 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
             raw = observe(db, out, now)
             # Count only acks that are proven to belong to their message; the next sweep judges the others.
             _, good = judge_suspects(db, out, raw.pending, raw.acks, floor=0)
+            stopped = [
+                (item.message_id, usage)
+                for item in messages.open_attempts(db)
+                if item.incarnation == incarnation
+                and (usage := usage_of(out, item.message_id, incarnation)) is not None
+            ]
         judged = judge(db, raw.pending, raw.acks, settings.fate, now)
         seen = replace(raw, pending=judged.pending, acks={**judged.acks, **good})
         born = time_of(incarnation)
@@ -58,6 +71,7 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
         open_ids = [item.message_id for item in messages.open_attempts(db) if item.incarnation == incarnation]
         had_any = messages.ever_claimed(db, incarnation) or bool(own)
         claimed = {claim.message_id for claim in own}
+        begun = int(bool(claimed - set(open_ids)) and not open_ids)
         put_off = {verdict.message_id for verdict in judged.verdicts if not isinstance(verdict, Void)}
         open_ids = [message_id for message_id in open_ids if message_id not in put_off]
         if reason in FORCED:
@@ -68,6 +82,7 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
         finished = {item.message_id for item in settles}
         orphans = [item for item in reset_orphans(seen, settings.policy) if item.message_id not in finished]
         actions: list[Action] = [*settles, *orphans]
+        begun += unseen_turns(db, settles, seen.acks)
         with db.transaction():
             for claim in own:
                 messages.note_claim(db, claim.message_id, incarnation, claim.changed_at or now, now)
@@ -79,7 +94,8 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
                 record(db, message_id, "released", now, incarnation=incarnation, detail={"reason": reason})
                 messages.end_attempt(db, message_id, incarnation, now, "released")
         ended = endings(db, seen.pending, seen.acks, actions, now)
-    return Finished(had_any or bool(settles) or bool(put_off), actions, ended, judged.verdicts)
+    used = tuple(one for one in stopped if one[0] not in finished)
+    return Finished(had_any or bool(settles) or bool(put_off), actions, ended, judged.verdicts, begun, used)
 
 
 def disown_incarnation(files: SessionFiles, incarnation: str, now: int) -> int:

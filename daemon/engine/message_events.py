@@ -32,6 +32,7 @@ from daemon.core.events import (
     QuestionDecided,
     SendFailed,
     SendInDoubt,
+    TurnsBegun,
 )
 from daemon.core.lifecycle import Action, Fail, Kill, Reset, Settle, Stop
 from daemon.core.message_fate import Defer, Expire, GiveUp, Verdict, Void
@@ -109,6 +110,8 @@ def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
         yield MessageClaimed(
             now, agent, session, claim.message_id, claim.incarnation, found.places.get(claim.message_id)
         )
+    if found.begun:
+        yield TurnsBegun(now, agent, session, found.begun)
     yield from action_events(key, found.settled, found.endings, now)
     yield from verdict_events(key, found.verdicts, now)
     for asked in found.asked:

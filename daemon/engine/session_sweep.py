@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from daemon.core.clock import Clock
-from daemon.core.events import Event, JournalRecovered, ScheduleFired, SeriesRearmed
+from daemon.core.events import Event, JournalRecovered, ScheduleFired, SeriesRearmed, TurnsBegun, TurnStopped
 from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
 from daemon.engine.delivery import Delivery
 from daemon.engine.events import Events
@@ -202,7 +202,7 @@ class SessionSweep:
             log.warning("exit_not_settled", reason="the session is in quarantine; its release settles it")
             return True
         try:
-            claimed, actions, endings, verdicts = await session.call(
+            done = await session.call(
                 partial(finish_incarnation, session.files, incarnation, reason, now, self._settings_of(session.key))
             )
         except (HostileFileError, ReadDeadlineError, UnusableFileError) as error:
@@ -215,9 +215,14 @@ class SessionSweep:
             self._troubles.failed(session.key, EXIT, error, now)
             raise  # it is called again
         self._troubles.healed(session.key, EXIT)
-        self._events.publish_all(verdict_events(session.key, verdicts, now))
-        self._events.publish_all(action_events(session.key, actions, endings, now, exit_.code))
-        return claimed
+        agent, name = session.key
+        if done.begun:
+            self._events.publish(TurnsBegun(now, agent, name, done.begun))
+        for message_id, usage in done.stopped:
+            self._events.publish(TurnStopped(now, agent, name, message_id, incarnation, usage))
+        self._events.publish_all(verdict_events(session.key, done.verdicts, now))
+        self._events.publish_all(action_events(session.key, done.actions, done.endings, now, exit_.code))
+        return done.claimed
 
     async def why_it_may_go(self, session: Session) -> str | None:
         """Return why a running session may give up its slot to a waiting one: IDLE or CLAIM_OVERDUE; None if it may not."""
@@ -265,6 +270,10 @@ def _sweep_events(key: SessionKey, swept: Swept, now: int) -> Iterator[Event]:
         yield JournalRecovered(now, key.agent, key.session)
     yield from verdict_events(key, swept.verdicts, now)
     yield from action_events(key, swept.actions, swept.endings, now)
+    if swept.begun:
+        yield TurnsBegun(now, key.agent, key.session, swept.begun)
+    for turn in swept.stopped:
+        yield TurnStopped(now, key.agent, key.session, turn.message_id, None, turn.usage)
     for asked in swept.decided:
         yield question_decided(key, asked, now)
     for message in swept.fired:

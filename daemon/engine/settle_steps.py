@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from daemon.core.lifecycle import Settle
@@ -31,6 +31,16 @@ def unfinished(
         return pending, {}
     acks = outbound.with_notes(out, outbound.acks_for(out, [message.id for message in pending]))
     return pending, with_usage(out, acks)
+
+
+def unseen_turns(db: Reader, settles: Sequence[Settle], acks: Mapping[str, Ack]) -> int:
+    """Return how many turns ended before the host saw them begin. A turn acks all its messages at one time."""
+    turns = {
+        (one.incarnation, acks[one.message_id].changed_at)
+        for one in settles
+        if messages.claimed_at(db, one.message_id, one.incarnation) is None
+    }
+    return len(turns)
 
 
 def settle(db: Writer, action: Settle, now: int) -> None:

@@ -15,6 +15,7 @@ from daemon.config.policies import agent_policy
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.lifecycle import (
     Action,
+    CancelledTurn,
     Container,
     Fail,
     Kill,
@@ -32,7 +33,7 @@ from daemon.engine import recurrence, schedule_steps
 from daemon.engine.cancelled_turns import STOP_LOOK, CancelledTurns, cancelled_turns, note_stopped
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
-from daemon.engine.settle_steps import settle, unfinished
+from daemon.engine.settle_steps import settle, unfinished, unseen_turns
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
 from daemon.store import deliveries, host_messages, messages, outbound, questions, schedules
@@ -54,7 +55,8 @@ class Swept:
     `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
     for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: 1
     if the session has any, else 0; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now.
-    `decided`: the questions that ended without an answer. `stop_at`: when to check a cancelled turn again.
+    `decided`: the questions that ended without an answer. `stop_at`: when to check a cancelled turn again; `stopped`: those
+    that have stopped. `begun`: turns that this sweep saw first, after their end.
     """
 
     actions: tuple[Action, ...]
@@ -75,6 +77,8 @@ class Swept:
     home_use: FolderUse | None = field(default=None, compare=False)
     decided: tuple[questions.Asked, ...] = ()
     stop_at: int | None = None
+    stopped: tuple[CancelledTurn, ...] = ()
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,7 @@ def sweep_files(
         found = _read(db, files, container, now, settings, occupied=occupied, floor=floor, last_tool=last_tool)
         seen = found.seen
         actions = decide(seen, settings.policy)
+        begun = unseen_turns(db, [one for one in actions if isinstance(one, Settle)], seen.acks)
         rearmed, closed = _write(db, found, actions, settings)
         # An answer that delivery has not recorded yet is work, so its session must not be retired.
         next_at = 0 if found.news else next_work(db, now)
@@ -174,6 +179,8 @@ def sweep_files(
         home_use=home_use,
         decided=tuple(closed),
         stop_at=stop_at,
+        stopped=found.stopping.over,
+        begun=begun,
     )
 
 

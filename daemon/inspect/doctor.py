@@ -28,6 +28,7 @@ from daemon.core.facts import (
     HostFacts,
     SessionFacts,
 )
+from daemon.inspect.budget_reading import agents_stopped
 from daemon.inspect.central_reading import (
     CentralSeen,
     Key,
@@ -288,6 +289,7 @@ def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSee
         max_containers=config.runtime.max_containers,
         secret_errors=secret_errors(config),
         budgets_used_up=budgets_used_up(config, now),
+        agents_stopped=agents_stopped(config, now),
     )
 
 

@@ -16,6 +16,7 @@ from daemon.config.policies import claim_max_s
 from daemon.core.clock import Clock
 from daemon.inspect.across_sessions import visit_sessions
 from daemon.inspect.bounds import MAX_SESSIONS, PATIENT_BUDGET_S
+from daemon.inspect.budget_reading import budgets_report
 from daemon.inspect.central_reading import Key, folder_of, idle_sessions, read_central
 from daemon.inspect.session_report import sessions_report
 from daemon.inspect.trusted_files import open_inbound
@@ -36,7 +37,8 @@ def agents_report(config: Config, clock: Clock) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in config.agents}
     for one in sessions_report(config.data_dir, clock, limit=MAX_SESSIONS, budget_s=PATIENT_BUDGET_S):
         found.setdefault(one["agent"], []).append(one)
-    return [_agent(config, name, sessions) for name, sessions in sorted(found.items())]
+    today = budgets_report(config, clock.now_ms())
+    return [{**_agent(config, name, sessions), "today": today.get(name)} for name, sessions in sorted(found.items())]
 
 
 def _agent(config: Config, name: str, sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

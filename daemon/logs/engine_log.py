@@ -14,6 +14,7 @@ from daemon.core.events import (
     AnswerDeferred,
     AnswerNotWanted,
     AnswersDelivered,
+    BudgetUsedUp,
     ContainerAdopted,
     ContainerExited,
     ContainerIdle,
@@ -67,6 +68,12 @@ class EngineLog:
         self._subscribe_answers(events)
         self._subscribe_containers(events)
         events.subscribe(EgressRequest, self._egress)
+        events.subscribe(BudgetUsedUp, self._budget_used_up)
+
+    def _budget_used_up(self, event: BudgetUsedUp) -> None:
+        structlog.get_logger("budget").warning(
+            "budget_used_up", agent=event.agent, spent=event.spent, until=to_text(event.until)
+        )
 
     def _egress(self, event: EgressRequest) -> None:
         if event.unlogged is None:

@@ -6,7 +6,7 @@ but through `Session.call`, nor put a session's out/ aside before its container'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -31,6 +31,7 @@ from daemon.core.commands import (
     PreviewStale,
     PutSchedule,
     QuarantineSession,
+    RefillBudget,
     ReleaseSession,
     RequeueDead,
     ResetSession,
@@ -46,6 +47,7 @@ from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, Unkno
 from daemon.core.events import AnswerDropped
 from daemon.core.run_evidence import RuntimeContext
 from daemon.core.stale_plan import Scope
+from daemon.engine.budgets import Budgets
 from daemon.engine.events import Events
 from daemon.engine.router import Router
 from daemon.engine.sessions import Session, Sessions
@@ -98,10 +100,10 @@ class DaemonExecutor:
         look: Callable[[SessionKey], None],
         events: Events,
         router: Router,
-        agents: Container[str],
+        budgets: Budgets,
     ) -> None:
         self.router = router
-        self._agents = agents
+        self._budgets = budgets
         self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
@@ -156,11 +158,16 @@ class DaemonExecutor:
 
     async def _change_host(self, verb: HostVerb) -> dict[str, Any]:
         router, now = self.router, self._clock.now_ms()
-        configured = Configured(router.configured, frozenset(router.agents), router.channels)
+        configured = Configured(router.configured, frozenset(router.agents), router.channels, self._budgets.day)
+        if isinstance(verb, RefillBudget):
+            await self._budgets.flush()
         done = await self._sessions.central(
             lambda registry: registry.with_file(lambda db: host_verbs.execute(db, verb, configured, now))
         )
         await router.load()
+        if isinstance(verb, RefillBudget):
+            await self._budgets.load()
+            self._budgets.reconsider()
         self._log.warning("host_changed", verb=type(verb).__name__, what=done.get("name"), by=verb.by,
                           reason=verb.reason)  # fmt: skip
         return done
@@ -169,7 +176,7 @@ class DaemonExecutor:
 
     async def _change_row(self, key: SessionKey, verb: RowVerb, operator: Operator) -> dict[str, Any]:
         if isinstance(verb, PutSchedule):
-            if key.agent not in self._agents:
+            if key.agent not in self.router.agents:
                 raise UnknownAgentError(f"there is no agent {key.agent!r}.")
             check_schedule(verb, self._clock.now_ms())
             session = await self._sessions.create(key)

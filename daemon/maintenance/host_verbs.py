@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,10 +11,12 @@ from pydantic import ValidationError
 from daemon.config.faults import fault_text
 from daemon.config.models import Config
 from daemon.config.routes import RouteTable, route_faults, stored_route
-from daemon.core.commands import AddRoute, DecidePairing, HostVerb, RemoveRoute, UserVerb
-from daemon.core.errors import RouteRefusedError
+from daemon.core.commands import AddRoute, DecidePairing, HostVerb, RefillBudget, RemoveRoute, UserVerb
+from daemon.core.egress_usage import day_of
+from daemon.core.errors import RouteRefusedError, UnknownAgentError
+from daemon.core.zones import zone
 from daemon.maintenance import people_verbs
-from daemon.store import routes
+from daemon.store import agent_usage, routes
 from daemon.store.routes import StoredRoute
 from schema.connect import Writer
 
@@ -26,14 +28,16 @@ class Configured:
     routes: tuple[RouteTable, ...]
     agents: frozenset[str]
     channels: frozenset[str]
+    day: str  # today in its time zone
 
     @classmethod
-    def of(cls, config: Config, agents: Iterable[str] | None = None) -> Configured:
-        """Return it, with the agents of now if they were read again since."""
+    def of(cls, config: Config, now_ms: int) -> Configured:
+        """Return it, as the configuration has it."""
         return cls(
             config.routes,
-            frozenset(agents if agents is not None else config.agents),
+            frozenset(config.agents),
             frozenset(("local", *config.channels)),
+            day_of(now_ms, zone(config.timezone)),
         )
 
 
@@ -44,12 +48,22 @@ def execute(db: Writer, verb: HostVerb, configured: Configured, now_ms: int) -> 
             return _add_route(db, verb, configured, now_ms)
         case RemoveRoute():
             return _remove_route(db, verb, configured)
+        case RefillBudget():
+            return _refill(db, verb, configured, now_ms)
         case UserVerb():
             return people_verbs.change_user(db, verb, configured.agents, configured.channels, now_ms)
         case DecidePairing():
             return people_verbs.decide_pairing(db, verb, now_ms)
         case _:
             raise NotImplementedError(type(verb).__name__)
+
+
+def _refill(db: Writer, verb: RefillBudget, configured: Configured, now_ms: int) -> dict[str, Any]:
+    if verb.agent not in configured.agents:
+        raise UnknownAgentError(f"there is no agent {verb.agent!r}.")
+    with db.transaction():
+        used = agent_usage.refill(db, configured.day, verb.agent, now_ms, verb.by, verb.reason)
+    return {"name": verb.agent, "day": used.day, "turns": used.turns, "tokens": used.tokens, "cost": used.cost}
 
 
 def _add_route(db: Writer, verb: AddRoute, configured: Configured, now_ms: int) -> dict[str, Any]:

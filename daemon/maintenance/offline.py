@@ -98,7 +98,8 @@ class OfflineExecutor:
     def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Carry out one verb and return its result. Raise UnknownSessionError and what the verb's own part raises."""
         if isinstance(verb, HostVerb):
-            configured, at = Configured.of(self._config), self._clock.now_ms()
+            at = self._clock.now_ms()
+            configured = Configured.of(self._config, at)
             return self._registry.with_file(lambda db: host_verbs.execute(db, verb, configured, at))
         return self._execute_in_session(verb)
 

@@ -5,11 +5,13 @@ Functions that write must be called inside `Writer.transaction()`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 
+from daemon.core.lifecycle import is_due
 from daemon.store.deliveries import known, track
-from daemon.store.messages import chunks, marks, next_even_seq
+from daemon.store.messages import address_of, chunks, marks, next_even_seq, pending
 from schema.connect import Reader, Writer
 from schema.ids import new_id
 from schema.instants import to_text
@@ -22,7 +24,7 @@ def notify_sender(db: Writer, message: MessageIn, address: Address, code: str, t
     `text` goes to the sender, who may be a stranger: it must hold no path, no address and no error text. The operator finds
     the details in the message's history, by the reference.
     """
-    if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ?", (message.id,)) is not None:
+    if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ? AND final = 1", (message.id,)) is not None:
         return
     notice_id = f"failed:{message.id}"
     # The container may have used that id for one of its rows. And the notice of a pruned message of this id had it: its
@@ -62,12 +64,44 @@ def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) ->
     _queue_notice(db, notice, address, at)
 
 
+def tell_waiting(db: Writer, day: str, text: str, at: int) -> int:
+    """Tell each place whose messages are due that they wait: once a place and day (YYYY-MM-DD). Return how many were told.
+
+    A notice is not final: the messages' answers are still to come.
+    """
+    told = 0
+    for message in pending(db, at):
+        if not is_due(message, at):
+            continue
+        address = address_of(message)
+        if address is None:
+            continue
+        place = hashlib.sha256(address.key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        notice = MessageOut(
+            id=f"waits:{day}:{place}",
+            seq=next_even_seq(db),
+            kind=Kind.CHAT,
+            timestamp=to_text(at),
+            content=json.dumps({"text": text}, ensure_ascii=False),
+            in_reply_to=message.id,
+            channel_type=address.channel_type,
+            platform_id=address.platform_id,
+            thread_id=address.thread_id,
+            final=False,
+        )
+        if known(db, [notice.id]) or db.one("SELECT 1 FROM host_messages WHERE id = ?", (notice.id,)) is not None:
+            continue
+        _queue_notice(db, notice, address, at)
+        told += 1
+    return told
+
+
 def _queue_notice(db: Writer, notice: MessageOut, address: Address, at: int) -> None:
     db.execute(
-        "INSERT INTO host_messages(id, seq, in_reply_to, timestamp, kind, platform_id, channel_type, thread_id, content)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO host_messages(id, seq, in_reply_to, timestamp, kind, platform_id, channel_type, thread_id, content,"
+        " final) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (notice.id, notice.seq, notice.in_reply_to, notice.timestamp, notice.kind, notice.platform_id,
-         notice.channel_type, notice.thread_id, notice.content),
+         notice.channel_type, notice.thread_id, notice.content, int(notice.final)),
     )  # fmt: skip
     track(db, notice, from_host=True, destination=address.key, state=DeliveryState.QUEUED, not_before=None, at=at)
 
@@ -87,5 +121,6 @@ def host_rows(db: Reader, ids: Sequence[str]) -> dict[str, MessageOut]:
                 channel_type=row["channel_type"],
                 platform_id=row["platform_id"],
                 thread_id=row["thread_id"],
+                final=bool(row["final"]),
             )
     return found

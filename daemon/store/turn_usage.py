@@ -21,8 +21,8 @@ _CURRENCY: Final = re.compile(r"[A-Z]{3}\Z")
 
 
 def with_usage(db: Reader, acks: Mapping[str, Ack]) -> dict[str, Ack]:
-    """Return the same acks; completed ones carry what their turn used, if that incarnation reported it."""
-    done = [message_id for message_id, ack in acks.items() if ack.status is AckStatus.COMPLETED]
+    """Return the same acks; final ones carry what their turn used, if that incarnation reported it."""
+    done = [message_id for message_id, ack in acks.items() if ack.status in (AckStatus.COMPLETED, AckStatus.FAILED)]
     found = dict(acks)
     if not done or not db.columns("turn_usage") >= _NEEDED:
         return found
@@ -33,6 +33,15 @@ def with_usage(db: Reader, acks: Mapping[str, Ack]) -> dict[str, Ack]:
             if ack is not None and row["incarnation"] == ack.incarnation:
                 found[ack.message_id] = replace(ack, usage=_usage(row))
     return found
+
+
+def usage_of(db: Reader | None, message_id: str, incarnation: str) -> TurnUsage | None:
+    """Return what an incarnation reported for a turn that was stopped, or None."""
+    if db is None or not db.columns("turn_usage") >= _NEEDED:
+        return None
+    sql = f"SELECT {_COLUMNS} FROM turn_usage WHERE message_id = ? AND incarnation = ?"
+    row = db.one(sql, (message_id, incarnation))
+    return _usage(row) if row is not None else None
 
 
 def used(db: Reader) -> TurnUsage | None:

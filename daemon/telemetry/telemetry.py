@@ -15,6 +15,7 @@ from daemon.core.events import (
     AnswerDeadLettered,
     AnswerDeferred,
     AnswersDelivered,
+    BudgetUsedUp,
     ContainerAdopted,
     ContainerSpawned,
     DeliveredAnswer,
@@ -34,6 +35,7 @@ from daemon.core.events import (
     SpawnFailed,
     Subscriptions,
     SweepFinished,
+    TurnStopped,
 )
 from daemon.core.trace import SpanStart, TraceContext
 from daemon.telemetry.context import new_context, parse
@@ -73,6 +75,8 @@ class Telemetry:
         events.subscribe(ExitSettled, self._exit_settled)
         events.subscribe(MessageSettled, self._attempt_ended)
         events.subscribe(MessageSettled, self._used)
+        events.subscribe(TurnStopped, self._used)
+        events.subscribe(BudgetUsedUp, self._budget_used_up)
         events.subscribe(MessageRetried, self._attempt_ended)
         events.subscribe(MessageDeadLettered, self._attempt_ended)
         events.subscribe(AnswersDelivered, self._delivered)
@@ -156,7 +160,10 @@ class Telemetry:
         self.metrics.turn.labels(event.agent).observe((attempt.ended_at - attempt.claimed_at) / 1000)
         self._trace_try(event.agent, event.session, attempt)
 
-    def _used(self, event: MessageSettled) -> None:
+    def _budget_used_up(self, event: BudgetUsedUp) -> None:
+        self.metrics.budget_stops.labels(event.agent).inc()
+
+    def _used(self, event: MessageSettled | TurnStopped) -> None:
         """Count what the agent says that the turn used."""
         usage = event.usage
         if usage is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -22,10 +22,12 @@ from container_runner.providers.acp.permissions import read_policies
 from container_runner.providers.acp.prompt import prompt_text
 from container_runner.providers.acp.reply import Reply
 from container_runner.providers.acp.rpc import NotSentError, Params
-from container_runner.providers.acp.usage import Meter
+from container_runner.providers.acp.usage import Meter, tokens_of
 from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, ProviderContext, Turn
 from container_runner.shared.errors import CannotStartError, TurnFailedError, TurnStoppedError
 from schema.rows import TurnNote
+
+_Failure = TypeVar("_Failure", bound=TurnFailedError)
 
 STATE_KEY: Final = "acp.session"
 NEW_MEMORY: Final = "(The agent's memory of this conversation could not be restored. It begins with an empty one.)"
@@ -188,16 +190,17 @@ class AcpProvider:
             await in_time(listener.ended.wait, settings.timeout_s, lambda: listener.waiting > 0)
         except TimeoutError:
             await self._cancel(agent, prompting)
-            raise AcpTimeoutError(f"{agent.name} did not end its turn within {settings.timeout_s:g} s.") from None
+            why = AcpTimeoutError(f"{agent.name} did not end its turn within {settings.timeout_s:g} s.")
+            raise prompting.failed(why) from None
         if listener.failure is not None:
             await self._cancel(agent, prompting)
-            raise listener.failure
+            raise prompting.failed(listener.failure)
         if prompting.failure is not None:
             raise prompting.failure
         agent.mode = listener.mode or agent.mode
         stop_reason = str(prompting.response.get("stopReason"))
         if stop_reason == "cancelled":
-            raise AcpCancelledError(f"{agent.name} ended its turn as cancelled.")
+            raise prompting.failed(AcpCancelledError(f"{agent.name} ended its turn as cancelled."))
         return self._made(agent, reply, prompting.response, restored=restored)
 
     def _made(self, agent: Agent, reply: Reply, response: Params, *, restored: bool) -> Answer:
@@ -256,6 +259,11 @@ class _Prompting:
         self.over = anyio.Event()
         self.response: Params = {}
         self.failure: TurnFailedError | NotSentError | None = None
+
+    def failed(self, failure: _Failure) -> _Failure:
+        """Return the turn's failure with the tokens that the agent reported all the same."""
+        failure.usage = tokens_of(self.response)
+        return failure
 
     async def run(self, agent: Agent, text: str) -> None:
         """Send the prompt and keep its response."""

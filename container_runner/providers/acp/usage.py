@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 from schema.rows import TurnUsage
@@ -53,19 +53,27 @@ class Meter:
 
         So the cost of a turn that failed counts for the next one.
         """
-        usage = _mapping(response.get("usage"))
-        cached = [_count(usage.get(name)) for name in ("cachedReadTokens", "cachedWriteTokens")]
-        known = [count for count in cached if count is not None]
         cost = self.total - self._before
-        found = TurnUsage(
-            input_tokens=_count(usage.get("inputTokens")),
-            output_tokens=_count(usage.get("outputTokens")),
-            cached_tokens=sum(known) if known else None,
+        found = replace(
+            tokens_of(response) or TurnUsage(),
             cost=round(cost, 9) if self.currency is not None else None,
             currency=self.currency,
         )
         self._before = self.total
         return None if found == TurnUsage() else found
+
+
+def tokens_of(response: Mapping[str, object]) -> TurnUsage | None:
+    """Return the tokens alone that a prompt's response reports, or None. They are all that counts for a turn that failed."""
+    usage = _mapping(response.get("usage"))
+    cached = [_count(usage.get(name)) for name in ("cachedReadTokens", "cachedWriteTokens")]
+    known = [count for count in cached if count is not None]
+    found = TurnUsage(
+        input_tokens=_count(usage.get("inputTokens")),
+        output_tokens=_count(usage.get("outputTokens")),
+        cached_tokens=sum(known) if known else None,
+    )
+    return None if found == TurnUsage() else found
 
 
 def _count(value: object) -> int | None:

@@ -6,6 +6,7 @@ until the exit of its last container has been settled.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -18,6 +19,7 @@ from daemon.core.events import ContainerSpawned
 from daemon.engine.events import Events
 from daemon.engine.sessions import Session, Sessions
 from daemon.engine.supervisor.adoption import Adoption
+from daemon.engine.supervisor.draining import Draining
 from daemon.engine.supervisor.needs import SessionKeeper, Specs
 from daemon.engine.supervisor.reconcile import Reconciler
 from daemon.engine.supervisor.slots import Phase, Slot, Timings
@@ -67,6 +69,9 @@ class Supervisor:
         self._queue = WakeQueue()
         self._closed = False
         self._held = False
+        self._draining = Draining(self._state, self._terminator)
+        self._blocked_until: Callable[[str], int | None] = _never
+        self._tell_waiting: Callable[[Session], Awaitable[None]] | None = None
 
     # --- what others ask
 
@@ -178,10 +183,38 @@ class Supervisor:
         self._held = False
         self._state.changed.set()
 
+    def limit_with(
+        self, blocked_until: Callable[[str], int | None], tell_waiting: Callable[[Session], Awaitable[None]]
+    ) -> None:
+        """Start nothing for an agent while `blocked_until` returns an instant for it (epoch milliseconds).
+
+        `tell_waiting` is called for a session that waits for that.
+        """
+        self._blocked_until, self._tell_waiting = blocked_until, tell_waiting
+
+    def drain(self, agent: str, reason: str) -> None:
+        """Stop the agent's containers, each as soon as it works on nothing. Nothing more is claimed."""
+        for slot in self.slots():
+            if slot.session.key.agent == agent and slot.phase is Phase.RUNNING and not slot.draining:
+                slot.draining = True
+                self._draining.begin(slot, reason)
+
+    def look_at(self, session: Session) -> None:
+        """Have the session swept soon."""
+        self._schedule.now(session.key)
+
     async def wake(self, session: Session) -> bool:
-        """Queue the session for a container. Return False if it has one or is queued, or must wait (back-off, quarantine)."""
+        """Queue the session for a container. Return False if it has one or is queued, or must wait.
+
+        It waits in quarantine, for the end of a back-off, or while its agent's budget is used up.
+        """
         key = session.key
         if key in self._state.slots or session.quarantined is not None:
+            return False
+        if (until := self._blocked_until(key.agent)) is not None:
+            self._schedule.at(key, until)
+            if self._tell_waiting is not None:
+                await self._tell_waiting(session)
             return False
         try:
             row = await self._sessions.central(lambda registry: registry.session(key))
@@ -278,6 +311,9 @@ class Supervisor:
             return  # the sweep wakes it again
         if session.quarantined is not None or key in self._state.slots:
             return
+        if self._blocked_until(key.agent) is not None:  # used up while it was queued
+            self._schedule.now(key)
+            return
         now = self._clock.now_ms()
         slot = Slot(session, new_id(now), now)
         self._state.slots[key] = slot
@@ -346,6 +382,8 @@ class Supervisor:
         )  # fmt: skip
         self._terminator.watch(slot)
         self._state.begin_record_start(slot, running)
+        if self._blocked_until(key.agent) is not None:  # used up while it started
+            self.drain(key.agent, "budget")
 
     async def _find_out(self, slot: Slot) -> Running | None:
         """Wait until the runtime, which became unavailable during a spawn, reports whether the container exists.
@@ -406,3 +444,7 @@ class Supervisor:
         key = slot.session.key
         self._log.info("container_evicted", agent=key.agent, session=key.session, reason=reason)
         self._terminator.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
+
+
+def _never(_: str) -> int | None:
+    return None

@@ -55,6 +55,7 @@ TRIED: Final = {
     "OUT_NEARLY_FULL": MORE,
     "CHANNEL_FAILING": DOCTOR,
     "EGRESS_BUDGET": EGRESS,
+    "BUDGET_USED_UP": "tests/integration/test_budgets.py",
     "EGRESS_SECRET": EGRESS,
     "SPAWN_FAILING": LIVES,
     "WORK_WAITING": DOCTOR,

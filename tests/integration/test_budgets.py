@@ -1,0 +1,55 @@
+"""An agent's budget of a day, with a real daemon and the real command line: what is over waits, is explained, and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daemon.store.mailbox import MailboxEntry
+from tests.support.daemon import RealDaemon, eventually
+from tests.support.wreck import found, gone, repair
+
+Make = Callable[..., RealDaemon]
+AGENTS = '\n[agents.echo]\nprovider = "echo"\nturns_per_day = {limit}\n'
+
+
+def notices(daemon: RealDaemon) -> list[MailboxEntry]:
+    """What the mailbox was told before an answer."""
+    with daemon.client() as client:
+        return [one for one in client.read_mailbox("cli", 0, 1000) if not one.final]
+
+
+def test_what_is_over_the_budget_waits_untried_until_a_refill_a_raised_limit_or_never(make_daemon: Make) -> None:
+    daemon = make_daemon(AGENTS.format(limit=2))
+    daemon.start()
+    for text in ("one", "two"):
+        assert daemon.ask(text, agent="echo", session="s")["text"].endswith(text)
+    eventually("stopped", lambda: daemon.events("budget_used_up"))
+    held = daemon.post("three", agent="echo", session="s")
+    (notice,) = eventually("told", lambda: notices(daemon))
+    assert notice.in_reply_to == held
+    assert "limit for today" in notice.content
+    assert daemon.message("echo", "s", held)["status"] == "pending"
+
+    shown = daemon.cli("agent", "show", "echo").result["today"]
+    assert (shown["turns"], shown["used_up"]) == (2, "2 of 2 turns")
+    assert "2 of 2 turns" in daemon.people("agent", "show", "echo")
+    for view in ("status", "top"):
+        assert "echo: 2 of 2 turns of today" in daemon.people(view)
+    assert 'clawbus_agent_budget_stops_total{agent="echo"} 1.0' in daemon.metrics()
+
+    daemon.stop()
+    assert "echo: 2 of 2 turns of today" in daemon.people("status")
+    daemon.start()  # it goes on from what was counted, and a place is told once a day
+    finding = found(daemon, "BUDGET_USED_UP")
+    assert len(notices(daemon)) == 1
+    repair(daemon, finding["command"])
+    assert daemon.answer(held, agent="echo", session="s")["text"].endswith("three")
+    assert daemon.message("echo", "s", held)["tries"] == 0
+
+    assert daemon.ask("four", agent="echo", session="s")["text"].endswith("four")
+    other = daemon.post("five", agent="echo", session="s")
+    found(daemon, "BUDGET_USED_UP")
+    daemon.config.write_text(daemon.config.read_text().replace("turns_per_day = 2", "turns_per_day = 20"))
+    assert daemon.cli("reload").ok
+    assert daemon.answer(other, agent="echo", session="s")["text"].endswith("five")
+    gone(daemon, "BUDGET_USED_UP")
