@@ -19,6 +19,7 @@ from schema.ids import check_session
 from schema.rows import Address
 
 _OF_PLACE: Final = ":"
+_ONE_FIELD: Final = 2  # literals: before and behind it
 # Where services put a person's text in the bodies that they post, for routes that match the text.
 _TEXTS: Final = (("text",), ("body", "text"), ("body", "message"), ("body", "comment", "body"), ("body", "content"))
 
@@ -95,11 +96,19 @@ def _event(hook: Hook, request: HookRequest, values: Mapping[str, object]) -> Pl
 
 
 def _filled(key: str, template: str | None, values: Mapping[str, object]) -> str | None:
-    """Return what a template says, or None where the event lacks its fields: the router decides what that means."""
+    """Return what a template says, or None where the event lacks its fields: the router decides what that means.
+
+    A name stays as the service has it, blanks included: two people must not become one. For the same reason the values of
+    a name with several fields are escaped, so that none can pretend to hold what joins them.
+    """
     if template is None:
         return None
+    parsed = parse(template)
     try:
-        return parse(template).render(values).strip() or None
+        if key == "text":
+            return parsed.render(values).strip() or None
+        several = len(parsed.literals) > _ONE_FIELD
+        return (parsed.render(values, escape) if several else parsed.render(values)) or None
     except MissingFieldError as error:
         if key == "place":
             raise BodyRefusedError(f"the hook's place cannot be filled: {error}.") from error

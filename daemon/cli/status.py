@@ -74,7 +74,8 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
 
 def _stopped(report: Mapping[str, Any]) -> Mapping[str, str]:
     """Return the agents whose budget of today is used up, and what of it."""
-    return report.get("budgets") or (report.get("live") or {}).get("budgets") or {}
+    live: Mapping[str, Any] = report.get("live") or {}
+    return report.get("budgets") or live.get("budgets") or {}
 
 
 def _budgets(invocation: Invocation) -> dict[str, str]:

@@ -10,9 +10,11 @@ import pytest
 
 from daemon.runtimes.image_source import source_digest
 from tests.support import egress_story
+from tests.support.agents import command_agent
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.docker_bus import agents, docker, exists, give_program, inspect
 from tests.support.socket_proxy import SocketProxy
+from tests.support.webhooks import free_port, post, receiving
 
 Make = Callable[..., RealDaemon]
 
@@ -414,3 +416,113 @@ def test_a_container_without_a_network_asks_a_model_and_no_place_but_its_file_ha
         assert {"/run/clawbus": False}.items() <= {one["Destination"]: one["RW"] for one in found["Mounts"]}.items()
         assert egress_story.leaks(daemon, key) == []
         assert egress_story.SECRET not in json.dumps(found) + docker("logs", container)
+
+
+# Answers with every text that its turn was given; `wait NAME` first waits for NAME.go in its own folder.
+_HEARD = """
+import json, pathlib, sys, time
+texts = [one["content"]["body"]["text"] for one in json.load(sys.stdin)["messages"]]
+if texts[-1].startswith("wait "):
+    mark = pathlib.Path("/workspace/agent") / texts[-1][5:]
+    mark.touch()
+    while not mark.with_suffix(".go").exists():
+        time.sleep(0.02)
+print(json.dumps(texts))
+"""
+_TEAM = """
+[channels.webhook]
+listen = "127.0.0.1:{port}"
+
+[channels.webhook.hooks.team]
+thread = "{{body.thread}}"
+sender = "{{body.by}}"
+text = "{{body.text}}"
+secret = "inbound-secret"
+reply_url = "{url}"
+reply_secret = "outbound-secret"
+
+[[routes]]
+name = "team"
+channel = "webhook"
+place = "team"
+agent = "team"
+session = "per-thread"
+unknown = "ask"
+"""
+
+
+def test_each_person_of_a_place_sees_what_he_may(make_daemon: Make, image: str) -> None:
+    """Two people in two threads, a stranger, and one who is revoked in mid-turn, over a webhook in and out."""
+    with receiving() as receiver:
+        port = free_port()
+        program = command_agent("team", ("python3", "-I", "-S", "-c", _HEARD))
+        daemon = make_daemon(
+            f'[docker]\nimage = "{image}"\n' + program + _TEAM.format(port=port, url=receiver.url), runtime="docker"
+        )
+        daemon.start()
+        for name in ("ann", "bob", "dan"):
+            assert daemon.cli("user", "add", name).ok
+            assert daemon.cli("user", "bind", name, "webhook", f"{name}-id").ok
+            assert daemon.cli("user", "role", name, "member", "--agent", "team").ok
+
+        def say(by: str, thread: str, text: str, key: str) -> dict[str, object]:
+            body = {"by": by, "thread": thread, "text": text}
+            done = post(f"http://127.0.0.1:{port}/hooks/team", "inbound-secret", body, message_id=key)
+            assert done.status_code == 202, done.text
+            return done.json()
+
+        def answers() -> dict[str, list[list[str]]]:
+            """What the receiver got, by session."""
+            found: dict[str, list[list[str]]] = {}
+            for one in receiver.posts:
+                found.setdefault(one.json["session"], []).append(json.loads(one.json["content"]["text"]))
+            return found
+
+        def heard(*texts: str) -> str:
+            """The session whose agent answered exactly these turns, one text each, in this order."""
+            wanted = [[text] for text in texts]
+            return eventually(
+                str(texts), lambda: next((name for name, got in answers().items() if got == wanted), None)
+            )
+
+        # Two people in two threads: two sessions, and neither's container has the other's words.
+        say("ann-id", "t1", "ann's plan", "e1")
+        say("bob-id", "t2", "bob's plan", "e2")
+        first, second = heard("ann's plan"), heard("bob's plan")
+        assert first != second
+        for mine, others in ((first, b"bob's plan"), (second, b"ann's plan")):
+            for file in daemon.folder("team", mine).rglob("*"):
+                assert not file.is_file() or others not in file.read_bytes(), file
+
+        # A stranger reaches nobody, not even as context, until somebody lets him in; an id like ann's is not ann's.
+        ids = {
+            "eve-id": "APPROVAL_PENDING",
+            "Ann-id": "APPROVAL_PENDING",
+            "ann-id ": "BAD_NAME",
+            "ann\u200b-id": "BAD_NAME",
+        }
+        for number, (stranger, reason) in enumerate(ids.items()):
+            assert reason in json.dumps(say(stranger, "t1", f"of {stranger}", f"e3-{number}"))
+        waiting = daemon.cli("pairing", "list").result["pairings"]
+        assert {one["sender"] for one in waiting} == {"eve-id", "Ann-id"}
+        say("ann-id", "t1", "go on", "e3")
+        assert heard("ann's plan", "go on") == first
+
+        # One is revoked while the agent works for him: that turn ends as it began, and nothing more of his gets in.
+        say("dan-id", "t3", "wait mark", "e4")
+        mark = daemon.data / "agents" / "team" / "mark"
+        eventually("in mid-turn", mark.exists)
+        assert daemon.cli("user", "revoke", "dan", "--reason", "left").ok
+        for key, text in (("e5", "me again"), ("e6", "/stop")):
+            assert "SENDER_REVOKED" in json.dumps(say("dan-id", "t3", text, key))
+        mark.with_suffix(".go").touch()
+        third = heard("wait mark")
+
+        # The stranger is let in, in groups and with this agent; the message that was refused is not delivered late.
+        code = next(one["code"] for one in waiting if one["sender"] == "eve-id")
+        assert daemon.cli("pairing", "approve", code).ok
+        say("eve-id", "t4", "hello", "e7")
+        heard("hello")
+        assert len(answers()) == 4
+        assert answers()[third] == [["wait mark"]]
+        assert daemon.cli("dead", "list").result["letters"] == []

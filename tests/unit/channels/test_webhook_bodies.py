@@ -69,6 +69,24 @@ def test_without_an_agent_a_request_is_an_event_of_a_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "one", "other"),
+    [
+        ("{body.who}", {"who": "ann"}, {"who": "ann "}),
+        ("{body.who}", {"who": "ann"}, {"who": "ann\n"}),
+        ("{body.who}", {"who": "ann"}, {"who": "\u00a0ann"}),
+        ("{body.team}:{body.who}", {"team": "a", "who": "b:c"}, {"team": "a:b", "who": "c"}),
+        ("{body.team}/{body.who}", {"team": "a", "who": "b"}, {"team": "a/b", "who": ""}),
+        ("{body.team}{body.who}", {"team": "ab", "who": "%2F"}, {"team": "ab", "who": "/"}),
+    ],
+)
+def test_nobody_becomes_somebody_else_by_what_is_in_his_name(template: str, one: Any, other: Any) -> None:
+    hook = Hook.model_validate({**BASE, "sender": template})
+    made = [message_of(hook, request(body)) for body in (one, other)]
+    senders = [message.event.sender for message in made if isinstance(message, PlaceMessage)]
+    assert senders[0] not in (None, senders[1])
+
+
+@pytest.mark.parametrize(
     "keys",
     [
         {"agent": "a"}, {**OWN, "place": "x"}, {**OWN, "session": "{nothing}"}, {**OWN, "session": "a~{body.n}"},

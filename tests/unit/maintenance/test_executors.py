@@ -26,6 +26,7 @@ from daemon.core.commands import (
     PreviewStale,
     PutSchedule,
     QuarantineSession,
+    RefillBudget,
     ReleaseSession,
     RemoveRoute,
     RequeueDead,
@@ -135,6 +136,7 @@ REFUSED: Final = (
     (RevokeUser(name="nobody"), "UNKNOWN_USER"),
     (RestoreUser(name="nobody"), "UNKNOWN_USER"),
     (DecidePairing(code="NOTTHERE", approve=True), "PAIRING_CLOSED"),
+    (RefillBudget(agent="nobody"), "UNKNOWN_AGENT"),
 )
 EXECUTORS: Final = pytest.mark.parametrize("up", [True, False], ids=["daemon", "offline"])
 
