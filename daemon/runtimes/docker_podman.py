@@ -136,5 +136,5 @@ class PodmanAPI(APIClient):
 
     def _is_rootless(self) -> bool:
         if self._rootless is None:
-            self._rootless = "name=rootless" in (cast("Any", super()).info().get("SecurityOptions") or ())
+            self._rootless = bool(cast("Any", super()).info().get("Rootless"))
         return self._rootless

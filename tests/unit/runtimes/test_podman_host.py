@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from docker.api.client import APIClient
 
 from daemon.core.errors import RuntimeUnavailableError
 from daemon.runtimes.docker_client import DockerClient
-from daemon.runtimes.docker_podman import resolve
+from daemon.runtimes.docker_podman import PodmanAPI, resolve
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,19 @@ def test_a_missing_socket_is_podmans_with_its_command(tmp_path: Path) -> None:
         client.call(lambda api: api.ping())
     assert caught.value.command == resolve(url, {}, 1000).start
     assert "podman.host" in caught.value.hint
+
+
+@pytest.mark.parametrize("rootless", [True, False])
+def test_a_users_own_podman_keeps_the_users_number(
+    rootless: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else the container's user is another one outside, who may not write to the session's files."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(APIClient, "info", lambda _: {"Rootless": rootless})
+    monkeypatch.setattr(APIClient, "create_container_from_config", lambda _, config: asked.append(config))
+    api = PodmanAPI(base_url=f"unix://{tmp_path}/none.sock", version="1.41")
+    try:
+        api.create_container_from_config({"HostConfig": {}})
+    finally:
+        api.close()
+    assert asked == [{"HostConfig": {"UsernsMode": "keep-id"} if rootless else {}}]
