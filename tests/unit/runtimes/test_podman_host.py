@@ -77,7 +77,7 @@ def test_a_users_own_podman_keeps_the_users_number(
     monkeypatch.setattr(APIClient, "create_container_from_config", lambda _, config: asked.append(config))
     api = PodmanAPI(base_url=f"unix://{tmp_path}/none.sock", version="1.41")
     try:
-        api.create_container_from_config({"HostConfig": {}})
+        api.create_container_from_config({"HostConfig": {"NetworkMode": "none"}})
     finally:
         api.close()
-    assert asked == [{"HostConfig": {"UsernsMode": "keep-id"} if rootless else {}}]
+    assert asked == [{"HostConfig": {"NetworkMode": "none", **({"UsernsMode": "keep-id"} if rootless else {})}}]
