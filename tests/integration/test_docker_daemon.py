@@ -191,6 +191,25 @@ def test_an_acp_agent_killed_in_mid_turn_continues_its_session(daemon: RealDaemo
     assert daemon.container("acp", "s")["container_id"] != first["container_id"]
 
 
+def test_a_cancelled_turn_stops_and_its_container_and_memory_stay(daemon: RealDaemon) -> None:
+    turns = {"prog": "hang /workspace/agent/cancelled", "acp": "hang cancelled"}
+    for agent, words in turns.items():
+        daemon.ask("say hello", agent=agent, session="c")
+        message_id = daemon.post(words, agent=agent, session="c")
+        eventually("in mid-turn", (daemon.data / "agents" / agent / "cancelled").exists, 30)
+        before = daemon.container(agent, "c")
+        assert daemon.cli("message", "cancel", message_id, "--session", f"{agent}/c").result["running"]
+        assert daemon.ask("say up", agent=agent, session="c")["text"] == "up", (
+            "the turn was stopped: the next one is worked on"
+        )
+        assert daemon.container(agent, "c") == before, f"{agent}: its container was spared"
+        assert daemon.message(agent, "c", message_id)["status"] == "cancelled"
+        told = [one["content"] for one in daemon.entries() if one["in_reply_to"] == message_id]
+        assert [one["error"]["code"] for one in told] == ["CANCELLED"], "nothing of the turn was sent"
+    memory = json.loads(str(daemon.ask("memory", agent="acp", session="c")["text"]))
+    assert memory == ["say hello", "hang cancelled", "<cancelled>", "say up"], "one process, which was asked to stop"
+
+
 def test_the_output_of_a_removed_container_is_kept(daemon: RealDaemon) -> None:
     daemon.ask("exit 3", agent="prog", session="s")
     live = daemon.container("prog", "s")
