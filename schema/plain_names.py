@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Collection
 from typing import Final, cast
 
 MAX_NAME_BYTES: Final = 200
+_MAX_ENDING_BYTES: Final = 20
 # Other (controls, bidi and zero-width characters, surrogates, private use) and the two separators that break lines.
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -34,3 +36,25 @@ def file_names(content: object) -> tuple[str, ...]:
     listed = cast("list[object]", found) if isinstance(found, list) else []
     names = tuple(one for one in listed if isinstance(one, str))
     return names if len(names) == len(listed) else ()
+
+
+def clean_name(given: str, taken: Collection[str]) -> str:
+    """Return a name without fault for a file that came under another: its last component, without what cannot be seen.
+
+    `taken` are what other names of the same message look like (`looks`); the result looks like none of them.
+    """
+    name = given.replace("\\", "/").rpartition("/")[2]
+    name = "".join(one for one in name if unicodedata.category(one) not in _UNSEEN).strip().lstrip(".- ")
+    stem, dot, ending = name.rpartition(".")
+    if not dot or len(ending.encode()) > _MAX_ENDING_BYTES:
+        stem, dot, ending = name, "", ""
+    stem = _cut(stem, MAX_NAME_BYTES - _MAX_ENDING_BYTES - 8).strip() or "file"
+    found, number = f"{stem}{dot}{ending}", 1
+    while looks(found) in taken:
+        number += 1
+        found = f"{stem}-{number}{dot}{ending}"
+    return found
+
+
+def _cut(text: str, limit: int) -> str:
+    return text.encode()[:limit].decode(errors="ignore")

@@ -100,6 +100,7 @@ class PlaceMessage:
     kind: str = Kind.CHAT
     traceparent: str | None = None
     not_after: int | None = None
+    files: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Final, cast
 from daemon.channels.protocol import Incoming, PlaceMessage
 from daemon.channels.webhook_refusals import BodyRefusedError, UnknownHookError
 from daemon.channels.webhook_settings import ANY_SESSION, Hook
+from daemon.core.attachments import Attachment
 from daemon.core.place_names import escape, fitted
 from daemon.core.routing import PlaceEvent
 from daemon.core.templates import MissingFieldError, look_up, parse
@@ -37,6 +38,7 @@ class HookRequest:
     session: str | None
     traceparent: str | None
     not_after: int | None
+    files: tuple[Attachment, ...] = ()
 
 
 def message_of(hook: Hook, request: HookRequest) -> Incoming | PlaceMessage:
@@ -53,6 +55,7 @@ def message_of(hook: Hook, request: HookRequest) -> Incoming | PlaceMessage:
         address=Address(request.channel, request.hook),
         traceparent=request.traceparent,
         not_after=request.not_after,
+        files=request.files,
     )
 
 
@@ -91,8 +94,9 @@ def _event(hook: Hook, request: HookRequest, values: Mapping[str, object]) -> Pl
     )
     content = {**request.content, "sender": sender} if sender is not None else dict(request.content)
     return PlaceMessage(
-        event, content, Address(request.channel, place, thread), hook.kind, request.traceparent, request.not_after
-    )
+        event, content, Address(request.channel, place, thread), hook.kind, request.traceparent, request.not_after,
+        request.files,
+    )  # fmt: skip
 
 
 def _filled(key: str, template: str | None, values: Mapping[str, object]) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -26,7 +25,9 @@ from daemon.channels import webhook_refusals as refusals
 from daemon.channels.protocol import Accept, Incoming, Intake, PlaceMessage
 from daemon.channels.webhook_events import HookRequest, is_wanted, message_of
 from daemon.channels.webhook_forms import Signed, raw_of, slack_challenge
-from daemon.channels.webhook_settings import Keys, WebhookSettings
+from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
+from daemon.channels.webhook_uploads import MULTIPART, files_in, read_multipart
+from daemon.core.attachments import Attachment
 from daemon.core.clock import Clock
 from daemon.core.errors import BodyTooLargeError
 from daemon.http.connections import TRUSTED
@@ -187,11 +188,11 @@ class WebhookIn:
         event = request.headers.get(form.event_header or "", "")[:200]
         kept = {key: request.headers[key][:200] for key in _KEPT_HEADERS if key in request.headers}
         if len(body) > _IN_THREAD_BYTES:
-            payload = await anyio.to_thread.run_sync(
-                partial(read_payload, content_type, body, strict=form.strict_forms)
-            )
+            payload, files = await anyio.to_thread.run_sync(read_request, hook, content_type, body)
         else:
-            payload = read_payload(content_type, body, strict=form.strict_forms)
+            payload, files = read_request(hook, content_type, body)
+        if content_type.lower().startswith(MULTIPART):  # its boundary differs between two deliveries of one event
+            kept["content-type"] = MULTIPART
         if hook.signature == "slack" and (challenge := slack_challenge(payload)) is not None:
             return challenge
         if not is_wanted(hook, event, payload):
@@ -210,6 +211,7 @@ class WebhookIn:
                 session=request.path_params.get("session"),
                 traceparent=request.headers.get("traceparent"),
                 not_after=_not_after(request.headers.get("x-clawbus-not-after")),
+                files=files,
             ),
         )
 
@@ -263,6 +265,22 @@ class WebhookIn:
         if not await _finish(request, error):
             response.headers["connection"] = "close"
         return response
+
+
+def read_request(hook: Hook, content_type: str, body: bytes) -> tuple[dict[str, object], tuple[Attachment, ...]]:
+    """Return a request's payload as `read_payload` does, and its files. Raise BodyRefusedError or MediaTypeError."""
+    multipart = content_type.lower().startswith(MULTIPART)
+    try:
+        if multipart:
+            upload = read_multipart(content_type, body)
+            return {"body": upload.body}, upload.files
+        payload = read_payload(content_type, body, strict=hook.form.strict_forms)
+        if hook.signature != "clawbus" or "body" not in payload:
+            return payload, ()
+        upload = files_in(payload["body"])
+    except (ValueError, RecursionError) as error:
+        raise refusals.BodyRefusedError(f"the body's files cannot be read: {str(error)[:200]}.") from error
+    return {**payload, "body": upload.body}, upload.files
 
 
 def read_payload(content_type: str, body: bytes, *, strict: bool = False) -> dict[str, object]:

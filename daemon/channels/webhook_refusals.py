@@ -11,6 +11,7 @@ from typing import Final
 from daemon.core.errors import (
     AnswerForbiddenError,
     AnswerRefusedError,
+    AttachmentError,
     BodyTooLargeError,
     ContentError,
     IdConflictError,
@@ -65,7 +66,7 @@ class MediaTypeError(RequestRefusedError):
     """415: a content type that hooks do not accept."""
 
     code = "MEDIA_TYPE"
-    default_hint = "Send application/json, text/plain or application/x-www-form-urlencoded."
+    default_hint = "Send application/json, text/plain, application/x-www-form-urlencoded or multipart/form-data."
 
 
 _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
@@ -80,6 +81,7 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
     (MessageError, 400),
     # The JSON was already checked, so this is the bus's own limit on the size of a message's content.
     (ContentError, 413),
+    (AttachmentError, 413),  # their number or size: names are cleaned before
     (UnknownAgentError, 404),
     (UnknownSessionError, 404),
     (IdConflictError, 409),

@@ -235,6 +235,7 @@ class Router:
                 trigger=target.trigger,
                 traceparent=message.traceparent,
                 not_after=message.not_after,
+                files=message.files,
                 plain=event.text if event.kind is EventKind.MESSAGE else None,
                 person=Person(event.sender if event.verified else None, target.user, target.rank),
                 note={"route": target.route, "sender": event.sender, "user": target.user, "why": target.why},

@@ -1,10 +1,15 @@
 """A file that came with a message, from the real command line to an agent program's hands."""
 
+import base64
 import sys
+import time
 from collections.abc import Callable
 
+import httpx
+
 from tests.support.agents import command_agent
-from tests.support.daemon import RealDaemon
+from tests.support.daemon import RealDaemon, eventually
+from tests.support.webhooks import free_port, receiving, request_signature
 
 READER = """
 import json, sys
@@ -72,3 +77,51 @@ def test_the_sender_gets_the_file_that_the_agent_made_and_reads_why_others_did_n
     assert again.result["entries"][0]["files"][0]["saved"] == str(target / "report.pdf"), "not saved a second time"
     assert [path.name for path in target.iterdir()] == ["report.pdf"]
     daemon.at_rest = True
+
+
+COPIER = """
+import json, os, shutil, sys
+turn = json.load(sys.stdin)
+[file] = turn["messages"][0]["content"]["attachments"]
+home = os.environ["HOME"]
+shutil.copy(os.path.join(turn["in_folder"], file["localPath"]), os.path.join(home, "copy.pdf"))
+print(json.dumps({"type": "message", "text": file["mimeType"], "files": ["copy.pdf"]}))
+"""
+HOOK = """
+[channels.webhook]
+listen = "127.0.0.1:{port}"
+[channels.webhook.hooks.work]
+agent = "prog"
+session = "s"
+secret = "inbound-secret"
+reply_url = "{url}"
+reply_secret = "outbound-secret"
+"""
+
+
+def test_a_form_s_file_reaches_the_agent_and_comes_back_to_the_receiver(make_daemon: Callable[..., RealDaemon]) -> None:
+    with receiving() as receiver:
+        port = free_port()
+        program = command_agent("prog", (sys.executable, "-I", "-c", COPIER))
+        daemon = make_daemon(program + HOOK.format(port=port, url=receiver.url))
+        daemon.start()
+        data = b"%PDF-1.7" + bytes(range(256))
+        files = {"f": ("C:\\x\\my \u202ereport.png", data, "image/png")}
+        request = httpx.Request("POST", f"http://127.0.0.1:{port}/hooks/work", data={"text": "look"}, files=files)
+        body, stamp = request.read(), str(int(time.time()))
+        signed = {
+            "x-clawbus-timestamp": stamp,
+            "x-clawbus-id": "m1",
+            "x-clawbus-signature": request_signature("inbound-secret", stamp, "/hooks/work", "m1", body),
+        }
+        request.headers.update(signed)
+        with httpx.Client(timeout=30.0, trust_env=False) as client:
+            assert client.send(request).status_code == 202
+        reply = eventually("posted", lambda: receiver.posts)[0]
+        assert reply.json["content"]["text"] == "application/pdf"
+        [file] = reply.json["files"]
+        assert (file["name"], base64.b64decode(file["data"])) == ("copy.pdf", data)
+        stored = daemon.data / "sessions" / "prog" / "s" / "in" / "inbox" / "m1"
+        assert [path.name for path in stored.iterdir()] == ["my report.png"]
+        eventually("recorded", lambda: "delivered" in daemon.life("prog", "s", "m1"))
+        daemon.at_rest = True

@@ -15,7 +15,7 @@ import structlog
 
 from daemon.channels.signatures import sign
 from daemon.channels.webhook import WebhookChannel
-from daemon.core.errors import ContentError, MessageError, UnknownAgentError, UnknownSessionError
+from daemon.core.errors import AttachmentError, ContentError, MessageError, UnknownAgentError, UnknownSessionError
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.instants import from_text
 from schema.rows import Address, Kind
@@ -387,7 +387,7 @@ async def test_a_declared_length_is_refused_before_the_body_is_asked_for(served:
             assert (await stream.receive()).startswith(b"HTTP/1.1 413 ")
 
 
-@pytest.mark.parametrize("content_type", ["", "image/png", "application/xml", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("content_type", ["", "image/png", "application/xml", "multipart/mixed; boundary=x"])
 async def test_415(served: Served, content_type: str) -> None:
     refused(await served.send(content_type=content_type), 415, "MEDIA_TYPE")
 
@@ -537,3 +537,47 @@ async def test_a_redelivery_of_what_failed_says_what_becomes_of_it(
     redelivered = (await served.post("/hooks/gh", body, from_github(body))).json()
     assert (redelivered["duplicate"], redelivered["previous"], redelivered["state"]) == (True, "failed", "pending")
     assert redelivered["requeued_as"] == redelivered["id"] + "+r1"
+
+
+# --- files
+
+
+async def test_a_form_s_files_go_with_its_message_and_a_redelivery_with_another_boundary_is_the_same(
+    served: Served,
+) -> None:
+    for boundary in ("one", "two"):
+        request = httpx.Request(
+            "POST", "http://x/", data={"text": "look"}, files={"f": ("../report.pdf", b"%PDF-1.7", "image/png")},
+            headers={"content-type": f"multipart/form-data; boundary={boundary}"},
+        )  # fmt: skip
+        body = request.read()
+        answer = await served.send(body, content_type=request.headers["content-type"], x_clawbus_id="m1")
+        assert answer.status_code == 202, answer.text
+    [incoming] = served.bus.messages
+    assert [(one.name, one.data) for one in incoming.files] == [("report.pdf", b"%PDF-1.7")]
+    assert incoming.content == {
+        "event": None, "headers": {"content-type": "multipart/form-data"}, "body": {"text": "look"},
+    }  # fmt: skip
+    assert answer.json()["duplicate"]
+
+
+async def test_a_json_body_s_files_go_with_its_message(served: Served) -> None:
+    body = {"text": "look", "files": [{"name": "a.txt", "data": "Zmlyc3Q=", "size": 5}]}
+    assert (await served.send(json.dumps(body).encode())).status_code == 202
+    [incoming] = served.bus.messages
+    assert [(one.name, one.data) for one in incoming.files] == [("a.txt", b"first")]
+    assert isinstance(incoming.content, dict)
+    assert incoming.content["body"] == {"text": "look"}
+    body["files"] = [{"name": "a.txt", "data": "Zmlyc3Q=", "size": 6}]
+    refused(await served.send(json.dumps(body).encode()), 400, "BODY_INVALID")
+
+
+async def test_a_form_is_not_parsed_before_its_signature_is_right(served: Served) -> None:
+    headers = {**signed(b"--b"), "content-type": "multipart/form-data; boundary=b"}
+    refused(await served.post("/hooks/ours", b"--b ", headers), 401, "SIGNATURE_REFUSED")
+    refused(await served.post("/hooks/ours", b"--b", headers), 400, "BODY_INVALID")
+
+
+async def test_files_beyond_the_limits_are_refused_with_413(served: Served) -> None:
+    served.bus.error = AttachmentError("11 files are attached; limits.max_attachments is 10.")
+    refused(await served.send(), 413, "ATTACHMENT_REFUSED")
