@@ -118,6 +118,10 @@ def _to_place(
     thread = output.thread_id if output.thread_id is not None else (there[-1].thread_id if there else None)
     address = Address(*place, thread)
     origin = next((origin for origin in origins if origin.address == address), _Origin(address, ()))
+    if not origin.ids and place[0] == "agent" and origins:
+        # The host follows a chain of agents by what each message was sent for: the latest trigger.
+        latest = max((message for message in messages if message.trigger), key=lambda message: message.seq)
+        origin = _Origin(address, (latest.id,))
     return _reply(output, origin, address)
 
 

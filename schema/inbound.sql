@@ -25,7 +25,8 @@ CREATE TABLE IF NOT EXISTS messages_in (
   holds             INTEGER NOT NULL DEFAULT 0,  -- ours: 1: until process_after it holds back every later row
   deferrals         INTEGER NOT NULL DEFAULT 0,  -- ours: the agent's latest "later" that the host has taken note of
   stop_late         INTEGER NOT NULL DEFAULT 0,  -- ours: 1: a turn that still works on it at not_after is stopped
-  void_ack          TEXT                         -- ours: status_changed of an ack that is not about this message
+  void_ack          TEXT,                        -- ours: status_changed of an ack that is not about this message
+  relay             TEXT                         -- ours: JSON: which agent sent it and why; NULL: no agent did
 );
 CREATE INDEX IF NOT EXISTS idx_messages_in_series ON messages_in(series_id);
 -- What is due must not cost more as the finished rows pile up.

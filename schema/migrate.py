@@ -55,6 +55,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("messages_in", "deferrals", "INTEGER NOT NULL DEFAULT 0", None),
             ("messages_in", "void_ack", "TEXT", None),
             ("messages_in", "stop_late", "INTEGER NOT NULL DEFAULT 0", None),
+            ("messages_in", "relay", "TEXT", None),
             ("destinations", "source", "TEXT", None),
             ("delivered", "platform_message_id", "TEXT", None),
             ("host_messages", "final", "INTEGER NOT NULL DEFAULT 1", None),

@@ -85,6 +85,7 @@ class MessageIn:
     deferrals: int = 0
     void_ack: str | None = None
     stop_late: bool = False
+    relay: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,14 @@ from daemon.config.models import Config
 from daemon.config.ownership import owned, ownership_of
 from daemon.config.policies import fate_of, intake_limits, read_limits, schedule_limits_of
 from daemon.core.clock import Clock
+from daemon.core.destinations import AGENT_CHANNEL
 from daemon.core.egress_usage import UsageRow
 from daemon.core.slots import SlotState
 from daemon.core.user_commands import rules
 from daemon.core.zones import zone
 from daemon.egress.gate import Gate
 from daemon.egress.ledger import Ledger
+from daemon.engine.agent_channel import AgentChannel, AgentChannelParts
 from daemon.engine.background import Background
 from daemon.engine.budgets import Budgets
 from daemon.engine.delivery import Delivery, DeliverySettings
@@ -189,8 +191,19 @@ class Bus:
             random.Random().random,  # noqa: S311 - spreads retries; nothing secret
             self.grants.addresses,
         )
+        between_agents = AgentChannel(
+            AgentChannelParts(
+                sessions=self.sessions,
+                agents=self.agents,
+                limits=config.agent_messages,
+                clock=clock,
+                accept=lambda incoming: self.ingress.accept(incoming),  # noqa: PLW0108 - built later
+                poke=lambda session: self.delivery.poke(session),  # noqa: PLW0108 - built later
+            )
+        )
+        receivers = {**self.channels, AGENT_CHANNEL: between_agents}
         delivery = Delivery(
-            self.channels, settings, clock, self.supervisor, self.schedule, read_trouble, self.telemetry, events
+            receivers, settings, clock, self.supervisor, self.schedule, read_trouble, self.telemetry, events
         )
         one = SessionSweep(
             self.sessions, self.supervisor, delivery, self.schedule, clock,
@@ -280,7 +293,7 @@ def _session_settings(config: Config, owner: tuple[int, int] | None, agents: Map
 def _telemetry(
     config: Config, channels: Channels, runtime: ContainerRuntime, install_id: str, clock: Clock
 ) -> Telemetry:
-    metrics = Metrics(CollectorRegistry(), channels, runtime.name)
+    metrics = Metrics(CollectorRegistry(), (*channels, AGENT_CHANNEL), runtime.name)
     traces = config.telemetry
     tracer = build_tracer(traces.otlp_endpoint, traces.trace_sample_ratio, install_id, metrics.count_spans)
     return Telemetry(metrics, tracer, clock)

@@ -67,6 +67,7 @@ class Incoming:
     person: Person | None = None  # who wrote it, as far as the channel has verified that
     plain: str | None = None  # an event's text, which may answer an open question of the same place
     note: Mapping[str, object] | None = None  # what its first history row says about how it came here
+    relay: str | None = None  # the host's own record of a message between agents; no channel sets it
     files: tuple[Attachment, ...] = ()  # stored in the session; the content gets `attachments`, which names them
 
 
@@ -191,6 +192,16 @@ class ChannelContext:
     data_dir: Path
     clock: Clock
     max_content_bytes: int
+
+
+class Receiver(Protocol):
+    """What delivery needs of a channel."""
+
+    capabilities: Capabilities
+
+    async def deliver(self, message: Outgoing) -> Receipt:
+        """See Channel."""
+        ...
 
 
 class Channel(Protocol):

@@ -21,6 +21,7 @@ from daemon.config.faults import booleans_for_numbers, fault_text
 from daemon.config.models import Config
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import HeadRule
+from daemon.core.destinations import AGENT_CHANNEL
 from daemon.core.errors import ChannelError, ConfigError
 from schema.errors import ClawbusError, InvalidNameError
 from schema.ids import check_name
@@ -109,6 +110,10 @@ def _common(name: str, table: Mapping[str, Any]) -> _Common:
         raise ConfigError(f"channels.{name}: {error}", hint=error.hint) from None
     except ValidationError as error:
         raise _explained(name, error, _Common) from None
+    if name == AGENT_CHANNEL:
+        raise ConfigError(
+            f"channels.{name}: this name belongs to messages between agents.", hint="Give the table another name."
+        )
     if name == LOCAL and not common.enabled:
         raise ConfigError("channels.local.enabled: the local channel is always on.", hint="Remove that key.")
     if (name == LOCAL) != ((common.type or name) == LOCAL):

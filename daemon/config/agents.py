@@ -25,11 +25,18 @@ _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 
 
 class AgentDestination(Table):
-    """[agents.NAME.destinations.PLACE]: a place besides its own that the agent may write to."""
+    """[agents.NAME.destinations.PLACE]: a place besides its own that the agent may write to, or another agent."""
 
-    channel: str = Field(min_length=1)
-    place: str = Field(min_length=1)
+    channel: str = ""
+    place: str = ""
+    agent: str = ""
     display_name: str = ""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> AgentDestination:
+        if bool(self.channel) != bool(self.place) or bool(self.channel) == bool(self.agent):
+            raise ValueError("needs a channel and a place, or an agent")
+        return self
 
 
 ToolKind = Literal[
@@ -164,7 +171,9 @@ def _acp_faults(name: str, agent: Agent) -> Iterator[str]:
                 yield f"agents.{name}.{key}: is for the provider 'acp' alone, and this one is {agent.provider!r}"
 
 
-def agent_table_faults(name: str, agent: Agent, claim_max_s: float, channels: Collection[str]) -> Iterator[str]:
+def agent_table_faults(
+    name: str, agent: Agent, claim_max_s: float, channels: Collection[str], agents: Collection[str]
+) -> Iterator[str]:
     """Yield the faults of [agents.NAME]. `claim_max_s` is [sweep]'s, which holds where the agent has none."""
     try:
         check_name("agent", name)
@@ -186,7 +195,13 @@ def agent_table_faults(name: str, agent: Agent, claim_max_s: float, channels: Co
         key = f"agents.{name}.claim_max_s" if agent.claim_max_s else "sweep.claim_max_s"
         yield f"{key}: must be longer than agents.{name}.timeout_s, {agent.timeout_s:g}"
     for place, destination in (agent.destinations or {}).items():
-        if destination.channel not in channels:
+        if destination.agent:
+            if destination.agent not in agents:
+                there = ", ".join(sorted(agents))
+                yield (
+                    f"agents.{name}.destinations.{place}.agent: there is no agent {destination.agent!r} (there is: {there})"
+                )
+        elif destination.channel not in channels:
             there = ", ".join(sorted(channels))
             yield (
                 f"agents.{name}.destinations.{place}.channel: no channel {destination.channel!r} is configured"

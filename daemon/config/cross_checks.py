@@ -22,7 +22,7 @@ def table_faults(config: Config) -> Iterator[str]:
     channels = {"local", *config.channels}
     yield from schedule_faults(config.schedules, config.timezone, config.agents, channels)
     for name, agent in config.agents.items():
-        yield from agent_table_faults(name, agent, config.sweep.claim_max_s, channels)
+        yield from agent_table_faults(name, agent, config.sweep.claim_max_s, channels, config.agents)
     yield from egress_faults(config.egress, config.agents)
     yield from _contradictions(config)
     for name, fault in route_faults((one.route() for one in config.routes), config.agents, channels):

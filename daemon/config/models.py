@@ -219,6 +219,14 @@ class Deploy(Table):
         return value
 
 
+class AgentMessages(Table):
+    """[agent_messages]: what keeps agents that write to each other within bounds."""
+
+    max_hops: int = Field(default=8, ge=1, le=64)
+    per_minute: float = Field(default=60.0, gt=0, le=60_000)
+    burst: int = Field(default=20, ge=1, le=10_000)
+
+
 class OwnershipGroup(Table):
     """[ownership.host] and [ownership.cluster]: the agents and channels of one role."""
 
@@ -260,6 +268,7 @@ class Config(BaseSettings):
     deploy: Deploy = Field(default_factory=Deploy)
     ownership: OwnershipTable = Field(default_factory=OwnershipTable)
     egress: Egress = Field(default_factory=Egress)
+    agent_messages: AgentMessages = Field(default_factory=AgentMessages)
     agents: dict[str, Agent] = Field(default_factory=dict[str, Agent])
     routes: tuple[RouteTable, ...] = ()
     commands: dict[str, CommandTable] = Field(default_factory=dict[str, CommandTable])

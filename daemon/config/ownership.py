@@ -57,4 +57,5 @@ def _links(config: Config) -> Iterator[tuple[str, str, str]]:
         yield f"schedules.{key}", schedule.agent, schedule.channel
     for name, agent in config.agents.items():
         for place, target in (agent.destinations or {}).items():
-            yield f"agents.{name}.destinations.{place}", name, target.channel
+            if target.channel:
+                yield f"agents.{name}.destinations.{place}", name, target.channel

@@ -377,6 +377,13 @@ class PermanentDeliveryError(ClawbusError):
     default_hint = "Correct what the message names at the receiver or in the configuration."
 
 
+class AgentHopLimitError(PermanentDeliveryError):
+    """A message between agents has been passed on too often: the agents ask each other without an end."""
+
+    code = "AGENT_HOP_LIMIT"
+    default_hint = "Change what the agents are told, then drop it; or raise agent_messages.max_hops and requeue it."
+
+
 class ChannelError(ClawbusError):
     """A channel cannot be loaded or started."""
 

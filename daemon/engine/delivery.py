@@ -16,7 +16,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from daemon.channels.protocol import Channel, InDoubt, InlineChannel
+from daemon.channels.protocol import InDoubt, InlineChannel, Receiver
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.attachments import IntakeLimits
 from daemon.core.clock import Clock
@@ -77,7 +77,7 @@ class Delivery:
 
     def __init__(
         self,
-        channels: Mapping[str, Channel],
+        channels: Mapping[str, Receiver],
         settings: DeliverySettings,
         clock: Clock,
         supervisor: Supervisor,

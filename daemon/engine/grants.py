@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.config.agents import Agent
-from daemon.core.destinations import DestinationSource, NamedPlace, destinations_of
+from daemon.core.destinations import AGENT_CHANNEL, DestinationSource, NamedPlace, destinations_of
 from daemon.core.routing import Route, RoutingTable
 
 
@@ -64,6 +64,12 @@ class Grants:
 def listed(agent: Agent) -> list[NamedPlace]:
     """Return the destinations of the agent's own tables."""
     return [
-        NamedPlace(name, one.channel, one.place, one.display_name or name, DestinationSource.CONFIG)
+        NamedPlace(
+            name,
+            one.channel or AGENT_CHANNEL,
+            one.place or one.agent,
+            one.display_name or name,
+            DestinationSource.CONFIG,
+        )
         for name, one in (agent.destinations or {}).items()
     ]

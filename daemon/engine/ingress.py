@@ -268,6 +268,7 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
         on_wake=incoming.on_wake,
         not_after=incoming.not_after,
         stop_late=incoming.stop_late,
+        relay=incoming.relay,
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import structlog
 
-from daemon.channels.protocol import Channel, InlineChannel, ReaderHolder
+from daemon.channels.protocol import InlineChannel, ReaderHolder, Receiver
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
 from daemon.core.trace import Tracing
@@ -29,7 +29,7 @@ from schema.errors import ClawbusError
 class InlineDelivery:
     """Delivers through inline channels. `collect` runs in a thread; the caller holds the session's lock."""
 
-    def __init__(self, channels: Mapping[str, Channel], clock: Clock, tracing: Tracing) -> None:
+    def __init__(self, channels: Mapping[str, Receiver], clock: Clock, tracing: Tracing) -> None:
         self._clock = clock
         self._tracing = tracing
         self._channels = {

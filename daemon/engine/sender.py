@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import anyio
 
-from daemon.channels.protocol import Channel, ManyChannel
+from daemon.channels.protocol import ManyChannel, Receiver
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
 from daemon.core.trace import SpanStart, Tracing
@@ -21,7 +21,7 @@ from daemon.engine.sessions import Session
 class Sender:
     """Sends rows. A send that takes longer than `timeout_s` seconds is in doubt."""
 
-    def __init__(self, channels: Mapping[str, Channel], timeout_s: float, clock: Clock, tracing: Tracing) -> None:
+    def __init__(self, channels: Mapping[str, Receiver], timeout_s: float, clock: Clock, tracing: Tracing) -> None:
         self._channels = channels
         self._timeout_s = timeout_s
         self._clock = clock

@@ -24,6 +24,7 @@ _STEPS: Final[Mapping[str, str]] = MappingProxyType(
         "UNKNOWN_KIND": "Correct the runner; this row will never be sendable: drop it.",
         "UNAUTHORISED_DESTINATION": "Add the destination if the session should write there, then requeue it; or drop it.",
         "DESTINATION_REVOKED": "Add the route or destination again if the session should write there, then requeue it; or drop it.",
+        "AGENT_HOP_LIMIT": "Change what the agents are told to ask each other, then drop it; or raise agent_messages.max_hops and requeue it.",
         "NO_ROUTE": "Its destination is unknown: once a message has come in from a channel, requeue it; or drop it.",
         "NO_CHANNEL": "Configure the channel that the reason names and restart, then requeue it; or drop it.",
         "AGENT_FAILED": "The sender got an error answer with this id. Repair the agent and requeue it, or drop it.",

@@ -14,6 +14,7 @@ from daemon.config.agents import Agent
 from daemon.config.models import Config
 from daemon.config.policies import claim_max_s
 from daemon.core.clock import Clock
+from daemon.core.destinations import AGENT_CHANNEL
 from daemon.inspect.across_sessions import visit_sessions
 from daemon.inspect.bounds import MAX_SESSIONS, PATIENT_BUDGET_S
 from daemon.inspect.budget_reading import budgets_report
@@ -112,6 +113,8 @@ def channels_report(
             _add(found, reader, now)
 
     left, errors = visit_sessions(keys, clock, deadline, visit)
+    if AGENT_CHANNEL in found:  # it has no table: the daemon brings it
+        tables = {**tables, AGENT_CHANNEL: {}}
     channels = [_channel(name, tables.get(name), found[name], degraded) for name in sorted(found)]
     return {"channels": channels, "not_examined": left, "errors": errors}
 

@@ -69,7 +69,7 @@ def insert(
     db.execute(
         "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, recurrence, series_id, tries, trigger,"
         " platform_id, channel_type, thread_id, content, source_session_id, on_wake, traceparent, not_after, solo,"
-        " stop_late) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " stop_late, relay) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             message.id,
             message.seq,
@@ -90,6 +90,7 @@ def insert(
             to_text(message.not_after) if message.not_after is not None else None,
             int(message.solo),
             int(message.stop_late),
+            message.relay,
         ),
     )
 
@@ -318,6 +319,7 @@ def to_message(row: sqlite3.Row) -> MessageIn:
         deferrals=row["deferrals"] or 0,
         void_ack=row["void_ack"],
         stop_late=bool(row["stop_late"]),
+        relay=row["relay"],
     )
 
 

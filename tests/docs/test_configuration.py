@@ -67,6 +67,6 @@ def test_every_key_is_listed_with_its_default() -> None:
 
 
 def test_every_table_has_a_section() -> None:
-    titles = re.findall(r"^## \[{1,2}([a-z]+)(?:\.NAME)?\]{1,2}$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    titles = re.findall(r"^## \[{1,2}([a-z_]+)(?:\.NAME)?\]{1,2}$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     tables = [name for name in Config.model_fields if name not in ("data_dir", "timezone", "role")]
     assert titles == tables

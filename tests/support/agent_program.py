@@ -2,7 +2,8 @@
 
 say X - answers X · exit N - ends with code N · garbage - writes bytes that are no text · broken - a JSON line and then
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
-answers `done` · places - answers the names of its destinations · to NAME X - sends X to NAME and answers `sent` · wait FILE NAME X - the same
+answers `done` · places - answers the names of its destinations · to NAME X - sends X to NAME and answers `sent` · thread NAME T X - sends X to NAME in the
+thread T · wait FILE NAME X - the same
 after `hang FILE` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
 counter in the file of its own folder is N · context - answers all it was given · look - answers
 what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · tell A B FILE - says A and edits it to B at once, reports `half way`, makes FILE, waits for FILE.go and answers
@@ -36,6 +37,9 @@ def main() -> int:  # noqa: PLR0912 -- one branch a verb
         print("done")
     elif verb == "places":
         print(" ".join(one["name"] for one in turn["destinations"]))
+    elif verb == "thread":
+        name, thread, words = rest.split(" ", 2)
+        print(json.dumps({"type": "message", "to": name, "thread_id": thread, "text": words}))
     elif verb in ("to", "wait"):
         if verb == "wait":
             mark, _, rest = rest.partition(" ")

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 from daemon.api.client import ControlClient
 from daemon.core.errors import DaemonDownError, DaemonSilentError
 from daemon.store.mailbox import MailboxEntry
+from schema.ids import session_path
 
 CLAWBUS: Final = str(Path(sys.executable).with_name("clawbus"))
 READY_S: Final = 30.0
@@ -337,7 +338,7 @@ class RealDaemon:
     # --- files and processes
 
     def folder(self, agent: str, session: str) -> Path:
-        return self.data / "sessions" / agent / session
+        return session_path(self.data / "sessions", agent, session)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The daemon's log events of one name, from its log file."""

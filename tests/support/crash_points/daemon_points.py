@@ -8,6 +8,7 @@ from typing import Any
 
 from daemon.channels.local import LocalChannel
 from daemon.channels.webhook import WebhookChannel
+from daemon.engine.agent_channel import AgentChannel
 from daemon.runtimes.process import ProcessRuntime
 from daemon.runtimes.process_records import RecordStore
 from daemon.store import data_folder, rebuild, session_files
@@ -25,6 +26,7 @@ def arm(folder: str) -> None:
     for owner, names in (
         (LocalChannel, ("deliver", "deliver_inline")),
         (WebhookChannel, ("deliver",)),
+        (AgentChannel, ("deliver",)),
         (ProcessRuntime, ("_launch", "_stop", "_kill", "_remove")),
         (RecordStore, ("write", "mark_killed", "remove")),
         (SessionFiles, ("create", "recover")),
