@@ -22,6 +22,7 @@ from schema.migrate import Role
 from schema.rows import MessageIn, MessageStatus
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon, eventually
+from tests.support.wreck import lives
 
 AGENTS: Final = ECHO + obedient()
 Make = Callable[..., RealDaemon]
@@ -91,7 +92,7 @@ def test_one_night(make_daemon: Make) -> None:
     os.killpg(runner, signal.SIGKILL)
     assert "GHOST_RUN" not in codes(daemon), "a process of it lives"
     os.kill(program, signal.SIGKILL)
-    eventually("the agent is gone", lambda: not _lives(program))
+    eventually("the agent is gone", lambda: not lives(program))
     found = daemon.cli("doctor").envelope["result"]["diagnoses"]
     by_code = {item["code"]: item for item in found}
     assert {"DAEMON_DOWN", "GHOST_RUN", "GHOST_CONTAINER"} <= set(by_code)
@@ -218,14 +219,6 @@ def watching(daemon: RealDaemon, *options: str) -> Iterator[Iterator[dict[str, A
         process.wait(timeout=60)
         process.stdout.close()
         process.stderr.close()
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _insert(daemon: RealDaemon, agent: str, session: str, message_id: str) -> None:
