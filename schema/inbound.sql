@@ -190,7 +190,8 @@ CREATE TABLE IF NOT EXISTS schedules (
   next_at      INTEGER,                          -- epoch ms; NULL: over
   sent         INTEGER NOT NULL DEFAULT 0,       -- occurrences that became a message
   changed_at   INTEGER NOT NULL,
-  changed_by   TEXT NOT NULL
+  changed_by   TEXT NOT NULL,
+  failures     INTEGER NOT NULL DEFAULT 0        -- above 0: it was paused after so many failures in a row
 );
 -- Every sweep asks what is due and what the configuration owns; neither may cost what is over.
 CREATE INDEX IF NOT EXISTS schedules_due ON schedules(state, next_at);

@@ -277,13 +277,18 @@ def _show_list(console: Console, report: Mapping[str, Any]) -> None:
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in report["errors"]))
 
 
+def _state(one: Mapping[str, Any]) -> str:
+    after = one["paused_after"]
+    return f"paused after {after} failures in a row" if after is not None else str(one["state"])
+
+
 def _show_one(console: Console, one: Mapping[str, Any]) -> None:
     from daemon.cli.present import pairs, table, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
     pairs(console, {
         "schedule": one["key"], "session": f"{one['agent']}/{one['session']}", "when": one["times"],
-        "missed ones": one["catch_up"], "state": one["state"],
+        "missed ones": one["catch_up"], "state": _state(one),
         "next": "; ".join(when(at, now) for at in one["upcoming"]) or "none", "sent": one["sent"],
         "failed in a row": one["failures"], "answers to": one["to"], "says": one["text"],
         "set by": f"{one['changed_by']}, {when(one['changed_at'], now)}",

@@ -80,6 +80,7 @@ class Agent(Table):
     max_batch: int = Field(default=10, ge=1, le=1000)
     order: Literal["strict", "ready"] = "strict"
     later_for_s: float = Field(default=24 * 3600.0, gt=0, le=366 * 86400.0)
+    pause_schedules_after: int = Field(default=5, ge=0, le=100)
     max_schedules: int = Field(default=20, ge=0, le=1000)
     min_schedule_s: float = Field(default=60.0, ge=1, le=366 * 86400.0)
     answers_from: AnswersFrom = AnswersFrom.ASKER

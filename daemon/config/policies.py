@@ -14,6 +14,7 @@ from schema.connect import ReadLimits
 
 _NO_LIMIT_S: Final = 366 * 86400.0
 _CANCEL_GRACE_S: Final = 15.0
+_SCHEDULE_FAILURES: Final = 5
 _UNCLAIMED_S: Final = 60.0  # on a busy machine, a runner may take this long until its first poll
 
 
@@ -62,6 +63,7 @@ def agent_policy(config: Config, agent: Agent | None) -> Policy:
         unclaimed=_ms(max(stuck, _UNCLAIMED_S)),
         max_declared=_ms(config.sweep.max_declared_s),
         max_tries=config.sweep.max_tries,
+        schedule_failures=agent.pause_schedules_after if agent is not None else _SCHEDULE_FAILURES,
         backoff_base=_ms(config.sweep.backoff_base_s),
         idle_stop=_ms(config.runtime.idle_stop_s),
     )

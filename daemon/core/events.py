@@ -191,6 +191,14 @@ class ScheduleFired(SessionEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulePaused(SessionEvent):
+    """The schedule `schedule` was paused: its messages failed `failures` times in a row."""
+
+    schedule: str
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class SeriesRearmed(SessionEvent):
     """A repeating message has its next occurrence: message `message_id`, due at `process_after`."""
 

@@ -235,6 +235,7 @@ class SessionFacts:
     holder_sentence: str | None = None
     crashing: str | None = None  # a message whose container ended several times before it was done, and that waits
     crashing_sentence: str | None = None
+    failing_schedules: tuple[tuple[str, int], ...] = ()  # key, failures in a row: paused because of them
     questions: int = 0  # open ones
     question: str | None = None  # the id of the most urgent of them
     question_text: str | None = None

@@ -75,6 +75,27 @@ def question_open(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def schedule_failing(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Name the schedules that were paused because they kept failing."""
+    if not one.failing_schedules:
+        return None
+    scope = f"--session {one_word(one.agent, one.session)}"
+    (key, failures), more = one.failing_schedules[0], len(one.failing_schedules) - 1
+    others = f" {counted(more, 'more schedule was', 'more schedules were')} paused for the same." if more else ""
+    evidence = (
+        f"The last {counted(failures, 'message', 'messages')} of schedule {key} failed.{others}",
+        f"`clawbus schedule show {key} {scope}` lists them, and `clawbus run show ID` says why one failed.",
+    )
+    choices = (
+        Choice("once the cause is repaired", f"clawbus schedule resume {key} {scope}"),
+        Choice("to keep it paused", f"clawbus schedule pause {key} {scope}"),
+    )
+    return finding(
+        one, "SCHEDULE_FAILING", f"Schedule {key} kept failing and is paused.", evidence,
+        f"clawbus schedule resume {key} {scope}", choices=choices,
+    )  # fmt: skip
+
+
 def delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report answers that are due and that the daemon does not send."""
     if not one.overdue_answers or one.oldest_overdue_at is None:

@@ -28,6 +28,7 @@ from daemon.core.session_message_rules import (
     held_back,
     message_retrying,
     question_open,
+    schedule_failing,
 )
 
 # For each aspect of a session, its rules: the first that matches makes the finding.
@@ -41,6 +42,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (held_back, message_retrying),
     (delivery_stuck, answers_held_back, answer_retrying),
     (question_open,),
+    (schedule_failing,),
     (dead_letters,),
 )
 
@@ -49,4 +51,10 @@ BLOCKING: Final[tuple[SessionRule, ...]] = (
     *(quarantined, too_new, files_unreadable),
     *(spawn_failing, unclaimed, held_back),
 )
-PASSABLE: Final[tuple[SessionRule, ...]] = (message_retrying, answer_retrying, question_open, dead_letters)
+PASSABLE: Final[tuple[SessionRule, ...]] = (
+    message_retrying,
+    answer_retrying,
+    question_open,
+    schedule_failing,
+    dead_letters,
+)

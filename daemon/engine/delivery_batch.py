@@ -20,6 +20,7 @@ from daemon.core.sent_files import names_in
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.fate_steps import Judged
 from daemon.store import deliveries, destinations, host_messages, outbound, questions, reply_routes
+from daemon.store.schedules import repeats_failure
 from daemon.store.sent_files import SentStore
 from schema.connect import Reader
 from schema.questions import is_question
@@ -55,6 +56,17 @@ def without_cut(batch: Batch, judged: Judged) -> tuple[Batch, list[str]]:
         return batch, []
     kept = tuple(one for one in batch.candidates if one.row.id not in cut)
     return replace(batch, candidates=kept), cut
+
+
+def without_repeats(db: Reader, batch: Batch) -> tuple[Batch, list[str]]:
+    """Return the batch without error answers to occurrences of a schedule whose last one failed too, and their ids."""
+    cut = [
+        one.row.id for one in batch.candidates
+        if one.state is None and is_runner_error(one.row.content) and repeats_failure(db, one.row.in_reply_to or "")
+    ]  # fmt: skip
+    if not cut:
+        return batch, []
+    return replace(batch, candidates=tuple(one for one in batch.candidates if one.row.id not in cut)), cut
 
 
 def read_batch(db: Reader, out: Reader | None, means: DeliveryContext, now: int) -> Batch:

@@ -24,7 +24,7 @@ from daemon.core.delivery_plan import (
 from daemon.core.lifecycle import Observation, Settle, settled
 from daemon.core.message_fate import Verdict, claimed_by
 from daemon.engine.decision_steps import write_decision, write_receipts
-from daemon.engine.delivery_batch import Batch, read_batch, read_rules, with_sent_files, without_cut
+from daemon.engine.delivery_batch import Batch, read_batch, read_rules, with_sent_files, without_cut, without_repeats
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
@@ -68,7 +68,7 @@ class _Findings:
     claims: list[Ack]
     begun: int
     batch: Batch
-    cut: list[str]  # error answers of void acks: they are never sent
+    cut: list[str]  # error answers that are never sent: of void acks, and of a schedule that keeps failing
     planned: list[Decision]
 
     @property
@@ -153,12 +153,13 @@ def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str 
     # An incarnation runs one turn at a time. What it claims meanwhile joins that turn.
     begun = int(bool(claims) and not joins) + unseen_turns(db, settles, judged.acks)
     batch, cut = without_cut(batch, judged)
+    batch, repeated = without_repeats(db, batch)
     batch = with_sent_files(batch, files.sent, means.intake)
     planned = plan(batch.candidates, read_rules(db, batch, means, now)) if batch.candidates else []
     planned = _with_slots(planned, means.take)
     for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
         means.wait(channel, place)
-    return _Findings(pending, judged, settles, claims, begun, batch, cut, planned)
+    return _Findings(pending, judged, settles, claims, begun, batch, [*cut, *repeated], planned)
 
 
 def _newly_intended(decisions: Sequence[Decision], taken: Collection[str]) -> Iterator[str]:

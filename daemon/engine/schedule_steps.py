@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Final
 
 from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
 from daemon.core.schedules import CatchUp, check, check_key, fire, next_after
 from daemon.engine.recurrence import occurrence_id
-from daemon.store import messages, schedules
+from daemon.store import host_messages, messages, schedules
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
 from daemon.store.schedules import CONFIG, OPERATOR, Scheduled, ScheduleRow, ScheduleState
@@ -23,6 +24,7 @@ from schema.connect import Writer
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
 
+_KEEPS_FAILING: Final = Operator("clawbus", "it keeps failing")
 _RUNNING = "the occurrence before is not finished: message {}"
 _MISSED = "missed: the daemon did not run then, or the machine slept"
 
@@ -38,22 +40,37 @@ def configured(config: Config) -> dict[SessionKey, dict[str, Scheduled]]:
     return found
 
 
-def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int) -> tuple[MessageIn, ...]:
-    """Take over the configuration's schedules and send what is due, in one transaction; return the messages."""
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """What schedules did: the messages that they sent, and those that were paused because they keep failing."""
+
+    messages: tuple[MessageIn, ...] = ()
+    paused: tuple[ScheduleRow, ...] = ()
+
+
+def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int, pause_after: int = 0) -> Fired:
+    """Take over the configuration's schedules and send what is due, in one transaction.
+
+    A schedule that is due after `pause_after` failures in a row (0: any number) is paused instead.
+    """
     changed = differs(db, configured)
     if not changed and not schedules.due(db, now):
-        return ()
+        return Fired()
     with db.transaction():
         if changed:
             take_over(db, configured, now)
-        return tuple(fire_due(db, now))
+        return fire_due(db, now, pause_after)
 
 
-def fire_due(db: Writer, now: int) -> list[MessageIn]:
+def fire_due(db: Writer, now: int, pause_after: int) -> Fired:
     """Store a message for each occurrence that is due, and set the next ones. Call inside a transaction."""
     stored: list[MessageIn] = []
+    paused: list[ScheduleRow] = []
     for row in schedules.due(db, now):
         assert row.next_at is not None
+        if pause_after and schedules.failing_streak(db, row, pause_after) >= pause_after:
+            paused.append(_pause_failing(db, row, pause_after, now))
+            continue
         firing = fire(row.what.times, row.next_at, now, row.sent)
         sent = row.sent
         if firing.missed and row.next_at not in firing.due:
@@ -73,7 +90,17 @@ def fire_due(db: Writer, now: int) -> list[MessageIn]:
         schedules.put(
             db, replace(row, next_at=firing.next_at, sent=sent, state=ScheduleState.OVER if over else row.state)
         )
-    return stored
+    return Fired(tuple(stored), tuple(paused))
+
+
+def _pause_failing(db: Writer, row: ScheduleRow, failures: int, now: int) -> ScheduleRow:
+    """Pause a schedule, and tell so who reads its answers, once."""
+    paused = replace(row, state=ScheduleState.PAUSED, failures=failures, changed_at=now, changed_by=_KEEPS_FAILING.name)
+    schedules.put(db, paused)
+    _note(db, "schedule_paused", row.key, _KEEPS_FAILING, now, failures=failures)
+    text = f"The schedule {row.key} failed {failures} times in a row and is paused. An operator can resume it."
+    host_messages.announce(db, f"paused:{row.key}@{now}", row.what.address, text, now)
+    return paused
 
 
 def _store(db: Writer, row: ScheduleRow, instant: int, now: int) -> MessageIn | None:
@@ -161,8 +188,10 @@ def _put(
 def pause(db: Writer, key: str, operator: Operator, now: int) -> dict[str, object]:
     """Fire no occurrence until it is resumed: {key, was}. Call inside a transaction. Raise UnknownScheduleError."""
     row = _known(db, key)
-    if row.state is ScheduleState.ACTIVE:
-        schedules.put(db, replace(row, state=ScheduleState.PAUSED, changed_at=now, changed_by=operator.name))
+    if row.state is ScheduleState.ACTIVE or row.failures:
+        schedules.put(
+            db, replace(row, state=ScheduleState.PAUSED, changed_at=now, changed_by=operator.name, failures=0)
+        )
         _note(db, "schedule_paused", key, operator, now)
     return {"key": key, "was": row.state.value}
 
@@ -177,7 +206,7 @@ def resume(db: Writer, key: str, operator: Operator, now: int) -> dict[str, obje
         return {"key": key, "was": row.state.value, "next_at": row.next_at}
     at = next_after(row.what.times, now)
     state = ScheduleState.ACTIVE if at is not None else ScheduleState.OVER
-    schedules.put(db, replace(row, state=state, next_at=at, changed_at=now, changed_by=operator.name))
+    schedules.put(db, replace(row, state=state, next_at=at, changed_at=now, changed_by=operator.name, failures=0))
     _note(db, "schedule_resumed", key, operator, now)
     return {"key": key, "was": row.state.value, "next_at": at}
 

@@ -14,7 +14,15 @@ from typing import Final
 import structlog
 
 from daemon.core.clock import Clock
-from daemon.core.events import Event, JournalRecovered, ScheduleFired, SeriesRearmed, TurnsBegun, TurnStopped
+from daemon.core.events import (
+    Event,
+    JournalRecovered,
+    ScheduleFired,
+    SchedulePaused,
+    SeriesRearmed,
+    TurnsBegun,
+    TurnStopped,
+)
 from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
 from daemon.engine.delivery import Delivery
 from daemon.engine.events import Events
@@ -278,6 +286,8 @@ def _sweep_events(key: SessionKey, swept: Swept, now: int) -> Iterator[Event]:
         yield question_decided(key, asked, now)
     for message in swept.fired:
         yield ScheduleFired(now, key.agent, key.session, message.id, message.series_id or "")
+    for row in swept.failing:
+        yield SchedulePaused(now, key.agent, key.session, row.key, row.failures)
     for message in swept.rearmed:
         yield SeriesRearmed(now, key.agent, key.session, message.id, message.series_id, message.process_after)
 

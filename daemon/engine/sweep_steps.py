@@ -54,7 +54,7 @@ class Swept:
 
     `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
     for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: 1
-    if the session has any, else 0; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now.
+    if the session has any, else 0; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now; `failing`: those that were paused now.
     `decided`: the questions that ended without an answer. `stop_at`: when to check a cancelled turn again; `stopped`: those
     that have stopped. `begun`: turns that this sweep saw first, after their end.
     """
@@ -74,6 +74,7 @@ class Swept:
     schedules: int = 0
     schedule_at: int | None = None
     fired: tuple[MessageIn, ...] = ()
+    failing: tuple[schedules.ScheduleRow, ...] = ()
     home_use: FolderUse | None = field(default=None, compare=False)
     decided: tuple[questions.Asked, ...] = ()
     stop_at: int | None = None
@@ -144,7 +145,7 @@ def sweep_files(
             output_log.cut(files.folder.logs / STDERR_LOG)
     recovered = container is None and not occupied and files.has_journal() and files.recover()
     with files.inbound() as db, db.looking():
-        fired = schedule_steps.sweep(db, settings.configured, now)
+        fired = schedule_steps.sweep(db, settings.configured, now, settings.policy.schedule_failures)
         found = _read(db, files, container, now, settings, occupied=occupied, floor=floor, last_tool=last_tool)
         seen = found.seen
         actions = decide(seen, settings.policy)
@@ -175,7 +176,8 @@ def sweep_files(
         held=held_from(seen.pending, now) is not None,
         schedules=kept,
         schedule_at=schedule_at,
-        fired=fired,
+        fired=fired.messages,
+        failing=fired.paused,
         home_use=home_use,
         decided=tuple(closed),
         stop_at=stop_at,

@@ -28,6 +28,7 @@ UNFINISHED: Final = (
     " OR EXISTS (SELECT 1 FROM attempts WHERE outcome IS NULL)"
     " OR EXISTS (SELECT 1 FROM delivery_attempts WHERE state != 'dead')"
     " OR EXISTS (SELECT 1 FROM questions WHERE outcome IS NULL)"
+    " OR EXISTS (SELECT 1 FROM schedules WHERE state = 'paused' AND failures > 0)"
     f" OR EXISTS (SELECT 1 {dead_answers()}) OR EXISTS (SELECT 1 {failed_messages()})"
 )
 _CRASHES: Final = 2  # a single one may have another cause: a restart of the host, a container that was killed
@@ -72,6 +73,9 @@ class Queues:
     dead: int = 0
     questions: int = 0  # open ones
     question: Asked | None = None  # the most urgent of them
+    failing_schedules: tuple[
+        tuple[str, int], ...
+    ] = ()  # key, failures: those that were paused because they keep failing
     failed_example: dict[str, Any] | None = None
     dead_example: dict[str, Any] | None = None
     error: str | None = None
@@ -92,6 +96,7 @@ def read_queues(folder: SessionFolder, now_ms: int) -> Queues:
             _count_messages(reader, now_ms, queues)
             _count_deliveries(reader, now_ms, queues)
             _count_questions(reader, queues)
+            _read_schedules(reader, queues)
     except ClawbusError as error:
         queues.error = f"{error.code}: {error}"
     return queues
@@ -169,6 +174,12 @@ def _count_deliveries(reader: Reader, now_ms: int, queues: Queues) -> None:
             " ORDER BY seq DESC LIMIT 1"
         )
         queues.dead_example = delivery_values(dead) if dead is not None else None
+
+
+def _read_schedules(reader: Reader, queues: Queues) -> None:
+    if "failures" in reader.columns("schedules"):
+        failing = "SELECT key, failures FROM schedules WHERE state = 'paused' AND failures > 0 ORDER BY key LIMIT 1000"
+        queues.failing_schedules = tuple((row["key"], row["failures"]) for row in reader.all(failing))
 
 
 def _count_questions(reader: Reader, queues: Queues) -> None:

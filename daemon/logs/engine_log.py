@@ -34,6 +34,7 @@ from daemon.core.events import (
     QuestionAsked,
     QuestionDecided,
     ScheduleFired,
+    SchedulePaused,
     SendFailed,
     SendInDoubt,
     SeriesRearmed,
@@ -109,6 +110,7 @@ class EngineLog:
         events.subscribe(AckVoided, self._ack_voided)
         events.subscribe(SeriesRearmed, self._rearmed)
         events.subscribe(ScheduleFired, self._fired)
+        events.subscribe(SchedulePaused, self._failing)
         events.subscribe(QuestionAsked, self._asked)
         events.subscribe(QuestionDecided, self._decided)
 
@@ -168,6 +170,9 @@ class EngineLog:
 
     def _fired(self, event: ScheduleFired) -> None:
         _of(self._sweep, event).info("schedule_fired", message=event.message_id, series=event.series_id)
+
+    def _failing(self, event: SchedulePaused) -> None:
+        _of(self._sweep, event).warning("schedule_failing", schedule=event.schedule, failures=event.failures)
 
     def _rearmed(self, event: SeriesRearmed) -> None:
         log = _of(self._sweep, event)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from daemon.core.lifecycle import is_due
 from daemon.store.deliveries import known, track
 from daemon.store.messages import address_of, chunks, marks, next_even_seq, pending
+from daemon.store.schedules import repeats_failure
 from schema.connect import Reader, Writer
 from schema.ids import new_id
 from schema.instants import to_text
@@ -21,10 +22,13 @@ from schema.rows import Address, DeliveryState, Kind, MessageIn, MessageOut
 def notify_sender(db: Writer, message: MessageIn, address: Address, code: str, text: str, at: int) -> None:
     """Queue the host's own answer to a message that failed for good. At most one notice per message.
 
+    Occurrences of a schedule that fail one after the other get one, for the first.
     `text` goes to the sender, who may be a stranger: it must hold no path, no address and no error text. The operator finds
     the details in the message's history, by the reference.
     """
     if db.one("SELECT 1 FROM host_messages WHERE in_reply_to = ? AND final = 1", (message.id,)) is not None:
+        return
+    if repeats_failure(db, message.id):
         return
     notice_id = f"failed:{message.id}"
     # The container may have used that id for one of its rows. And the notice of a pruned message of this id had it: its
@@ -57,6 +61,23 @@ def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) ->
         timestamp=to_text(at),
         content=json.dumps({"text": text}, ensure_ascii=False),
         in_reply_to=message.id,
+        channel_type=address.channel_type,
+        platform_id=address.platform_id,
+        thread_id=address.thread_id,
+    )
+    _queue_notice(db, notice, address, at)
+
+
+def announce(db: Writer, identity: str, address: Address, text: str, at: int) -> None:
+    """Queue a notice of the host's own that answers no message. Repeating the id changes nothing."""
+    if known(db, [identity]):
+        return
+    notice = MessageOut(
+        id=identity,
+        seq=next_even_seq(db),
+        kind=Kind.CHAT,
+        timestamp=to_text(at),
+        content=json.dumps({"text": text}, ensure_ascii=False),
         channel_type=address.channel_type,
         platform_id=address.platform_id,
         thread_id=address.thread_id,

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from typing import Any, Final, cast
 
 from daemon.core.schedules import Times
@@ -19,6 +20,11 @@ from schema.rows import Address
 CONFIG: Final = "config"
 OPERATOR: Final = "operator"
 AGENT: Final = "agent"
+SERIES: Final = "schedule:"  # how the ids of occurrences begin: schedule:KEY@DUE
+_FINISHED: Final = (
+    "SELECT m.status FROM schedule_runs AS r JOIN messages_in AS m ON m.id = r.message_id WHERE r.key = ?"
+    " AND m.status IN ('completed', 'cancelled', 'failed')"
+)
 # How many occurrences of each schedule are remembered.
 KEPT_RUNS: Final = 200
 
@@ -52,6 +58,7 @@ class ScheduleRow:
     sent: int
     changed_at: int
     changed_by: str
+    failures: int = 0  # above 0: it was paused after so many failures in a row
 
 
 def find(db: Reader, key: str) -> ScheduleRow | None:
@@ -107,10 +114,11 @@ def put(db: Writer, row: ScheduleRow) -> None:
     address = row.what.address
     db.execute(
         "INSERT OR REPLACE INTO schedules(key, times, content, channel_type, platform_id, thread_id, origin, state, next_at,"
-        " sent, changed_at, changed_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " sent, changed_at, changed_by, failures) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.key, json.dumps(row.what.times.as_json()), row.what.content, address.channel_type, address.platform_id,
             address.thread_id, row.origin, row.state.value, row.next_at, row.sent, row.changed_at, row.changed_by,
+            row.failures,
         ),
     )  # fmt: skip
 
@@ -165,10 +173,33 @@ def failures_in_a_row(db: Reader, key: str) -> int:
     return failed
 
 
+def failing_streak(db: Reader, row: ScheduleRow, most: int) -> int:
+    """Return how many of the newest finished occurrences failed one after the other since the schedule was last changed.
+
+    It counts up to `most`.
+    """
+    newest = db.all(f"{_FINISHED} AND r.at >= ? ORDER BY r.due DESC LIMIT ?", (row.key, row.changed_at, most))
+    return sum(1 for _ in takewhile(lambda one: one["status"] == "failed", newest))
+
+
+def repeats_failure(db: Reader, message_id: str) -> bool:
+    """Return whether a message is an occurrence whose predecessor failed: its failure is no news to who reads the answers."""
+    key, _, due = message_id.removeprefix(SERIES).rpartition("@")
+    if not message_id.startswith(SERIES) or not (due.isascii() and due.isdigit() and len(due) < 16):
+        return False
+    row = find(db, key)
+    if row is None:
+        return False
+    before = db.one(
+        f"{_FINISHED} AND r.at >= ? AND r.due < ? ORDER BY r.due DESC LIMIT 1", (key, row.changed_at, int(due))
+    )
+    return before is not None and before["status"] == "failed"
+
+
 def _row(row: sqlite3.Row) -> ScheduleRow:
     times = Times.from_json(cast("dict[str, Any]", json.loads(row["times"])))
     address = Address(row["channel_type"], row["platform_id"], row["thread_id"])
     return ScheduleRow(
         row["key"], Scheduled(times, row["content"], address), row["origin"], ScheduleState(row["state"]),
-        row["next_at"], row["sent"], row["changed_at"], row["changed_by"],
+        row["next_at"], row["sent"], row["changed_at"], row["changed_by"], row["failures"],
     )  # fmt: skip

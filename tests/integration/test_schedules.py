@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tests.support.agents import ECHO, command_agent
 from tests.support.daemon import RealDaemon, eventually
+from tests.support.wreck import findings, found, repair
 
 Make = Callable[..., RealDaemon]
 CONFIG = """
@@ -98,3 +100,20 @@ def test_what_is_sent_for_later_waits_is_not_late_and_can_be_cancelled(make_daem
         assert (again.result["was"], again.result["key"]) == ("unchanged", added["key"])
         shown = daemon.cli("schedule", "show", added["key"]).result
         assert (shown["to"], shown["text"], shown["state"]) == ("local/me", "hello", "active")
+
+
+def test_a_schedule_that_keeps_failing_is_a_finding_whose_repair_ends_it(make_daemon: Make) -> None:
+    flaky = command_agent("prog", ("/bin/sh", "-c", "read -r turn; test -e needed && echo done"))
+    daemon = make_daemon(ECHO + flaky + "pause_schedules_after = 2\n")
+    daemon.start()
+    assert daemon.cli("schedule", "add", "beat", "work", "-a", "prog", "--every", "1s").ok
+    eventually("it is paused", lambda: daemon.cli("schedule", "show", "beat").result["state"] == "paused", 60)
+    one = found(daemon, "SCHEDULE_FAILING")
+    assert (one["session"], daemon.cli("schedule", "show", "beat").result["paused_after"]) == ("schedule-beat", 2)
+    texts = [entry["content"] for entry in daemon.entries("beat")]
+    assert ["error" in text for text in texts] == [True, False], "one error, and the notice"
+    assert "paused" in texts[1]["text"]
+    (daemon.data / "agents" / "prog" / "needed").touch()
+    repair(daemon, one["command"])
+    eventually("it works again", lambda: len(daemon.entries("beat")) > 2, 60)
+    assert "SCHEDULE_FAILING" not in findings(daemon)

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from daemon.config.models import Delivery
 from daemon.core.errors import ScheduleError, UnknownScheduleError
 from daemon.core.lifecycle import Policy, Wake
 from daemon.core.schedules import CatchUp, Times
 from daemon.engine import schedule_steps
+from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_steps import collect
 from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.maintenance.session_deletion import unfinished_work
 from daemon.store import schedules
@@ -218,3 +221,88 @@ def test_five_thousand_that_are_due_at_once_each_come_once(world: SessionWorld) 
     world.now += HOUR
     assert len({message.id for message in sweep(world).fired}) == 5000
     assert sweep(world).fired == ()
+
+
+FAILED = '{"text": "The agent failed.", "error": {"code": "COMMAND_EXIT", "message": "x", "reference": "r"}}'
+MEANS = DeliveryContext({}, Delivery(), 20_000, held=frozenset(), under_way=frozenset(), jitter=0.5)
+
+
+def fail_next(world: SessionWorld, say: bool = True) -> Swept:
+    """Bring the next occurrence, and have its turn fail as a runner reports it."""
+    world.now += HOUR
+    swept = sweep(world)
+    for message in swept.fired:
+        if say:
+            world.say(f"o-{message.id}", in_reply_to=message.id, content=FAILED)
+        world.claim(message.id, by="I1")
+        world.ack("failed", message.id, by="I1")
+        collect(world.files, MEANS, None, world.now)
+    return swept
+
+
+def notices(world: SessionWorld) -> list[str]:
+    return [row["id"] for row in world.read("SELECT id FROM host_messages ORDER BY seq")]
+
+
+def test_a_schedule_that_keeps_failing_is_paused_and_said_once(world: SessionWorld) -> None:
+    put(world, hourly())
+    for _ in range(5):
+        assert len(fail_next(world).fired) == 1
+    first = f"o-schedule:k@{NOW + HOUR}"
+    kept = world.read("SELECT message_out_id FROM delivery_attempts WHERE source = 'agent'")
+    assert [one["message_out_id"] for one in kept] == [first], "the later ones are no news"
+    assert len(world.read("SELECT 1 FROM delivered WHERE status = 'not_wanted'")) == 4
+    swept = fail_next(world)
+    assert (swept.fired, [(one.key, one.failures) for one in swept.failing]) == ((), [("k", 5)])
+    assert (row(world).state, row(world).failures) == (ScheduleState.PAUSED, 5)
+    assert notices(world) == [f"paused:k@{world.now}"]
+    assert fail_next(world).failing == ()
+    with world.files.inbound() as db, db.transaction():
+        schedule_steps.resume(db, "k", WHO, world.now)
+    assert row(world).failures == 0
+    assert len(fail_next(world).fired) == 1, "the failures of before do not count"
+
+
+def test_a_success_in_between_begins_the_count_again(world: SessionWorld) -> None:
+    put(world, hourly())
+    for _ in range(4):
+        fail_next(world)
+    world.now += HOUR
+    assert len(sweep(world).fired) == 1
+    finish_pending(world)
+    for _ in range(5):
+        assert len(fail_next(world).fired) == 1
+    told = world.read("SELECT message_out_id FROM delivery_attempts WHERE source = 'agent'")
+    assert len(told) == 2, "each row of failures is said once"
+
+
+def finish_pending(world: SessionWorld) -> None:
+    world.change("UPDATE messages_in SET status = 'completed' WHERE status = 'pending'")
+
+
+@pytest.mark.parametrize(
+    "identity", ["schedule:k", "schedule:k@x", "schedule:k@" + "9" * 30, "schedule:gone@1", "m1", ""]
+)
+def test_an_id_that_is_no_occurrence_repeats_nothing(world: SessionWorld, identity: str) -> None:
+    put(world, hourly())
+    fail_next(world)
+    with world.files.inbound() as db:
+        assert not schedules.repeats_failure(db, identity)
+
+
+def test_a_death_while_it_is_paused_leaves_it_due(world: SessionWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(world, hourly())
+    for _ in range(5):
+        fail_next(world)
+    world.now += HOUR
+    for step in ("put", "announce"):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                schedules if step == "put" else schedule_steps.host_messages,
+                step,
+                lambda *_: (_ for _ in ()).throw(SystemError),
+            )
+            with pytest.raises(SystemError):
+                sweep(world)
+        assert (row(world).state, notices(world)) == (ScheduleState.ACTIVE, [])
+    assert len(sweep(world).failing) == 1

@@ -32,6 +32,7 @@ TRIED: Final = {
     "DEAD_LETTERS": REPAIRS,
     "MESSAGE_RETRYING": REPAIRS,
     "QUESTION_OPEN": QUESTIONS,
+    "SCHEDULE_FAILING": "tests/integration/test_schedules.py",
     "RUNTIME_UNAVAILABLE": WRECKS,
     "DISK_FULL": WRECKS,
     "CLOCK_JUMP": WRECKS,
