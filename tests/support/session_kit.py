@@ -106,6 +106,9 @@ class SessionKit:
     def notes(self) -> list[dict[str, Any]]:
         return self._read("SELECT * FROM turn_notes")
 
+    def usage(self) -> list[dict[str, Any]]:
+        return self._read("SELECT * FROM turn_usage")
+
     def acks(self) -> dict[str, str]:
         return {row["message_id"]: row["status"] for row in self._read("SELECT * FROM processing_ack")}
 

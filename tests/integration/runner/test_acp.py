@@ -351,6 +351,7 @@ async def test_a_cancelled_message_cancels_the_prompt_and_keeps_an_agent_that_ob
         except TurnFailedError as error:
             failure = error
     assert isinstance(failure, TurnStoppedError)
+    assert (failure.usage is None) is deaf  # one that obeys still reports its tokens
     assert lives(pid) is not deaf
     talk.progress.stop = anyio.Event()
     if not deaf:

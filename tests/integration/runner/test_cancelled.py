@@ -9,6 +9,7 @@ import pytest
 
 from container_runner.providers.protocol import Answer, Progress, Turn
 from container_runner.shared.errors import TurnStoppedError
+from schema.rows import TurnUsage
 from tests.integration.runner.test_loop import Scripted, build, running, say
 from tests.support.session_kit import SessionKit, eventually
 
@@ -41,6 +42,22 @@ async def test_a_cancelled_turn_is_stopped_and_the_next_message_is_worked_on(kit
         await eventually(lambda: kit.acks() == {"m2": "completed"})
     assert kit.contents() == [{"text": "ok"}]
     assert provider.turns == [["m1"], ["m2"]]
+
+
+async def test_what_a_cancelled_turn_used_is_kept_with_the_release_of_its_claim(kit: SessionKit) -> None:
+    async def spends(turn: Turn, progress: Progress) -> Answer:
+        await progress.stop_asked()
+        failure = TurnStoppedError("The message was cancelled.")
+        failure.usage = TurnUsage(input_tokens=20, output_tokens=10)
+        raise failure
+
+    async with running(build(kit, Scripted(spends))):
+        kit.add("m1")
+        await eventually(lambda: kit.acks() == {"m1": "processing"})
+        kit.change(CANCEL.format("m1"))
+        await eventually(lambda: kit.acks() == {})
+    (row,) = kit.usage()
+    assert (row["message_id"], row["input_tokens"], row["output_tokens"], row["cost"]) == ("m1", 20, 10, None)
 
 
 async def test_what_shared_the_turn_is_tried_again(kit: SessionKit) -> None:

@@ -53,6 +53,29 @@ def test_one_that_goes_on_after_the_grace_is_ended_whoever_sweeps(world: Session
     assert (action.reason, action.message_id) == (CANCEL_IGNORED, "m")
 
 
+def use(world: SessionWorld, tokens: int) -> None:
+    with world.runner() as db, db.transaction():
+        db.execute(
+            "INSERT INTO turn_usage(message_id, incarnation, at, input_tokens) VALUES ('m', 'i', ?, ?)",
+            (to_text(NOW), tokens),
+        )
+
+
+@pytest.mark.parametrize("exits", [False, True])
+def test_what_it_used_is_counted_once_whether_its_container_lives_or_not(world: SessionWorld, *, exits: bool) -> None:
+    use(world, 30)
+    world.unclaim("m")
+    if exits:
+        done = finish_incarnation(world.files, "i", "exited", NOW + 300, SETTINGS)
+        assert [(name, usage.input_tokens) for name, usage in done.stopped] == [("m", 30)]
+    else:
+        (turn,) = sweep(world, 300).stopped
+        assert turn.usage is not None
+        assert turn.usage.input_tokens == 30
+    assert sweep(world, 600).stopped == ()
+    assert finish_incarnation(world.files, "i", "exited", NOW + 900, SETTINGS).stopped == ()
+
+
 def test_one_that_has_stopped_is_noted_once_and_costs_no_try(world: SessionWorld) -> None:
     world.unclaim("m")
     sweep(world, 300)
