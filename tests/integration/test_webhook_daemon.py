@@ -1,6 +1,11 @@
 """The webhook channel of a real daemon: a signed request in, an agent's turn, a signed post out to a real receiver."""
 
+import hashlib
+import hmac
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 
@@ -108,3 +113,49 @@ def test_secrets_are_in_no_log(make_daemon: Make) -> None:
         written = daemon.log_tail() + (daemon.data / "logs" / "clawbus.log").read_text(encoding="utf-8")
         assert "webhook_accepted" in written
         assert not [secret for secret in (IN, OUT, "another-secret") if secret in written]
+
+
+def test_the_page_s_own_github_hook_makes_a_session_for_each_pull_request_and_no_dead_letter(make_daemon: Make) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "channels.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "hooks.github" in block)
+    port = free_port()
+    daemon = make_daemon(
+        ECHO.replace("agents.echo", "agents.ops")
+        + ECHO.replace("agents.echo", "agents.reviewer")
+        + example.replace("127.0.0.1:8650", f"127.0.0.1:{port}")
+    )
+    for name in re.findall(r'"(/etc/clawbus/\S+)"', example):
+        path = daemon.root / Path(name).name
+        path.write_text(OUT if "reply" in name else IN)
+        path.chmod(0o600)
+        daemon.config.write_text(daemon.config.read_text().replace(name, str(path)))
+    daemon.environment["DEPLOY_HOOK_SECRET"] = IN
+    daemon.start()
+
+    def deliver(kind: str, body: dict[str, object]) -> dict[str, object]:
+        raw = json.dumps(body).encode()
+        headers = {
+            "content-type": "application/json",
+            "x-github-event": kind,
+            "x-github-delivery": hashlib.sha256(raw).hexdigest(),
+            "x-hub-signature-256": f"sha256={hmac.new(IN.encode(), raw, hashlib.sha256).hexdigest()}",
+        }
+        done = httpx.post(f"http://127.0.0.1:{port}/hooks/github", content=raw, headers=headers, trust_env=False)
+        assert done.status_code == 202
+        return done.json()
+
+    for kind, body in (
+        ("pull_request", {"action": "opened", "pull_request": {"number": 7}}),
+        ("issue_comment", {"action": "created", "issue": {"number": 7}, "comment": {"body": "hi"}}),
+        ("issue_comment", {"action": "created", "issue": {"number": 8}, "comment": {"body": "hi"}}),
+    ):
+        assert deliver(kind, body)["duplicate"] is False
+    assert deliver("ping", {"zen": "Design for failure."})["ignored"] is True
+    assert deliver("pull_request", {"action": "closed", "pull_request": {"number": 7}})["ignored"] is True
+
+    def settled() -> bool:
+        shown = [one for name in ("pr-7", "pr-8") for one in daemon.show("reviewer", name)["messages"]]
+        return [one["status"] for one in shown] == ["completed"] * 3 and not daemon.status()["queues"]["undelivered"]
+
+    eventually("settled", settled)
+    assert daemon.status()["queues"]["dead_letters"] == 0
