@@ -21,6 +21,7 @@ from daemon.cli.global_options import ConfigFlag, DataFlag, DebugFlag, Globals, 
 from daemon.cli.groups import LazyCommands, RootGroup
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import Output, OutputLostError, lost, prepare
+from daemon.cli.usage_text import usage_text
 
 # A chat's number, or a word after a single dash; `-x` and `--typo` are options that do not exist.
 _LIKE_A_NAME: Final = re.compile(r"-(\d|[^-]{2})")
@@ -55,7 +56,7 @@ def build_app() -> typer.Typer:
         config: ConfigFlag = None,
         data: DataFlag = None,
         debug: DebugFlag = False,
-        show_version: Annotated[bool, typer.Option("--version", "-V", help="Which clawbus this is.")] = False,
+        show_version: Annotated[bool, typer.Option("--version", "-V", "-v", help="Which clawbus this is.")] = False,
     ) -> None:
         ctx.obj = Globals.given(json, output, config, data, debug=debug)
         if ctx.invoked_subcommand is None:
@@ -131,7 +132,7 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> int:
     if behind is not None:
         fix = f"A name that begins with `-` goes after `--`, behind all options: `{behind}`."
         steps.insert(0, NextAction(behind, "with the name taken for a name"))
-    problem = Problem("USAGE", error.format_message(), fix)
+    problem = Problem("USAGE", usage_text(error), fix)
     invocation = Invocation(path.removeprefix("clawbus").strip(), Globals("json" if wants_json(given) else "text"))
     return finish(
         invocation,

@@ -59,7 +59,10 @@ SessionOption = Annotated[
 ]
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads standard input.")]
 IdOption = Annotated[
-    str | None, typer.Option("--id", metavar="ID", help="The message's id. The same id twice is one message.")
+    str | None,
+    typer.Option(
+        "--id", metavar="ID", help="The message's id, with --place the event's. The same id twice is one message."
+    ),
 ]
 WaitOption = Annotated[
     float | None, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="Wait so long for the answer.")

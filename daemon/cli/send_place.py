@@ -63,7 +63,10 @@ def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outco
 
         for one in done["messages"]:
             again = ", it was there already" if one["duplicate"] else ""
-            say(console, f"accepted {one['message_id']} ({one['agent']}/{one['session']}{again})")
+            of = (
+                f", made of event {event.message_id}" if event.message_id else ""
+            )  # an event may become several messages
+            say(console, f"accepted {one['message_id']} ({one['agent']}/{one['session']}{again}{of})")
         for one in done["refused"]:
             say(console, f"not {one['agent']}: {one['reason']}: {one['why']}")
 

@@ -1,10 +1,9 @@
-"""`clawbus help [COMMAND]`: what `--help` prints, for a command that is named in words; or what an error code means."""
+"""`clawbus help [COMMAND]`: what `--help` prints, for a command that is named in words; or what a code or a state means."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib import resources
 from typing import Annotated, Any, cast
@@ -26,11 +25,13 @@ def help_(
     invocation: Invocation,
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[COMMAND]...", help="The command's words, or an error code; none for the list of all."),
+        typer.Argument(
+            metavar="[COMMAND]...", help="The command's words, or a code or state; none for the list of all."
+        ),
     ] = None,
     man: Annotated[bool, typer.Option("--man", help="The manual page of all commands, for `man -l -`.")] = False,
 ) -> Outcome:
-    """Show what a command is for, its options and an example; or what an error code means and what to do.
+    """Show what a command is for, its options and an example; or what a code or a state means and what to do.
 
     Use it to find a command, or after an error. Every command also takes `--help`.
 
@@ -39,14 +40,16 @@ def help_(
       clawbus help
       clawbus help session show
       clawbus help DELIVERY_PERMANENT
+      clawbus help backing_off
       clawbus help --man | man -l -
     """
     from importlib import metadata  # noqa: PLC0415
 
     words = command or []
-    if not man and len(words) == 1 and re.fullmatch(r"[A-Z][A-Z0-9_]+", words[0]):
-        return _explained(words[0])
-    context = _context_of(invocation.context.find_root(), words)
+    root = invocation.context.find_root()
+    if not man and len(words) == 1 and words[0] not in root.command.commands:
+        return _explained(words[0], root.command.commands)
+    context = _context_of(root, words)
     text = man_page(metadata.version("clawbus"), every_help(context)).rstrip() if man else str(context.get_help())
     return Outcome({"help": text}, text=text)
 
@@ -58,14 +61,15 @@ def every_help(context: Any) -> Iterator[tuple[str, str]]:
         yield from every_help(context.command.context_class(child, info_name=name, parent=context))
 
 
-def _explained(code: str) -> Outcome:
-    """Return what an error code means. Raise a usage error for one that does not exist."""
+def _explained(word: str, commands: Iterable[str]) -> Outcome:
+    """Return what a code or a state means. Raise a usage error for a word that is none, nor a command."""
     text = resources.files("daemon.cli").joinpath("error_codes.json").read_text(encoding="utf-8")
     codes = cast("dict[str, list[str]]", json.loads(text))
+    code = word.upper().replace("-", "_")
     if code not in codes:
-        close = get_close_matches(code, list(codes))
-        meant = f" Did you mean {' or '.join(close)}?" if close else " docs/error-codes.md lists them."
-        raise typer.BadParameter(f"no error has the code {code}.{meant}")
+        close = get_close_matches(word.lower(), list(commands)) or get_close_matches(code, list(codes), cutoff=0.7)
+        meant = f" Did you mean {' or '.join(close)}?" if close else " docs/error-codes.md lists the codes."
+        raise typer.BadParameter(f"there is no command and no code {word!r}.{meant}")
     what, hint = codes[code]
     shown = f"{code}: {what}" + (f"\nfix: {hint}" if hint else "")
     return Outcome({"code": code, "what": what, "hint": hint}, text=shown)

@@ -419,6 +419,13 @@ class RouteRefusedError(ClawbusError):
     default_hint = "Correct what the message names; `clawbus route list` shows the routes."
 
 
+class UnknownRouteError(ClawbusError):
+    """No such route. Nothing was changed."""
+
+    code = "UNKNOWN_ROUTE"
+    default_hint = "`clawbus route list` shows the routes."
+
+
 class UnknownUserError(ClawbusError):
     """No such user. Nothing was changed."""
 

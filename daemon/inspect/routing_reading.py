@@ -84,6 +84,15 @@ def explain(config: Config, event: PlaceEvent) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def stored_route_names(data_dir: Path) -> list[str]:
+    """Return the names of the routes that were added by command."""
+    path = central_file(data_dir)
+    if path is None:
+        return []
+    with open_current(path) as reader:
+        return [one.name for one in store.stored_routes(reader)]
+
+
 def read_refused(data_dir: Path, limit: int) -> list[dict[str, Any]]:
     """Return the refusals that happened last, newest first."""
     path = central_file(data_dir)

@@ -13,7 +13,7 @@ from daemon.config.models import Config
 from daemon.config.routes import RouteTable, route_faults, stored_route
 from daemon.core.commands import AddRoute, DecidePairing, HostVerb, RefillBudget, RemoveRoute, UserVerb
 from daemon.core.egress_usage import day_of
-from daemon.core.errors import RouteRefusedError, UnknownAgentError
+from daemon.core.errors import RouteRefusedError, UnknownAgentError, UnknownRouteError
 from daemon.core.zones import zone
 from daemon.maintenance import people_verbs
 from daemon.store import agent_usage, routes
@@ -93,7 +93,7 @@ def _remove_route(db: Writer, verb: RemoveRoute, configured: Configured) -> dict
                 f"route {verb.name} is in the configuration.",
                 hint="Remove its [[routes]] table from clawbus.toml, then `clawbus reload`.",
             )
-        raise RouteRefusedError(f"there is no route {verb.name!r}.")
+        raise UnknownRouteError(f"there is no route {verb.name!r}.")
     return {"name": verb.name}
 
 

@@ -1,4 +1,4 @@
-"""The table of error codes in docs/error-codes.md and what `clawbus help CODE` says, made from the error classes.
+"""The table of error codes in docs/error-codes.md and what `clawbus help CODE` says, made from the error classes and the pages.
 
 `python -m tests.docs.error_codes` rewrites both.
 """
@@ -20,8 +20,13 @@ from schema.errors import ClawbusError
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "error-codes.md"
 DATA: Final = PAGE.parents[1] / "daemon" / "cli" / "error_codes.json"
+# Other tables of codes: the column of what to do is the last of three.
+TABLES: Final = ("error-codes.md", "findings.md", "routing.md", "reference.md")
 BEGIN: Final = "<!-- error-codes -->\n"
 END: Final = "<!-- /error-codes -->"
+_CELL: Final = r" ((?:[^|\n]|\\\|)+) \|"
+_ROW: Final = r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \|" + f"{_CELL}(?:{_CELL})?$"
+_STATE: Final = r"^\| ([a-z_]+) \|" + f"{_CELL}{_CELL}$"
 
 
 def error_classes() -> list[type[ClawbusError]]:
@@ -61,12 +66,33 @@ def table() -> str:
 
 
 def data(page: str) -> str:
-    """Return the JSON of `clawbus help CODE`: the classes' codes, and those that the rest of the page explains."""
-    found: dict[str, list[str]] = {code: list(texts) for code, texts in explained().items()}
+    """Return the JSON of `clawbus help CODE`: the classes' codes, then those of tables: this page's, findings, refusals, states."""
+    classes = explained()
+    found: dict[str, list[str]] = {code: list(texts) for code, texts in classes.items()}
     _, _, rest = page.partition(END)
-    for code, what in re.findall(r"^\| `([A-Z_]+)` \| (.+) \|$", rest, flags=re.MULTILINE):
-        found.setdefault(code, [f"{what[0].upper()}{what[1:]}.", ""])
+    for text in (rest, *((PAGE.parent / name).read_text(encoding="utf-8") for name in TABLES[1:])):
+        for codes, what, hint in re.findall(_ROW, text, flags=re.MULTILINE):
+            for code in re.findall(r"[A-Z_]+", codes):
+                before = found.setdefault(code, [sentence(what), sentence(hint)])
+                if code not in classes and sentence(what) != before[0]:  # one code of answers and of events
+                    found[code] = [f"{before[0]} Or: {sentence(what)}", before[1] or sentence(hint)]
+    for state, what, hint in states((PAGE.parent / "reference.md").read_text(encoding="utf-8")):
+        found.setdefault(state.upper(), [sentence(what), sentence(hint)])
     return json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n"
+
+
+def states(page: str) -> list[tuple[str, str, str]]:
+    """Return the rows (state, meaning, what to do) below the headings "States of ..."; a word may have several."""
+    sections = re.findall(r"^## States of .*?(?=^##? |\Z)", page, flags=re.MULTILINE | re.DOTALL)
+    rows = [row for one in sections for row in re.findall(_STATE, one, flags=re.MULTILINE)]
+    return [row for row in rows if row[0] not in ("state", "status")]
+
+
+def sentence(cell: str) -> str:
+    """Return a cell of a table as a sentence for a terminal: a link is its text, with the page if it leads to another."""
+    text = re.sub(r"\[([^]]+)\]\((\w[\w-]*\.md)[^)]*\)", r"\1 (docs/\2)", cell.strip())
+    text = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", text).replace("\\|", "|")
+    return f"{text[0].upper()}{text[1:]}".rstrip(".") + "." if text and text != "nothing" else ""
 
 
 def first_sentence(text: str) -> str:

@@ -73,7 +73,7 @@ def test_the_root_s_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> N
         (("session", "show", "echo"), "AGENT/SESSION"),
         (("status", "--typo"), "--typo"),
         (("status", "extra"), "extra"),
-        (("init", "--runtime", "podman"), "podman"),
+        (("init", "--runtime", "lxc"), "lxc"),
     ],
 )
 def test_wrong_usage_is_an_envelope_with_code_2(cli: CommandLine, arguments: tuple[str, ...], says: str) -> None:

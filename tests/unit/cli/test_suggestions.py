@@ -63,6 +63,58 @@ def test_an_unknown_id(cli: CommandLine, command: tuple[str, ...]) -> None:
     assert (error["code"], "did you mean" in error["message"]) == ("UNKNOWN_MESSAGE", False)
 
 
+@pytest.mark.usefixtures("one_session")
+@pytest.mark.parametrize(
+    ("command", "code", "meant"),
+    [
+        (("agent", "show", "ehco"), "UNKNOWN_AGENT", "echo"),
+        (("schedule", "show", "dialy"), "UNKNOWN_SCHEDULE", "daily"),
+        (("schedule", "cancel", "dialy"), "UNKNOWN_SCHEDULE", "daily"),
+        (("question", "show", "q-zzzz"), "UNKNOWN_QUESTION", None),
+        (("user", "revoke", "bobb"), "UNKNOWN_USER", "bob"),
+        (("route", "remove", "taem"), "UNKNOWN_ROUTE", "team"),
+    ],
+)
+def test_an_unknown_name(cli: CommandLine, command: tuple[str, ...], code: str, meant: str | None) -> None:
+    assert cli("schedule", "add", "daily", "hi", "-a", "echo", "-s", "first", "--every", "1d").code == 0
+    assert cli("user", "add", "bob").code == 0
+    assert cli("route", "add", "team", "-a", "echo", "--channel", "local", "--place", "team").code == 0
+    error = cli(*command).envelope["error"]
+    assert error["code"] == code
+    assert error["message"].endswith(f"; did you mean {meant}?") is (meant is not None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("send", "hi", "--wiat", "3"), "No such option: --wiat. Did you mean --wait"),
+        (("logs", "--sine", "3m"), "Did you mean --since"),
+        (("session", "list", "--stat", "working"), "Did you mean --state"),
+        (("run", "list", "--status", "runing"), "Did you mean running?"),
+        (("status", "--qqqqqqqq"), "No such option: --qqqqqqqq."),
+        (("help", "stauts"), "Did you mean status"),
+        (("help", "IMAGE_UNUSBLE"), "Did you mean IMAGE_UNUSABLE"),
+    ],
+)
+def test_a_mistyped_word(cli: CommandLine, words: tuple[str, ...], said: str) -> None:
+    error = cli(*words).envelope["error"]
+    assert error["code"] == "USAGE"
+    assert said in error["message"]
+    assert ("Did you mean" in error["message"]) == ("Did you mean" in said)
+    assert "Value error" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("CANCELLED", "cancelled the message"), ("backing_off", "the next try has a time"), ("DEAD_LETTERS", "given up"),
+        ("NO_ROUTE", "no route covers the place"), ("orphaned", "container ended"), ("UNKNOWN_MESSAGE", "No such message"),
+    ],
+)  # fmt: skip
+def test_help_knows_findings_refusals_and_states(cli: CommandLine, word: str, says: str) -> None:
+    assert says.lower() in cli("help", word).envelope["result"]["what"].lower()
+
+
 def test_the_nearest_names() -> None:
     assert nearest("DEMO", ["demo", "demo-2", "other"])[0] == "demo"
     assert nearest("de", ["xyz-de"]) == [], "two letters mean nothing"

@@ -124,7 +124,7 @@ REFUSED: Final = (
     (AddRoute(keys={**ROUTE, "agent": "nobody"}), "ROUTE_REFUSED"),
     (AddRoute(keys={**ROUTE, "pattern": "("}), "ROUTE_REFUSED"),
     (of(AnswerQuestion, id="nowhere", answer="1"), "UNKNOWN_QUESTION"),
-    (RemoveRoute(name="nowhere"), "ROUTE_REFUSED"),
+    (RemoveRoute(name="nowhere"), "UNKNOWN_ROUTE"),
     (of(PutSchedule, id="never", text="work", cron="0 0 30 2 *"), "SCHEDULE_INVALID"),
     (PutSchedule("nobody", "main", id="k", text="work", every_ms=1000), "UNKNOWN_AGENT"),
     (of(PauseSchedule, id="nowhere"), "UNKNOWN_SCHEDULE"),
