@@ -56,6 +56,7 @@ def configuration(config: Config, folder: Path) -> str:
         f"data_dir = {json.dumps(str(folder / 'data'))}",
         "[runtime]", f'kind = "{config.runtime.kind}"', "max_containers = 1", "stop_grace_s = 2.0",
         "[docker]", f"host = {json.dumps(docker.host)}", f"image = {json.dumps(docker.image)}", 'network = "none"',
+        "[podman]", f"host = {json.dumps(config.podman.host)}",
         "[sweep]", "interval_s = 1.0", "backoff_base_s = 0.2",
         "[deploy]", f"root = {json.dumps(config.deploy.root)}",
         f"[agents.{AGENT}]", 'provider = "echo"', "",

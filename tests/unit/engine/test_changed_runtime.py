@@ -84,8 +84,8 @@ async def test_what_began_without_a_record_and_has_ended_refuses_nothing(other: 
 
 
 async def test_a_runtime_that_nobody_knows_cannot_be_asked(other: Other) -> None:
-    row = IncarnationRow("01OTHER", SessionKey("helper", "main"), "podman", "f", "c1", 1)
-    with pytest.raises(RuntimeChangedError, match="podman"):
+    row = IncarnationRow("01OTHER", SessionKey("helper", "main"), "lxc", "f", "c1", 1)
+    with pytest.raises(RuntimeChangedError, match="lxc"):
         await refuse_changed_runtime("process", [row], other.build)
     assert other.asked == []
 
