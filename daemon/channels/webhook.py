@@ -14,6 +14,7 @@ from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, Outgoing, Receipt, Typing
+from daemon.channels.webhook_fetch import FileFetcher
 from daemon.channels.webhook_in import WebhookIn
 from daemon.channels.webhook_out import WebhookOut
 from daemon.channels.webhook_settings import WebhookSettings, read_keys
@@ -21,6 +22,7 @@ from daemon.config.addresses import bind_tcp, bound_address
 from daemon.core.errors import ChannelError, ListenError
 from daemon.http.asgi import serve
 from daemon.http.connections import ConnectionLimits, guarded
+from daemon.http.resolver import Resolver
 from schema.rows import Address
 
 _FULL_LOG_S: Final = 60.0  # a flood of connections must not become a flood of log lines
@@ -43,7 +45,8 @@ class WebhookChannel:
         self._settings = settings
         self._clock = context.clock
         self._full_logged: float | None = None
-        self._in = WebhookIn(context.name, settings, keys, context.clock)
+        self._fetcher = FileFetcher(Resolver(context.clock), settings.max_body_bytes, settings.total_timeout_s)
+        self._in = WebhookIn(context.name, settings, keys, context.clock, self._fetcher)
         self._out = WebhookOut(context.name, settings, keys, context.clock)
         self._log = structlog.get_logger("webhook")
 
@@ -53,7 +56,7 @@ class WebhookChannel:
         try:
             self.bound_address = bound_address(sock)
             host, port = self.bound_address
-            async with self._out.open():
+            async with self._out.open() as trust, self._fetcher.open(trust):
                 self._log.info("webhook_listening", host=host, port=port, hooks=sorted(self._settings.hooks))
                 settings = self._settings
                 limits = ConnectionLimits(settings.max_connections, settings.per_peer, settings.body_timeout_s)

@@ -24,10 +24,10 @@ from starlette.routing import Route
 from daemon.channels import webhook_refusals as refusals
 from daemon.channels.protocol import Accept, Incoming, Intake, PlaceMessage
 from daemon.channels.webhook_events import HookRequest, is_wanted, message_of
+from daemon.channels.webhook_fetch import FileFetcher
 from daemon.channels.webhook_forms import Signed, raw_of, slack_challenge
 from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
-from daemon.channels.webhook_uploads import MULTIPART, files_in, read_multipart
-from daemon.core.attachments import Attachment
+from daemon.channels.webhook_uploads import MULTIPART, Upload, files_in, read_multipart
 from daemon.core.clock import Clock
 from daemon.core.errors import BodyTooLargeError
 from daemon.http.connections import TRUSTED
@@ -85,7 +85,10 @@ class _RefusalLog:
 class WebhookIn:
     """Accepts signed requests for the configured hooks and passes them to the bus."""
 
-    def __init__(self, name: str, settings: WebhookSettings, keys: Mapping[str, Keys], clock: Clock) -> None:
+    def __init__(
+        self, name: str, settings: WebhookSettings, keys: Mapping[str, Keys], clock: Clock, fetcher: FileFetcher
+    ) -> None:
+        self._fetcher = fetcher
         self._name = name
         self._settings = settings
         self._keys = keys
@@ -188,9 +191,9 @@ class WebhookIn:
         event = request.headers.get(form.event_header or "", "")[:200]
         kept = {key: request.headers[key][:200] for key in _KEPT_HEADERS if key in request.headers}
         if len(body) > _IN_THREAD_BYTES:
-            payload, files = await anyio.to_thread.run_sync(read_request, hook, content_type, body)
+            payload, upload = await anyio.to_thread.run_sync(read_request, hook, content_type, body)
         else:
-            payload, files = read_request(hook, content_type, body)
+            payload, upload = read_request(hook, content_type, body)
         if content_type.lower().startswith(MULTIPART):  # its boundary differs between two deliveries of one event
             kept["content-type"] = MULTIPART
         if hook.signature == "slack" and (challenge := slack_challenge(payload)) is not None:
@@ -199,6 +202,7 @@ class WebhookIn:
             return Ignored(message_id, event)
         if hook.keep_raw:
             payload |= raw_of(body)
+        files = (*upload.files, *await self._fetcher.fetch(upload.urls, hook.file_hosts, upload.files))
         return message_of(
             hook,
             HookRequest(
@@ -267,20 +271,19 @@ class WebhookIn:
         return response
 
 
-def read_request(hook: Hook, content_type: str, body: bytes) -> tuple[dict[str, object], tuple[Attachment, ...]]:
+def read_request(hook: Hook, content_type: str, body: bytes) -> tuple[dict[str, object], Upload]:
     """Return a request's payload as `read_payload` does, and its files. Raise BodyRefusedError or MediaTypeError."""
-    multipart = content_type.lower().startswith(MULTIPART)
     try:
-        if multipart:
+        if content_type.lower().startswith(MULTIPART):
             upload = read_multipart(content_type, body)
-            return {"body": upload.body}, upload.files
+            return {"body": upload.body}, upload
         payload = read_payload(content_type, body, strict=hook.form.strict_forms)
         if hook.signature != "clawbus" or "body" not in payload:
-            return payload, ()
-        upload = files_in(payload["body"])
+            return payload, Upload(None)
+        upload = files_in(payload["body"], urls=bool(hook.file_hosts))
     except (ValueError, RecursionError) as error:
         raise refusals.BodyRefusedError(f"the body's files cannot be read: {str(error)[:200]}.") from error
-    return {**payload, "body": upload.body}, upload.files
+    return {**payload, "body": upload.body}, upload
 
 
 def read_payload(content_type: str, body: bytes, *, strict: bool = False) -> dict[str, object]:

@@ -57,8 +57,8 @@ class WebhookOut:
         self._agent = f"clawbus/{_version()}"
 
     @asynccontextmanager
-    async def open(self) -> AsyncGenerator[None]:
-        """Open the HTTP client, whose connections are reused until this context ends."""
+    async def open(self) -> AsyncGenerator[ssl.SSLContext]:
+        """Open the HTTP client, whose connections are reused until this context ends. Yield the trusted certificates."""
         # httpx logs every request's full URL at level info.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         # Load the machine's certificate store in a thread: it takes tens of milliseconds.
@@ -73,7 +73,7 @@ class WebhookOut:
         async with HttpPool(self._name, timeout, trust, Resolver(self._clock)).open() as pool:
             self._pool = pool
             try:
-                yield
+                yield trust
             finally:
                 self._pool = None
 

@@ -69,6 +69,13 @@ class MediaTypeError(RequestRefusedError):
     default_hint = "Send application/json, text/plain, application/x-www-form-urlencoded or multipart/form-data."
 
 
+class FileFetchError(ClawbusError):
+    """503: a host did not give a file that the request names by URL. Nothing was stored."""
+
+    code = "FILE_NOT_FETCHED"
+    default_hint = "Send the request again later, with the same id, or send the file itself."
+
+
 _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
     (UnknownHookError, 404),
     (MethodRefusedError, 405),

@@ -20,6 +20,7 @@ from daemon.channels.protocol import InDoubt
 from daemon.channels.webhook_bodies import check_body
 from daemon.channels.webhook_forms import Clawbus, GitHub, GitLab, Hmac, SignatureForm, Slack, Stripe
 from daemon.config.addresses import split_listen
+from daemon.config.egress import split_target
 from daemon.config.routes import session_template
 from daemon.core.errors import ConfigError
 from daemon.core.templates import parse
@@ -60,6 +61,7 @@ class Hook(BaseModel):
     signature_header: str | None = None
     id_header: str | None = None
     keep_raw: bool = False
+    file_hosts: tuple[str, ...] = ()
     secret: SecretStr | None = None
     secret_env: str | None = None
     secret_file: Path | None = None
@@ -108,6 +110,13 @@ class Hook(BaseModel):
     def _url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             _check_url(value.get_secret_value())
+        return value
+
+    @field_validator("file_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            split_target(one, wildcard=True)
         return value
 
     @field_validator("signature_header", "id_header")

@@ -27,11 +27,20 @@ _PAYLOADS: Final = ("payload", "payload_json")  # a form's one field that holds 
 
 
 @dataclass(frozen=True, slots=True)
+class NamedUrl:
+    """A file that is to be downloaded, and the name that it gets."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
-    """What a request brings: the fields of its body, and its files."""
+    """What a request brings: the fields of its body, its files, and those that are to be downloaded."""
 
     body: object
     files: tuple[Attachment, ...] = ()
+    urls: tuple[NamedUrl, ...] = ()
 
 
 def read_multipart(content_type: str, body: bytes) -> Upload:
@@ -58,8 +67,10 @@ def read_multipart(content_type: str, body: bytes) -> Upload:
     return Upload(fields, tuple(files))
 
 
-def files_in(body: object) -> Upload:
+def files_in(body: object, *, urls: bool = False) -> Upload:
     """Return a JSON body's files and the rest of it. `files` has an object with `name` and `data` (base64) for each.
+
+    With `urls`, an object may have `url` in place of `data`; its name then is the URL's last part if it has none.
 
     A body whose `files` is anything else is returned as it is. Raise ValueError for a file that is not what it says.
     """
@@ -68,12 +79,25 @@ def files_in(body: object) -> Upload:
     entries = (
         [cast("dict[str, object]", one) for one in cast("list[object]", listed)] if isinstance(listed, list) else []
     )
-    if not entries or not all(_is_file(one) for one in entries):
+    if not entries or not all(_is_file(one) or (urls and _is_url(one)) for one in entries):
         return Upload(cast("object", body))
     files: list[Attachment] = []
     for one in entries:
-        files.append(_decoded(one, files))
-    return Upload({key: value for key, value in fields.items() if key != "files"}, tuple(files))
+        if _is_file(one):
+            files.append(_decoded(one, files))
+    named = tuple(_named_url(one) for one in entries if not _is_file(one))
+    return Upload({key: value for key, value in fields.items() if key != "files"}, tuple(files), named)
+
+
+def _is_url(entry: object) -> bool:
+    fields = cast("dict[str, object]", entry) if isinstance(entry, dict) else {}
+    return isinstance(fields.get("url"), str) and isinstance(fields.get("name", ""), str) and "data" not in fields
+
+
+def _named_url(entry: Mapping[str, object]) -> NamedUrl:
+    url = str(entry["url"])
+    path = url.partition("?")[0].partition("#")[0].partition("://")[2].partition("/")[2]
+    return NamedUrl(str(entry.get("name") or unquote(path.rpartition("/")[2], errors="replace")), url)
 
 
 def _is_file(entry: object) -> bool:

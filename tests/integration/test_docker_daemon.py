@@ -59,6 +59,9 @@ def finish(daemon: RealDaemon, session: str) -> None:
 def test_a_message_is_answered_from_a_locked_down_container(daemon: RealDaemon, image: str) -> None:
     said = daemon.cli("send", "say hello", "--agent", "prog", "--session", "s", "--wait", "30")
     assert said.result["answer"]["text"] == "hello"
+    saved = daemon.root / "saved"
+    daemon.cli("send", "file a.txt made there", "-s", "prog/s", "--wait", "30", "--save", str(saved))
+    assert (saved / "a.txt").read_text() == "made there"
     found = inspect(daemon.container("prog", "s")["container_id"])
     host, config = found["HostConfig"], found["Config"]
     assert (host["Memory"], host["MemorySwap"]) == (1024**3, 1024**3)

@@ -1,6 +1,6 @@
 """An agent program that does what the message tells it. One turn on standard input; it knows nothing of the bus.
 
-say X - answers X · exit N - ends with code N · garbage - writes bytes that are no text · broken - a JSON line and then
+say X - answers X · file NAME X - sends a file with X · exit N - ends with code N · garbage - writes bytes that are no text · broken - a JSON line and then
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
 answers `done` · places - answers the names of its destinations · to NAME X - sends X to NAME and answers `sent` · thread NAME T X - sends X to NAME in the
 thread T · wait FILE NAME X - the same
@@ -32,6 +32,10 @@ def main() -> int:  # noqa: PLR0912 -- one branch a verb
         sys.stdout.buffer.write(b"\xff\xfe\x00\xff")
     elif verb == "broken":
         print('{"type": "message", "text": "first"}\nno JSON')
+    elif verb == "file":
+        name, _, words = rest.partition(" ")
+        (Path(os.environ["HOME"]) / name).write_text(words, encoding="utf-8")
+        print(json.dumps({"type": "message", "text": "see it", "files": [name]}))
     elif verb == "hang":
         hang(Path(rest))
         print("done")
