@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from bench import (
+    acp,
     busy_sessions,
     cold_start,
     commits,
@@ -49,6 +50,7 @@ BENCHMARKS: Final[Mapping[str, Callable[[Settings], Result]]] = MappingProxyType
         "busy-sessions": busy_sessions.measure,
         "reads": reads.measure,
         "egress": egress.measure,
+        "acp": acp.measure,
         "routing": routing.measure,
         "peers": peers.measure,
         "retention": retention.measure,
