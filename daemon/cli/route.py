@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -53,19 +53,45 @@ def list_(invocation: Invocation, agent: AgentFilter = None) -> Outcome:
     steps = () if found else (NextAction("clawbus route add --help", "make the first one"),)
 
     def people(console: Console) -> None:
-        from daemon.cli.present import say, table  # noqa: PLC0415
+        from daemon.cli.present import WIDE, say, table  # noqa: PLC0415
 
-        rows = [
-            (one["name"], f"{one['channel']} {one['place']}", one["agent"], _engage(one), one["senders"], one["session"],
-             one["source"])
-            for one in found
-        ]  # fmt: skip
-        console.print(table("routes", ("name", "place", "agent", "engage", "senders", "session", "from"), rows))
+        columns = _COLUMNS if console.width >= WIDE else _COLUMNS[:_NARROW]
+        rows = [[_cell(one, column) for column in columns] for one in found]
+        console.print(table("routes", columns, rows))
         for one in found:
             if one["fault"]:
                 say(console, f"{one['name']}: {one['fault']}")
+            elif one["shadowed_by"]:
+                say(
+                    console, f"{one['name']}: no event reaches it: {one['shadowed_by']} decides about all of them first"
+                )
 
     return Outcome({"routes": found}, people, steps)
+
+
+_COLUMNS: Final = (
+    "name", "place", "agent", "wakes on", "admits", "state",
+    "otherwise", "strangers", "session", "priority", "from", "added by",
+)  # fmt: skip
+_NARROW: Final = 6  # those that fit a terminal of 80
+
+
+def _cell(one: Mapping[str, Any], column: str) -> object:
+    match column:
+        case "place":
+            return f"{one['channel']} {one['place']}"
+        case "wakes on":
+            return _engage(one)
+        case "admits":
+            return one["senders"]
+        case "strangers":
+            return one["unknown"]
+        case "from":
+            return one["source"]
+        case "added by":
+            return one.get("added_by")
+        case _:
+            return one[column]
 
 
 def _engage(one: Mapping[str, Any]) -> str:

@@ -204,6 +204,11 @@ def _order(route: Route) -> tuple[int, int, str]:
     return -route.priority, -exact, route.name
 
 
+def decides_before(first: Route, second: Route) -> bool:
+    """Return whether `first` is asked before `second` at every place that both cover."""
+    return _order(first) < _order(second)
+
+
 @dataclass(frozen=True, slots=True)
 class Directory:
     """What decides about events: routes, people, and where agents were mentioned, as (agent, channel, place, thread)."""

@@ -43,6 +43,7 @@ from daemon.inspect.idle_check import IdleSessions
 from daemon.inspect.lock_owners import container_processes, foreign_holders
 from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
 from daemon.inspect.reading import read_suspect_runs
+from daemon.inspect.route_findings import route_findings
 from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
 from daemon.inspect.trusted_files import open_current
 from daemon.store.agent_words import agent_words
@@ -155,7 +156,8 @@ class Doctor:
             of_sessions += told
             host = replace(host, clock=_further(host.clock, clock))
         found.not_examined = len(keys) - found.sessions
-        found.diagnoses = [*diagnose_host(host), *of_sessions]
+        of_routes = route_findings(self._config, now) if only is None else []
+        found.diagnoses = [*diagnose_host(host), *of_routes, *of_sessions]
         found.host = host
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 from daemon.config.models import Config
 from daemon.config.routes import RouteTable, route_faults, stored_route
 from daemon.core.routing import Directory, EventKind, PlaceEvent, decide
+from daemon.core.shadowed_routes import shadowed_routes
 from daemon.core.user_commands import is_command, rules
 from daemon.inspect.central_reading import check_data_folder
 from daemon.inspect.trusted_files import open_current
@@ -29,6 +30,8 @@ class Routes:
     directory: Directory
     listed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     faults: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    shadowed: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (route, the one that decides)
+    stored: frozenset[str] = frozenset()  # those that were added by command
 
 
 def read_routes(config: Config) -> Routes:
@@ -51,10 +54,20 @@ def read_routes(config: Config) -> Routes:
     usable = [stored_route(one.keys) for one in stored if one.name not in unusable]
     faults = [*route_faults([*configured, *usable], config.agents, ("local", *config.channels))]
     faults += [(name, "was added by another version of clawbus, and cannot be read") for name in unusable]
-    told = dict(faults)
+    shadowed = [(one.name, by.name) for one, by in shadowed_routes(found.table.routes.values())]
+    told, hidden, names = dict(faults), dict(shadowed), {one.name for one in configured}
     for one in listed:
-        one["fault"] = told.get(one["name"])
-    return Routes(found, sorted(listed, key=lambda one: (one["channel"], one["place"], -one["priority"])), faults)
+        name, by_command = one["name"], one["source"] == "command"
+        # Of two routes with one name the file's counts: the fault is the other's.
+        one["fault"] = told.get(name) if by_command or name not in names or name not in _names(stored) else None
+        one["shadowed_by"] = hidden.get(name)
+        one["state"] = "broken" if one["fault"] else "unreachable" if one["shadowed_by"] else "ok"
+    ordered = sorted(listed, key=lambda one: (one["channel"], one["place"], -one["priority"]))
+    return Routes(found, ordered, faults, shadowed, _names(stored))
+
+
+def _names(stored: Sequence[store.StoredRoute]) -> frozenset[str]:
+    return frozenset(one.name for one in stored)
 
 
 def _row(keys: Mapping[str, Any], source: str) -> dict[str, Any]:

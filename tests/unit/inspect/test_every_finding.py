@@ -12,12 +12,13 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 RULES: Final = (
-    "host_rules", "session_file_rules", "session_container_rules", "session_message_rules", "run_rules",
+    "host_rules", "session_file_rules", "session_container_rules", "session_message_rules", "run_rules", "route_rules",
 )  # fmt: skip
 WRECKS: Final = "tests/wrecks/test_wrecks.py"
 REPAIRS: Final = "tests/wrecks/test_repairs.py"
 MORE: Final = "tests/wrecks/test_more_repairs.py"
 DOCTOR: Final = "tests/unit/inspect/test_doctor.py"
+ROUTES: Final = "tests/wrecks/test_route_repairs.py"
 EGRESS: Final = "tests/unit/cli/test_egress.py"
 QUESTIONS: Final = "tests/integration/test_questions.py"
 LIVES: Final = "tests/unit/inspect/test_session_lives.py"
@@ -73,6 +74,9 @@ TRIED: Final = {
     "DEGRADED": MORE,
     "RUNTIME_CHANGED": MORE,
     "ANSWERS_HELD_BACK": MORE,
+    "ROUTE_BROKEN": ROUTES,
+    "ROUTE_UNREACHABLE": ROUTES,
+    "PAIRING_WITHOUT_AGENT": ROUTES,
 }
 
 
