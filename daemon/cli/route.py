@@ -62,9 +62,7 @@ def list_(invocation: Invocation, agent: AgentFilter = None) -> Outcome:
             if one["fault"]:
                 say(console, f"{one['name']}: {one['fault']}")
             elif one["shadowed_by"]:
-                say(
-                    console, f"{one['name']}: no event reaches it: {one['shadowed_by']} decides about all of them first"
-                )
+                say(console, f"{one['name']}: no event reaches it: the route {one['shadowed_by']} decides first")
 
     return Outcome({"routes": found}, people, steps)
 
