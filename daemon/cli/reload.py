@@ -34,11 +34,13 @@ def reload(invocation: Invocation) -> Outcome:
     left = ", ".join(result["restart_needed_for"])
     if not left:
         return Outcome(result, lambda console: _show(console, result))
-    command = restart_command(invocation.unit, None)
+    unit = invocation.unit
+    command = restart_command(unit, None) if unit is not None else "clawbus serve"
+    how = f"`{command}`" if unit is not None else f"Ctrl-C where it runs, then `{command}`"
     problem = Problem(
         "RESTART_NEEDED",
         f"{left} changed too, and takes effect only at a restart; agents and logs.level are in force.",
-        f"Restart the daemon: `{command}`. No agent is ended.",
+        f"Restart the daemon: {how}. No agent is ended.",
     )
     action = NextAction(command, "restart the daemon; agents keep running")
     return Outcome(result, lambda console: _show(console, result), (action,), problem)

@@ -294,6 +294,7 @@ def test_the_reload_command_says_whether_all_is_in_force(daemon: RealDaemon) -> 
     daemon.config.write_text(right + "\n[telemetry]\ntrace_sample_ratio = 0.5\n", encoding="utf-8")
     said = daemon.cli("reload")
     assert said.error == "RESTART_NEEDED"
+    assert "Ctrl-C" in said.envelope["fix"], "no unit runs this daemon"
     assert said.envelope["result"]["restart_needed_for"] == ["telemetry"]
     assert "added" not in said.envelope["result"]["agents"], "what can be done at once is done"
     daemon.config.write_text(right + "\n[agents.bad]\nprovider = 'claude'\n", encoding="utf-8")
