@@ -179,6 +179,8 @@ def _by_state(sessions: Mapping[str, int]) -> str:
 
 
 def _attention(one: Mapping[str, Any]) -> str:
+    if one["today"] is not None and one["today"]["used_up"]:
+        return f"used {one['today']['used_up']}"
     if not one["attention"]:
         return ""
     first = one["attention"][0]

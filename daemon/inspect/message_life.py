@@ -30,7 +30,17 @@ from schema.rows import Ack, AckStatus
 _ANSWERS: Final = 1000
 # Events of the same millisecond are listed in the order in which they must have happened.
 _ORDER: Final = (
-    *("accepted", "woken", "container_found", "spawned", "claimed", "turn_started", "tool_started", "tool_ended"),
+    *(
+        "accepted",
+        "told_to_wait",
+        "woken",
+        "container_found",
+        "spawned",
+        "claimed",
+        "turn_started",
+        "tool_started",
+        "tool_ended",
+    ),
     *("turn_failed", "turn_ended", "answered", "acked_completed", "acked_failed", "completed", "failed"),
     *("exited", "released", "deferred", "retry_scheduled", "attempt_orphaned", "attempt_released", "attempt_deferred"),
 )
@@ -83,10 +93,10 @@ def _noted(reader: Reader, message_id: str, incarnation: str | None) -> dict[str
     return {} if note is None else {"code": note.code, "reason": note.message}
 
 
-def _answer(row: sqlite3.Row, events: list[dict[str, Any]]) -> str:
+def _answer(row: sqlite3.Row, events: list[dict[str, Any]], event: str = "answered") -> str:
     identity = str(row["id"])[:200]
     detail = {"message_out_id": identity, "text": preview(str(row["content"]))}
-    events.append({"at": from_text(row["timestamp"]), "event": "answered", "detail": detail})
+    events.append({"at": from_text(row["timestamp"]), "event": event, "detail": detail})
     return identity
 
 
@@ -100,8 +110,13 @@ def _inbound_life(folder: SessionFolder, message_id: str, answers: list[str], ev
                 events.append({"at": row["claimed_at"], "event": "claimed", "detail": detail})
             if row["outcome"] is not None and not _told(events, row["outcome"], row["incarnation"]):
                 events.append({"at": row["ended_at"], "event": f"attempt_{row['outcome']}", "detail": detail})
-        notices = f"SELECT id, timestamp, {CONTENT} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
-        answers += [_answer(row, events) for row in table_rows(reader, "host_messages", notices, message_id)]
+        final = "final" if "final" in reader.columns("host_messages") else "1 AS final"
+        notices = f"SELECT id, timestamp, {CONTENT}, {final} FROM host_messages WHERE in_reply_to = ? LIMIT 50"
+        for row in table_rows(reader, "host_messages", notices, message_id):
+            if row["final"]:
+                answers.append(_answer(row, events))
+            else:  # its answer is still to come
+                _answer(row, events, "told_to_wait")
         for identity in answers[:50]:
             _delivery_life(reader, identity, events)
 

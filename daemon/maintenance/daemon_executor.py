@@ -103,7 +103,7 @@ class DaemonExecutor:
         budgets: Budgets,
     ) -> None:
         self.router = router
-        self._budgets = budgets
+        self.budgets = budgets
         self.deletions = Deletions(sessions, supervisor, sessions.folder, clock)
         self._sessions = sessions
         self._supervisor = supervisor
@@ -158,16 +158,16 @@ class DaemonExecutor:
 
     async def _change_host(self, verb: HostVerb) -> dict[str, Any]:
         router, now = self.router, self._clock.now_ms()
-        configured = Configured(router.configured, frozenset(router.agents), router.channels, self._budgets.day)
+        configured = Configured(router.configured, frozenset(router.agents), router.channels, self.budgets.day)
         if isinstance(verb, RefillBudget):
-            await self._budgets.flush()
+            await self.budgets.flush()
         done = await self._sessions.central(
             lambda registry: registry.with_file(lambda db: host_verbs.execute(db, verb, configured, now))
         )
         await router.load()
         if isinstance(verb, RefillBudget):
-            await self._budgets.load()
-            self._budgets.reconsider()
+            await self.budgets.load()
+            self.budgets.reconsider()
         self._log.warning("host_changed", verb=type(verb).__name__, what=done.get("name"), by=verb.by,
                           reason=verb.reason)  # fmt: skip
         return done

@@ -71,7 +71,9 @@ class UserCommands:
             case BuiltIn.HELP:
                 return help_text(self.rules, target.rank)
             case BuiltIn.STATUS:
-                return await session.call(partial(_status, session, self._clock.now_ms()))
+                said = await session.call(partial(_status, session, self._clock.now_ms()))
+                limited = self._executor.budgets.exceeded(session.key.agent) is not None
+                return f"The limit for today is reached. {said}" if limited else said
             case BuiltIn.STOP:
                 return await self._stop(session, target, message)
             case BuiltIn.NEW:

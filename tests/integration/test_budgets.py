@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 
 from daemon.store.mailbox import MailboxEntry
+from tests.support.agents import PROGRAM
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.wreck import found, gone, repair
 
 Make = Callable[..., RealDaemon]
 AGENTS = '\n[agents.echo]\nprovider = "echo"\nturns_per_day = {limit}\n'
+ACP = PROGRAM.with_name("scripted_acp_agent.py")
 
 
 def notices(daemon: RealDaemon) -> list[MailboxEntry]:
@@ -28,6 +32,7 @@ def test_what_is_over_the_budget_waits_untried_until_a_refill_a_raised_limit_or_
     (notice,) = eventually("told", lambda: notices(daemon))
     assert notice.in_reply_to == held
     assert "limit for today" in notice.content
+    assert [name for name in daemon.life("echo", "s", held) if name in ("told_to_wait", "answered")] == ["told_to_wait"]
     assert daemon.message("echo", "s", held)["status"] == "pending"
 
     shown = daemon.cli("agent", "show", "echo").result["today"]
@@ -53,3 +58,20 @@ def test_what_is_over_the_budget_waits_untried_until_a_refill_a_raised_limit_or_
     assert daemon.cli("reload").ok
     assert daemon.answer(other, agent="echo", session="s")["text"].endswith("five")
     gone(daemon, "BUDGET_USED_UP")
+
+
+def test_the_tokens_of_a_cancelled_turn_count_and_the_next_message_waits(make_daemon: Make) -> None:
+    command = json.dumps([sys.executable, "-I", "-S", str(ACP), "stay"])
+    daemon = make_daemon(f'\n[agents.acp]\nprovider = "acp"\ncommand = {command}\ntokens_per_day = 30\n')
+    daemon.start()
+    mark = daemon.root / "mark"
+    daemon.post(f"hang {mark}", agent="acp", session="s", id="m1")
+    eventually("in mid-turn", mark.exists)
+    assert daemon.cli("message", "cancel", "m1", "--session", "acp/s", "--reason", "enough").ok
+    (event,) = eventually("stopped", lambda: daemon.events("budget_used_up"))
+    assert event["spent"] == "30 of 30 tokens"
+    daemon.post("pid", agent="acp", session="s", id="m2")
+    eventually("told", lambda: notices(daemon))
+    assert daemon.message("acp", "s", "m2")["status"] == "pending"
+    assert daemon.cli("agent", "refill", "acp").result["refilled"][0]["tokens"] == 30
+    daemon.answer("m2", agent="acp", session="s")

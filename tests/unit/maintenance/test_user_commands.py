@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from daemon.channels.protocol import PlaceMessage, Routed
+from daemon.config.agents import Agent
 from daemon.config.routes import RouteTable
 from daemon.config.user_commands import CommandTable
 from daemon.core.commands import AddUser, BindUser, SetRole
@@ -60,6 +61,14 @@ async def test_a_command_is_answered_by_the_bus_once(kit: BusKit) -> None:
         history = await kit.inbound("SELECT event FROM message_history ORDER BY id", session="fake:room")
         assert [one["event"] for one in history] == ["accepted", "completed"]
         assert kit.slot("fake:room") is None
+
+
+async def test_the_status_says_that_the_limit_of_the_day_is_reached(kit: BusKit) -> None:
+    kit.config.agents[AGENT] = Agent(turns_per_day=0)
+    async with kit.running():
+        await people(kit)
+        await write(kit, "/status")
+        assert await answers(kit, 1) == ["The limit for today is reached. The agent is resting."]
 
 
 @pytest.mark.parametrize("otherwise", ["context", "ignore"])
