@@ -275,6 +275,8 @@ def _outcome(state: SlotState) -> Outcome:
 def _fix(state: SlotState) -> str:
     if state.deploy is not None and state.deploy.state == "unhealthy":
         return "There is no way back: correct the cause, or deploy a corrected release."
+    if state.deploy is not None and state.deploy.state == "aborted":
+        return "Nothing is wrong: the release that served before goes on. Deploy again when you want to."
     return "Correct what is named; the release that served before goes on. Then make a release and deploy it."
 
 

@@ -29,7 +29,7 @@ FAILURE_ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 Status = Literal["pending", "running", "pass", "fail", "skipped"]
-DEPLOY_STATES: Final = ("running", "passed", "failed", "rolled_back", "unhealthy")
+DEPLOY_STATES: Final = ("running", "passed", "failed", "aborted", "rolled_back", "unhealthy")
 KEPT: Final = 20  # finished deploys that the state keeps
 
 
@@ -48,7 +48,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Deploy:
-    """One deploy. `state`: running, passed, failed (before the cutover), rolled_back, unhealthy (no way back)."""
+    """One deploy. `state`: running, passed, failed or aborted (both before the cutover), rolled_back, unhealthy (no way back)."""
 
     id: str
     from_slot: str
@@ -256,6 +256,15 @@ def failed(state: SlotState, gate: str, reason: str, now: int, measured: Mapping
     return finished(state, replace(ended, reason=f"{gate}: {reason}"), "failed", now)
 
 
+def aborted(state: SlotState, gate: str, by: str, now: int) -> SlotState:
+    """Return the state after an operator ended the deploy in this gate, before the cutover: the serving slot goes on."""
+    deploy = state.active
+    if deploy is None:
+        return state
+    ended = deploy.with_gate(gate, status="skipped", ended=now, reason=f"aborted by {by}")
+    return finished(state, replace(ended, reason=f"aborted by {by} in {gate}"), "aborted", now)
+
+
 def roll_back(state: SlotState, reason: str, now: int, cooldown_ms: int) -> SlotState:
     """Return the state in which the prior slot serves again, the cooldown included, or the deploy is unhealthy.
 
@@ -380,10 +389,10 @@ def judge(baseline: Health, now: Health) -> tuple[str | None, list[str]]:
 
 
 def verdict(state: SlotState) -> tuple[str, int]:
-    """Return (verdict, exit code) of the latest deploy: pass 0, fail and rolled_back 1, hold 75."""
+    """Return (verdict, exit code) of the latest deploy: pass 0; fail, aborted and rolled_back 1; hold 75."""
     deploy = state.deploy
     if deploy is None or deploy.state == "passed":
         return "pass", 0
     if not deploy.is_over:
         return "hold", 75
-    return ("rolled_back" if deploy.state == "rolled_back" else "fail"), 1
+    return (deploy.state if deploy.state in {"aborted", "rolled_back"} else "fail"), 1

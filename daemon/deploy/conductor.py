@@ -24,6 +24,7 @@ from daemon.core.slots import (
     Gate,
     Health,
     SlotState,
+    aborted,
     as_json,
     begin,
     check_schema,
@@ -127,7 +128,7 @@ class Conductor:
         self._wanted = anyio.Event()
         self._settled = anyio.Event()  # set when what `_carry_out` does is recorded
         self._scope: anyio.CancelScope | None = None
-        self._ended_by: str | None = None
+        self._aborted_by: str | None = None
         self._log = structlog.get_logger("deploy")
 
     # --- what an operator asks
@@ -158,7 +159,7 @@ class Conductor:
         if deploy is None or deploy.is_cut_over or self._scope is None:
             hint = "`clawbus deploy rollback` goes back." if deploy is not None else None
             raise DeployRefusedError("no deploy is before its cutover.", hint=hint)
-        self._ended_by = f"aborted by {by}"
+        self._aborted_by = by
         self._scope.cancel()
         with anyio.move_on_after(_ABORT_S):
             await self._settled.wait()
@@ -228,13 +229,19 @@ class Conductor:
                 self._log.error("deploy_raised", gate=current, exc_info=True)
                 await self._fail(current, f"{type(error).__name__}: {error}", {})
         if self._scope.cancelled_caught:
-            await self._fail(current, self._ended_by or "cancelled", {})
+            await self._abort(current)
         self._scope = None
         self._settled.set()
 
+    async def _abort(self, gate: str) -> None:
+        by, self._aborted_by = self._aborted_by or "the daemon", None
+        await self._end_early(aborted(await self._read(), gate, by, self._clock.now_ms()), gate)
+
     async def _fail(self, gate: str, reason: str, measured: Mapping[str, Any]) -> None:
+        await self._end_early(failed(await self._read(), gate, reason, self._clock.now_ms(), measured), gate)
+
+    async def _end_early(self, state: SlotState, gate: str) -> None:
         self._engine.resume()
-        state = failed(await self._read(), gate, reason, self._clock.now_ms(), measured)
         await self._write(state)
         if state.deploy is not None:
             self._event(state.deploy, state.deploy.gate(gate))

@@ -224,7 +224,7 @@ async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monke
                 with pytest.raises(DeployRunningError):  # whatever the slots point at
                     await stage.conductor.start(name, force=True, no_rollback=False)
             ended = await stage.conductor.abort("ann")
-            assert (ended["deploy"]["state"], ended["deploy"]["reason"]) == ("failed", "warm: aborted by ann")
+            assert (ended["deploy"]["state"], ended["deploy"]["reason"]) == ("aborted", "aborted by ann in warm")
         with pytest.raises(DeployRefusedError):
             await stage.conductor.abort("ann")
         with pytest.raises(DeployRefusedError):
@@ -232,7 +232,7 @@ async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monke
         tasks.cancel_scope.cancel()
     state = stage.state()
     assert state.deploy is not None
-    assert (state.deploy.state, state.deploy.gate("warm").reason) == ("failed", "aborted by ann")
+    assert (state.deploy.state, state.deploy.gate("warm").reason) == ("aborted", "aborted by ann")
 
 
 async def bake(stage: Stage, *, no_rollback: bool = False) -> SlotState:
