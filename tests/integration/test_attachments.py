@@ -1,6 +1,8 @@
 """A file that came with a message, from the real command line to an agent program's hands."""
 
 import base64
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -125,3 +127,32 @@ def test_a_form_s_file_reaches_the_agent_and_comes_back_to_the_receiver(make_dae
         assert [path.name for path in stored.iterdir()] == ["my report.png"]
         eventually("recorded", lambda: "delivered" in daemon.life("prog", "s", "m1"))
         daemon.at_rest = True
+
+
+EARLY = """
+import json, os, sys, time
+turn = json.load(sys.stdin)
+path = os.path.join(os.environ["HOME"], "plot.txt")
+again = os.path.exists(path)
+with open(path, "w") as made:
+    made.write("second try" if again else "first try")
+print(json.dumps({"type": "message", "text": "a plot", "files": ["plot.txt"], "now": True, "key": "plot"}), flush=True)
+if not again:
+    time.sleep(60)
+print(json.dumps({"type": "message", "text": "done"}))
+"""
+
+
+def test_a_file_said_in_mid_turn_comes_once_although_the_turn_dies(make_daemon: Callable[..., RealDaemon]) -> None:
+    daemon = make_daemon(command_agent("prog", (sys.executable, "-I", "-c", EARLY)))
+    daemon.start()
+    daemon.post("plot it", agent="prog", session="s", id="m1")
+    eventually("said", daemon.entries)
+    os.killpg(daemon.leader("prog", "s"), signal.SIGKILL)
+    assert daemon.answer("m1", agent="prog", session="s") == {"text": "done"}
+    target = daemon.root / "saved"
+    entries = daemon.cli("mailbox", "cli", "--save", str(target)).result["entries"]
+    assert [one["text"] for one in entries] == ["a plot", "done"]
+    assert (target / "plot.txt").read_text() == "first try"
+    eventually("settled", lambda: daemon.message("prog", "s", "m1")["status"] == "completed")
+    daemon.at_rest = True

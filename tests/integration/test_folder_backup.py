@@ -26,6 +26,7 @@ def daemon(make_daemon: Make) -> RealDaemon:
 
 def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(daemon: RealDaemon) -> None:
     assert daemon.ask("one", agent="echo", session="a") == {"text": "one"}
+    assert daemon.ask("file a.txt kept", agent="prog", session="b") == {"text": "see it", "files": ["a.txt"]}
     mark = daemon.root / "mark"
     working = daemon.post(f"hang {mark}", agent="prog", session="b")
     eventually("in mid-turn", mark.exists)
@@ -61,6 +62,8 @@ def test_what_was_accepted_is_in_the_backup_and_is_answered_after_the_restore(da
     assert done["sessions"] == 2
     assert (Path(done["before"]) / "central.db").exists()
     assert (daemon.data / "agents" / "prog" / "note.txt").read_text(encoding="utf-8") == "kept"
+    [sent] = (daemon.folder("prog", "b") / "sent").iterdir()
+    assert (sent / "a.txt").read_text(encoding="utf-8") == "kept", "a file that went with an answer"
     assert (daemon.data / "agents" / "prog" / NO_TEXT).read_text(encoding="utf-8") == "kept, too"
     assert (home / ".agent" / "chats" / "inbound.db").read_text(encoding="utf-8") == "a transcript, and no database"
     daemon.start()

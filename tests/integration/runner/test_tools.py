@@ -109,6 +109,26 @@ def test_messages_are_rows_that_answer_nothing_and_a_repeat_is_the_same_row(clie
     ]
 
 
+def test_files_go_with_a_message_or_nothing_is_sent_and_the_agent_reads_why(client: Client, kit: SessionKit) -> None:
+    (kit.agent / "plot.png").write_bytes(b"\x89PNG")
+    (kit.agent / "link").symlink_to("/etc/passwd")
+    for files, code in (
+        (["plot.png", "link"], "FILE_REFUSED"),
+        (["/etc/passwd"], "FILE_REFUSED"),
+        ("plot.png", "BAD_ARGUMENT"),
+        ([1], "BAD_ARGUMENT"),
+    ):
+        assert client.call("send_message", text="see", files=files)["error"]["code"] == code
+    assert kit.out() == []
+    sent = client.call("send_message", text="see", files=[str(kit.agent / "plot.png")], key="plot")
+    assert kit.contents() == [{"text": "see", "files": ["plot.png"]}]
+    copy = kit.folder.outbox / "outbox" / sent["id"] / "plot.png"
+    assert copy.read_bytes() == b"\x89PNG"
+    (kit.agent / "plot.png").write_bytes(b"changed")
+    assert client.call("send_message", text="see", files=["plot.png"], key="plot")["sent_before"]
+    assert copy.read_bytes() == b"\x89PNG", "a message that was sent keeps its files"
+
+
 def test_a_question_is_asked_once_and_its_recorded_answer_is_found(client: Client, kit: SessionKit) -> None:
     asked = client.call("ask_user", question="Go on?", options=[{"label": "yes"}], key="k", wait=False)
     assert asked["status"] == "open"
