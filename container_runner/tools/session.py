@@ -71,8 +71,13 @@ class ToolSession:
     def places(self) -> list[Place]:
         """Return the destinations by name. Raise ClawbusError."""
         with self._both() as db:
-            rows = db.all("SELECT name, type, display_name, channel_type, platform_id, NULL AS thread_id"
-                          " FROM inbound.destinations ORDER BY name LIMIT 1000")  # fmt: skip
+            rows = db.all(
+                # Another agent without a channel is the address `agent` / its agent group's id.
+                "SELECT name, type, display_name, NULL AS thread_id,"
+                " CASE WHEN type = 'agent' AND channel_type IS NULL THEN 'agent' ELSE channel_type END AS channel_type,"
+                " CASE WHEN type = 'agent' AND channel_type IS NULL THEN agent_group_id ELSE platform_id END AS platform_id"
+                " FROM inbound.destinations ORDER BY name LIMIT 1000"
+            )
         return [Place(row["name"], row["type"], row["display_name"], _address(row)) for row in rows]
 
     def history(self, limit: int, before: int) -> list[sqlite3.Row]:

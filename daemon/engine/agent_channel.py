@@ -14,14 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar, cast
 
+import anyio.to_thread
+
 from daemon.channels.protocol import Accepted, Capabilities, Incoming, Outgoing, Receipt
 from daemon.config.agents import Agent
 from daemon.config.models import AgentMessages
 from daemon.core import relays
+from daemon.core.attachments import Attachment
 from daemon.core.clock import Clock
 from daemon.core.destinations import AGENT_CHANNEL
 from daemon.core.errors import (
     AgentHopLimitError,
+    AttachmentError,
     ContentError,
     IdConflictError,
     MessageError,
@@ -33,16 +37,18 @@ from daemon.core.errors import (
 )
 from daemon.core.place_names import session_name
 from daemon.core.relays import Bucket, Relay, Root
+from daemon.core.sent_files import SentFiles
 from daemon.engine.sessions import Session, Sessions
 from daemon.store import relays as store
 from daemon.store.registry import SessionKey
 from schema.connect import Reader
-from schema.errors import ClawbusError, InvalidNameError
+from schema.errors import ClawbusError, InvalidNameError, StorageError
 from schema.rows import Address
 
 T = TypeVar("T")
 
 _FINAL: Final = (
+    AttachmentError,
     ContentError,
     IdConflictError,
     InvalidNameError,
@@ -52,7 +58,9 @@ _FINAL: Final = (
     UnknownSessionError,
 )
 _MAX_PAIRS: Final = 10_000
-_DROPPED: Final = frozenset({"answer_to", "attachments", "answers", "edits"})  # names of the sender's own session
+_DROPPED: Final = frozenset(
+    {"answer_to", "attachments", "answers", "edits", "files"}
+)  # names of the sender's own session
 _ENDLESS: Final = "The agents passed this on to each other too often, and were stopped."
 
 
@@ -72,7 +80,7 @@ class AgentChannel:
     """Built by the daemon itself: no table of the configuration makes one, and nothing comes in from outside."""
 
     def __init__(self, parts: AgentChannelParts) -> None:
-        self.capabilities = Capabilities(deduplicates=True, threads=True)
+        self.capabilities = Capabilities(deduplicates=True, threads=True, files=True)
         self._parts = parts
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
@@ -122,6 +130,7 @@ class AgentChannel:
     async def _store(
         self, message: Outgoing, target: SessionKey, place: Address | None, relay: Relay, *, trigger: bool
     ) -> Accepted:
+        files = await anyio.to_thread.run_sync(_read_files, message.files) if message.files.files else ()
         return await self._parts.accept(
             Incoming(
                 agent=target.agent,
@@ -134,6 +143,7 @@ class AgentChannel:
                 traceparent=message.traceparent,
                 note={"from_agent": message.agent, "from_session": message.session, "hops": relay.hops},
                 relay=relay.to_text(),
+                files=files,
             )
         )
 
@@ -168,6 +178,14 @@ class AgentChannel:
 def relayed_id(key: str) -> str:
     """Return the id of the message that a row becomes at the other agent: the same for the same row."""
     return "ag-" + base64.b32encode(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:20]).decode().lower()
+
+
+def _read_files(sent: SentFiles) -> tuple[Attachment, ...]:
+    """Read the host's own copies; they are within limits.max_attachment_bytes. Raise StorageError."""
+    try:
+        return tuple(Attachment(one.name, one.path.read_bytes()) for one in sent.files)
+    except OSError as error:
+        raise StorageError(f"a file of the message cannot be read: {error.strerror}.") from error
 
 
 def _content(message: Outgoing) -> dict[str, object]:

@@ -83,6 +83,21 @@ def test_a_thread_that_an_agent_makes_up_reaches_no_session(daemon: RealDaemon) 
     ]
 
 
+def test_files_are_passed_on(make_daemon: Make) -> None:
+    script = (
+        """echo hello > "$HOME/note.txt"; echo '{"type":"message","to":"b","text":"say read","files":["note.txt"]}'"""
+    )
+    table = f'{obedient("b")}[agents.a]\ncommand = {json.dumps(["sh", "-c", script])}\n[agents.a.destinations.b]\nagent = "b"\n'
+    daemon = make_daemon(table, runtime="process")
+    daemon.start()
+    daemon.post("ask", agent="a", session="s")
+    inbox = daemon.folder("b", "agent:a:s") / "in" / "inbox"
+    (copy,) = eventually("the file is there", lambda: list(inbox.glob("ag-*/note.txt")))
+    assert copy.read_text(encoding="utf-8") == "hello\n"
+    (asked,) = eventually("b is asked", lambda: daemon.rows("b", "agent:a:s", "SELECT content FROM messages_in"))
+    assert [one["name"] for one in json.loads(asked["content"])["attachments"]] == ["note.txt"]
+
+
 def test_who_is_too_fast_waits(make_daemon: Make) -> None:
     lines = "\n".join(
         json.dumps({"type": "message", "to": "b", "text": f"say {word}"}) for word in ("one", "two", "three")

@@ -184,6 +184,15 @@ def test_the_same_words_to_two_places_are_two_messages(client: Client, kit: Sess
     assert [row["platform_id"] for row in kit.out()] == ["one", "two"]
 
 
+def test_another_agent_is_written_to_by_its_destination_s_name(client: Client, kit: SessionKit) -> None:
+    kit.destination("reviewer", None, None, "rev")
+    (listed,) = client.call("list_destinations")["destinations"]
+    assert (listed["name"], listed["type"], listed["reachable"]) == ("reviewer", "agent", True)
+    client.call("send_message", text="please look", to="reviewer")
+    (row,) = kit.out()
+    assert (row["channel_type"], row["platform_id"], row["in_reply_to"]) == ("agent", "rev", "m1")
+
+
 def test_a_reaction_is_a_row_that_names_its_message(client: Client, kit: SessionKit) -> None:
     sent = client.call("send_message", text="hello")
     client.call("react", emoji="👍")

@@ -74,6 +74,11 @@ def test_what_is_installed_is_found() -> None:
     }
 
 
+def test_the_name_of_messages_between_agents_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"channels\.agent"):
+        build(tmp_path, {"agent": {"type": "webhook"}})
+
+
 def test_local_is_always_there(tmp_path: Path) -> None:
     channels = build(tmp_path, {})
     assert list(channels) == ["local"]

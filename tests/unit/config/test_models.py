@@ -62,6 +62,10 @@ def test_a_key_like_no_other_is_to_be_removed(tmp_path: Path) -> None:
         ('[agents.a]\nprovider = "command"\ncommand = ["a\\u0000b"]', "agents.a.command"),
         ("[logs]\nlevel = 'loud'", "logs.level"),
         ("runtime = 3", "runtime"),
+        ("[agents.a.destinations.b]\nagent = 'b'", "agents.a.destinations.b.agent"),
+        ("[agents.a.destinations.b]\nagent = 'a'\nchannel = 'local'\nplace = 'x'", "agents.a.destinations.b"),
+        ("[agents.a.destinations.b]\nchannel = 'local'", "agents.a.destinations.b"),
+        ("[agent_messages]\nmax_hops = 0", "agent_messages.max_hops"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, text: str, key: str) -> None:
