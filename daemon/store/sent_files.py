@@ -140,7 +140,12 @@ class SentStore:
         """Return the bytes of all copies."""
         if self._bytes is None:
             with suppress(FileNotFoundError):
-                self._bytes = sum(path.lstat().st_size for folder in self._root.iterdir() for path in folder.iterdir())
+                self._bytes = sum(
+                    path.lstat().st_size
+                    for folder in self._root.iterdir()
+                    if folder.is_dir()
+                    for path in folder.iterdir()
+                )
         return self._bytes or 0
 
     def _drop(self, path: Path) -> None:
@@ -157,8 +162,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _clear(path: Path) -> None:
-    with suppress(FileNotFoundError):
+    try:
         shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:  # an operator's file
+        path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

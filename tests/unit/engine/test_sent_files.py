@@ -230,11 +230,16 @@ def test_the_copies_go_with_the_receipt_and_those_of_no_answer_too(world: Sessio
     record_outcomes(world.files, [Outcome(one, sent=True) for one in found.sends], MEANS, world.now)
     (world.root / "sent" / "lost").mkdir()
     (world.root / "sent" / "lost" / "c.txt").write_bytes(b"third")
-    os.utime(world.root / "sent" / "lost", (0, 0))
+    (world.root / "sent" / "notes").write_text("an operator's")
+    for stray in ("lost", "notes"):
+        os.utime(world.root / "sent" / stray, (0, 0))
+    world.files.sent = sent_files.SentStore(world.files.folder)
+    say(world, "o3", {"d.txt": b"fourth"})
+    assert [one.name for one in sent(look(world)).files] == ["d.txt"], "a stray file stops nothing"
     world.now += 31 * DAY
     assert prune_receipts(world.files, world.now - 30 * DAY, 0, 100, world.now).taken == 0, "the rows are there"
-    assert set(copies(world)) == {"o1/a.txt", "o2/b.txt"}
+    assert set(copies(world)) == {"o1/a.txt", "o2/b.txt", "o3/d.txt"}
     with world.runner() as db, db.transaction():
         db.execute("DELETE FROM messages_out WHERE id = 'o1'")
     assert prune_receipts(world.files, world.now - 30 * DAY, 0, 100, world.now).taken == 1
-    assert set(copies(world)) == {"o2/b.txt"}
+    assert set(copies(world)) == {"o2/b.txt", "o3/d.txt"}
