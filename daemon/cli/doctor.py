@@ -14,6 +14,7 @@ from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.core.clock import SystemClock
+from daemon.core.command_words import only_shows
 from daemon.core.findings import Finding, findings_of
 from daemon.core.printable import counted
 
@@ -132,7 +133,7 @@ def _show(console: Console, found: Examination, findings: Sequence[Finding]) -> 
             say_wrapped(console, "   - ", f"Goes away with it: {_consequences(finding)}.")
         # Commands stay on one line, however long: people copy them.
         because = f"   (because of {one.cause}; goes away with it)" if one.cause is not None else ""
-        say_whole(console, f"   repair: {one.command}{because}")
+        say_whole(console, f"   {'read first' if only_shows(one.command) else 'repair'}: {one.command}{because}")
         say_whole(console, *(f"   or, {choice.when}: {choice.command}" for choice in one.choices))
 
 

@@ -17,6 +17,12 @@ def one_word(agent: str, session: str) -> str:
     return shlex.quote(f"{agent}/{session}")
 
 
+def only_shows(command: str) -> bool:
+    """Return whether a command of ours changes nothing: the operator reads what it prints and then chooses."""
+    words = shlex.split(command)
+    return words[:1] == ["clawbus"] and words[2:3] in (["show"], ["list"])
+
+
 def start_command(unit: str | None) -> str:
     """Return the command that starts the daemon: systemd's where a unit runs it."""
     return f"systemctl start {unit}" if unit is not None else "clawbus serve"

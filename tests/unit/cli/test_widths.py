@@ -11,7 +11,7 @@ from tests.support.command_line import CommandLine
 from tests.support.session_world import SessionWorld
 from tests.unit.cli.long_names import AGENT, ANSWER, INCARNATION, MESSAGE, SESSION, TEXT, WORKING, fill
 
-COMMANDS = ("repair: ", "or, ")  # one line each, so that they can be copied
+COMMANDS = ("repair: ", "read first: ", "or, ")  # one line each, so that they can be copied
 # Each with the ids that it shows. Short forms are the ids' ends, so that the end of a whole one is found too.
 SHOWN: dict[tuple[str, ...], tuple[str, ...]] = {
     ("status",): (WORKING[-8:],),
