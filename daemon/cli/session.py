@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
+
+_PLACES: Final = 10  # destinations that `session show` names
 
 
 def register(app: typer.Typer) -> None:
@@ -248,6 +250,8 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     facts["unfinished"] = report["pending"]
     if said := usage_text(report.get("usage")):
         facts["used"] = said
+    if places := report.get("destinations"):
+        facts["writes to"] = _writes_to(places)
     facts["folder"] = report["folder"]
     if report.get("out_folder"):
         facts["out/"] = _counted(report["out_folder"])
@@ -260,6 +264,17 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
     pairs(console, facts)
     _tables(console, report, now)
     say(console, *(f"could not be read: {error}" for error in report["errors"]))
+
+
+def _writes_to(places: list[dict[str, Any]]) -> str:
+    """Name the session's destinations: places as channel:place, other agents as such."""
+    shown = [
+        f"{one['name']} (agent {one['agent_group_id']})"
+        if one["type"] == "agent" and one["channel_type"] is None
+        else f"{one['name']} ({one['channel_type']}:{one['platform_id']})"
+        for one in places[:_PLACES]
+    ]
+    return ", ".join([*shown, *([f"and {len(places) - _PLACES} more"] if len(places) > _PLACES else [])])
 
 
 def _counted(use: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ def test_an_agent_learns_its_places_from_the_routes(daemon: RealDaemon) -> None:
     assert daemon.ask("places", agent="prog", session="s")["text"] == "hall here team"
     assert daemon.ask("to hall hello", agent="prog", session="s")["text"] == "sent"
     eventually("it is there", lambda: texts(daemon, "hall") == ["hello"])
+    assert "hall (local:hall), here (local:cli), team (local:kitchen)" in daemon.people("session", "show", "prog", "s")
 
 
 def test_a_place_that_is_taken_away_in_mid_turn_is_refused_and_can_be_given_back(
