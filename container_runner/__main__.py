@@ -23,6 +23,7 @@ from container_runner.heartbeat import Heartbeat
 from container_runner.logs import build_logger
 from container_runner.loop import Identity, Runner, Upkeep
 from container_runner.providers import PROVIDERS
+from container_runner.providers.checked import CheckedProvider
 from container_runner.providers.protocol import ProviderContext
 from container_runner.retention import Retention
 from container_runner.room import used_up
@@ -150,7 +151,7 @@ def _build(
         settings,
         Identity(environment.agent, environment.session, environment.incarnation),
         store=Store(environment.in_folder, environment.out_folder, environment.incarnation, _now_ms),
-        provider=PROVIDERS[settings.provider](context),
+        provider=CheckedProvider(PROVIDERS[settings.provider](context), context),
         heartbeat=Heartbeat(environment.out_folder, log),
         watch=InboundWatch(environment.in_folder, step_ms=settings.watch_step_ms, poll_s=settings.poll_s, log=log),
         log=log,

@@ -19,6 +19,7 @@ from container_runner.cancelled_messages import stop_when_cancelled
 from container_runner.file_work import FileWork, GraceOverError, run_here, run_in_thread
 from container_runner.heartbeat import Heartbeat
 from container_runner.live import TurnProgress
+from container_runner.providers.checked import is_quiet
 from container_runner.providers.protocol import DeclaredTimeout, Provider, Turn
 from container_runner.retention import Retention
 from container_runner.saying import Saying
@@ -217,7 +218,11 @@ class Runner:
             raise outcome
         inbox = progress.follow_ups_inbox
         untaken = tuple(message.id for message in inbox.waiting)
-        status = await self._end.commit(outcome, EndedTurn(batch, (*batch.messages, *inbox.taken), untaken, log))
+        worked_on = (*batch.messages, *inbox.taken)
+        if is_quiet(outcome):
+            untaken += tuple(message.id for message in worked_on if not message.trigger)
+            worked_on = tuple(message for message in worked_on if message.trigger)
+        status = await self._end.commit(outcome, EndedTurn(batch, worked_on, untaken, log))
         seconds = anyio.current_time() - began
         log.info("turn_ended", status=status, seconds=round(seconds, 3))
         # In a long turn a message may have become due by time alone, without a ring.
@@ -266,6 +271,7 @@ class Runner:
             destinations=batch.destinations,
             state=batch.state,
             schedules=batch.schedules,
+            check=batch.check,
             in_folder=str(self._store.in_folder.absolute()),
         )
         # Date the heartbeat before the claim: the ceiling counts from here, and a turn without progress is claim-stuck.

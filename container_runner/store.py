@@ -17,7 +17,7 @@ from container_runner.due_messages import DueMessages
 from container_runner.providers.protocol import DeclaredTimeout, Destination, TurnMessage
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from container_runner.shared.outbox import Outbox, insert_row, next_seq
-from container_runner.shared.own_schedules import own_schedules
+from container_runner.shared.own_schedules import check_program, own_schedules
 from container_runner.shared.reply import Reply
 from schema.bell import ring
 from schema.connect import Writer, open_owner
@@ -26,7 +26,7 @@ from schema.ids import new_id
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.migrate import Role
-from schema.rows import AckStatus, Address, TurnNote, TurnUsage
+from schema.rows import AckStatus, Address, Kind, TurnNote, TurnUsage
 
 _INBOUND: Final = "inbound"
 MAX_NOTE: Final = 2000
@@ -44,6 +44,7 @@ class Batch:
     destinations: tuple[Destination, ...]
     state: Mapping[str, str]
     schedules: Sequence[Mapping[str, object]] = ()
+    check: str | None = None
     alone: bool = False
     took_all: bool = False
 
@@ -266,6 +267,7 @@ class Store:
             destinations=_destinations(db),
             state={str(row["key"]): str(row["value"]) for row in db.all("SELECT key, value FROM session_state")},
             schedules=tuple(own_schedules(db)),
+            check=check_program(db, [message.id for message in messages if message.kind == Kind.TASK]),
         )
 
     def _is_finished(self, db: Writer, acked: Sequence[str], status: AckStatus) -> bool:

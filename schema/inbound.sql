@@ -191,6 +191,7 @@ CREATE TABLE IF NOT EXISTS schedules (
   sent         INTEGER NOT NULL DEFAULT 0,       -- occurrences that became a message
   changed_at   INTEGER NOT NULL,
   changed_by   TEXT NOT NULL,
+  check_program TEXT,                            -- run by a shell in the container; the agent is woken only if it prints something
   failures     INTEGER NOT NULL DEFAULT 0        -- above 0: it was paused after so many failures in a row
 );
 -- Every sweep asks what is due and what the configuration owns; neither may cost what is over.

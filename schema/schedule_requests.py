@@ -20,6 +20,7 @@ TYPES: Final = frozenset({PUT, CHANGE})
 MAX_TEXT: Final = 10_000
 MAX_WORD: Final = 200
 MAX_COUNT: Final = 1_000_000
+MAX_CHECK: Final = 2000
 _WORDS: Final = ("at", "cron", "timezone", "until", "catch_up")
 
 
@@ -54,6 +55,7 @@ class ScheduleRequest:
     until: str | None = None
     count: int | None = None
     catch_up: str | None = None
+    check: str | None = None
     notify: bool = False
 
 
@@ -89,13 +91,14 @@ def from_fields(value: Mapping[str, object]) -> ScheduleRequest:
     if text is None:
         raise ScheduleRequestError("has no `text`")
     words = {name: _text(value, name, MAX_WORD) for name in _WORDS}
+    check = _text(value, "check", MAX_CHECK)
     every, count = value.get("every_s"), value.get("count")
     if every is not None and (isinstance(every, bool) or not isinstance(every, int | float) or not 0 < every < 10**9):
         raise ScheduleRequestError("has an `every_s` that is not a number of seconds")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT):
         raise ScheduleRequestError("has a `count` that is not a whole number from 1")
     every_s = float(every) if every is not None else None
-    return ScheduleRequest(Action.PUT, key, text, every_s=every_s, count=count, notify=notify, **words)
+    return ScheduleRequest(Action.PUT, key, text, every_s=every_s, count=count, notify=notify, check=check, **words)
 
 
 def to_content(value: Mapping[str, object]) -> str:

@@ -99,6 +99,7 @@ class Turn:
     destinations: tuple[Destination, ...] = ()
     state: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     schedules: Sequence[Mapping[str, object]] = ()  # the agent's own
+    check: str | None = None  # a program that decides whether the agent is woken
     in_folder: str = CONTAINER_IN  # where the files are that came with the messages
 
     def to_json(self) -> dict[str, object]:

@@ -129,6 +129,15 @@ class CommandExitError(TurnFailedError):
     code = "COMMAND_EXIT"
 
 
+class CheckFailedError(TurnFailedError):
+    """The check program of a schedule failed, so nobody knows whether the agent should have been woken."""
+
+    code = "CHECK_FAILED"
+    default_hint = (
+        "`clawbus schedule show KEY` has the program; it ends with 0, and prints something to wake the agent."
+    )
+
+
 class CommandSignalError(TurnFailedError):
     """The program was killed by a signal."""
 

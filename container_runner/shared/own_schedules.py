@@ -1,8 +1,9 @@
-"""Reads the schedules that the agent has made in this session, from the host's inbound.db."""
+"""Reads the schedules that the agent has made in this session, from the host's inbound.db, and the check program of one."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from schema.connect import Writer
@@ -31,6 +32,21 @@ def own_schedules(db: Writer) -> list[dict[str, object]]:
         }
         for row in rows
     ]
+
+
+def check_program(db: Writer, tasks: Sequence[str]) -> str | None:
+    """Return the check program of the schedule that sent one of these messages, or None.
+
+    The host decides which schedule that is: a message's own content cannot name a program.
+    """
+    if not tasks or not db.columns("schedules", "inbound"):
+        return None
+    row = db.one(
+        "SELECT s.check_program FROM inbound.messages_in AS m JOIN inbound.schedules AS s ON m.series_id = 'schedule:' || s.key"
+        f" WHERE s.check_program IS NOT NULL AND m.id IN ({', '.join('?' * len(tasks))}) LIMIT 1",
+        tuple(tasks),
+    )
+    return row["check_program"] if row is not None else None
 
 
 def _rule(times: dict[str, Any]) -> dict[str, object]:

@@ -107,6 +107,9 @@ CATALOGUE: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
                 "enum": ["skip", "latest", "all"],
                 "description": "What comes of times that were missed. Default: latest.",
             },
+            check=_string(
+                "A shell command in your container, run first: only if it prints something are you woken, and read it."
+            ),
         ),
         "list_schedules": _tool("List the schedules that you have made in this conversation.", ()),
         "change_schedule": _tool(

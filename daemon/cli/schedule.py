@@ -51,6 +51,15 @@ MailboxOption = Annotated[
     str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox of the answers; by default KEY.")
 ]
 
+CheckOption = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        metavar="COMMAND",
+        help="Run by a shell in the container: only if it prints something is the agent woken.",
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
@@ -83,6 +92,7 @@ def add_(
     until: UntilOption = None,
     count: CountOption = None,
     mailbox: MailboxOption = None,
+    check: CheckOption = None,
     reason: ReasonOption = None,
 ) -> Outcome:
     """Add a schedule, or change the one with this key: its text is sent to the agent at each of its times.
@@ -110,6 +120,7 @@ def add_(
         every_ms=span_ms(every) if every is not None else None,
         until=instant_of(until, zone, now) if until is not None else None,
         place=mailbox if mailbox is not None else key,
+        check=check,
     )  # fmt: skip
     return done(invocation, verb, steps_after_put(verb))
 
@@ -290,7 +301,7 @@ def _show_one(console: Console, one: Mapping[str, Any]) -> None:
         "schedule": one["key"], "session": f"{one['agent']}/{one['session']}", "when": one["times"],
         "missed ones": one["catch_up"], "state": _state(one),
         "next": "; ".join(when(at, now) for at in one["upcoming"]) or "none", "sent": one["sent"],
-        "failed in a row": one["failures"], "answers to": one["to"], "says": one["text"],
+        "failed in a row": one["failures"], "answers to": one["to"], "says": one["text"], **({"check": one["check"]} if one["check"] is not None else {}),
         "set by": f"{one['changed_by']}, {when(one['changed_at'], now)}",
     })  # fmt: skip
     rows = [

@@ -30,6 +30,7 @@ class ScheduleTable(BaseModel):
     channel: str = "local"
     place: str | None = None
     thread: str | None = None
+    check: str | None = Field(default=None, min_length=1, max_length=2000)
 
     def times(self, default_zone: str) -> Times:
         """Return its times. Raise ScheduleError for text that is not a time or a zone."""

@@ -19,6 +19,7 @@ _MAX_BY: Final = 200
 _MAX_ID: Final = 255
 _MAX_REASON: Final = 1000
 _MAX_TEXT: Final = 65_536
+_MAX_CHECK: Final = 2000
 _SESSION: Final = "/v1/sessions/{agent}/{session:path}/"
 
 
@@ -246,6 +247,7 @@ class PutSchedule(RowVerb):
     """Add or change the schedule `id`: {key, was: added|changed|unchanged, next_at, state}. Makes the session if there is none.
 
     Instants are epoch milliseconds. `channel`, `place` and `thread` say where the answers go.
+    `check` is a shell command in the container that decides whether the agent is woken.
     """
 
     route: ClassVar[str] = "/v1/schedules/put"
@@ -262,11 +264,14 @@ class PutSchedule(RowVerb):
     channel: str = "local"
     place: str = "cli"
     thread: str | None = None
+    check: str | None = None
 
     def __post_init__(self) -> None:
         """Check the lengths, too; the times are checked against the clock when they are stored."""
         RowVerb.__post_init__(self)
         _check_length("text", self.text, _MAX_TEXT)
+        if self.check is not None:
+            _check_length("check", self.check, _MAX_CHECK)
         for name in ("cron", "timezone", "catch_up", "channel", "place", "thread"):
             value = getattr(self, name)
             if value is not None:

@@ -71,7 +71,7 @@ def _done(
 def _put(db: Writer, request: ScheduleRequest, address: Address, limits: ScheduleLimits, now: int) -> dict[str, object]:
     times = _times(request, limits, now)
     check_limits(times, schedules.count_of_agent(db, besides=request.key), limits, now)
-    what = Scheduled(times, json.dumps({"text": request.text}, ensure_ascii=False), address)
+    what = Scheduled(times, json.dumps({"text": request.text}, ensure_ascii=False), address, request.check)
     done = schedule_steps.put(db, request.key, what, _ASKS, now, origin=AGENT)
     row = schedules.find(db, request.key)
     assert row is not None

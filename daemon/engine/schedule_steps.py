@@ -35,7 +35,7 @@ def configured(config: Config) -> dict[SessionKey, dict[str, Scheduled]]:
     for key, one in config.schedules.items():
         times = one.times(config.timezone)
         address = Address(one.channel, one.place or key, one.thread)
-        what = Scheduled(times, json.dumps({"text": one.text}, ensure_ascii=False), address)
+        what = Scheduled(times, json.dumps({"text": one.text}, ensure_ascii=False), address, one.check)
         found.setdefault(SessionKey(one.agent, one.session_name(key)), {})[key] = what
     return found
 
@@ -115,7 +115,7 @@ def _store(db: Writer, row: ScheduleRow, instant: int, now: int) -> MessageIn | 
     address = row.what.address
     message = MessageIn(
         identity, messages.next_even_seq(db), Kind.TASK.value, to_text(now), MessageStatus.PENDING, row.what.content,
-        series_id=series, channel_type=address.channel_type, platform_id=address.platform_id, thread_id=address.thread_id,
+        series_id=series, solo=row.what.check is not None, channel_type=address.channel_type, platform_id=address.platform_id, thread_id=address.thread_id,
     )  # fmt: skip
     messages.insert(db, message, now, event="scheduled", detail={"schedule": row.key, "due": to_text(instant)})
     return message

@@ -27,7 +27,7 @@ def schedules_report(
 ) -> dict[str, Any]:
     """Return {schedules, not_examined, errors}, the next to fire first; only those of one agent or key, if named.
 
-    Each is {agent, session, key, times, state, next_at, sent, failures, paused_after, origin, to, text, changed_at, changed_by}. Raises
+    Each is {agent, session, key, times, state, next_at, sent, failures, paused_after, origin, to, text, check, changed_at, changed_by}. Raises
     DataFolderError, SchemaTooNewError.
     """
     deadline = clock.monotonic() + _BUDGET_S
@@ -93,6 +93,7 @@ def _values(db: Reader, session: Key, row: ScheduleRow) -> dict[str, Any]:
         "origin": row.origin,
         "to": "/".join(part for part in (address.channel_type, address.platform_id, address.thread_id) if part),
         "text": text_of(row.what.content),
+        "check": row.what.check,
         "changed_at": row.changed_at,
         "changed_by": row.changed_by,
     }

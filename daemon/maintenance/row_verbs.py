@@ -102,4 +102,4 @@ def _scheduled(verb: PutSchedule) -> Scheduled:
         catch_up=CatchUp(verb.catch_up),
     )  # fmt: skip
     content = json.dumps({"text": verb.text}, ensure_ascii=False)
-    return Scheduled(times, content, Address(verb.channel, verb.place, verb.thread))
+    return Scheduled(times, content, Address(verb.channel, verb.place, verb.thread), verb.check)

@@ -39,11 +39,15 @@ class ScheduleState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """What a schedule sends, when, and where the answers go. `content` is JSON text."""
+    """What a schedule sends, when, and where the answers go. `content` is JSON text.
+
+    `check`: a program that runs in the container and decides whether the agent is woken.
+    """
 
     times: Times
     content: str
     address: Address
+    check: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,11 @@ def put(db: Writer, row: ScheduleRow) -> None:
     address = row.what.address
     db.execute(
         "INSERT OR REPLACE INTO schedules(key, times, content, channel_type, platform_id, thread_id, origin, state, next_at,"
-        " sent, changed_at, changed_by, failures) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " sent, changed_at, changed_by, failures, check_program) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.key, json.dumps(row.what.times.as_json()), row.what.content, address.channel_type, address.platform_id,
             address.thread_id, row.origin, row.state.value, row.next_at, row.sent, row.changed_at, row.changed_by,
-            row.failures,
+            row.failures, row.what.check,
         ),
     )  # fmt: skip
 
@@ -200,6 +204,6 @@ def _row(row: sqlite3.Row) -> ScheduleRow:
     times = Times.from_json(cast("dict[str, Any]", json.loads(row["times"])))
     address = Address(row["channel_type"], row["platform_id"], row["thread_id"])
     return ScheduleRow(
-        row["key"], Scheduled(times, row["content"], address), row["origin"], ScheduleState(row["state"]),
+        row["key"], Scheduled(times, row["content"], address, row["check_program"]), row["origin"], ScheduleState(row["state"]),
         row["next_at"], row["sent"], row["changed_at"], row["changed_by"], row["failures"],
     )  # fmt: skip
