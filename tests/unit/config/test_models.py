@@ -46,6 +46,13 @@ def test_a_typo_is_named_and_the_right_key_suggested(tmp_path: Path, text: str, 
     assert f"{suggestion!r}" in message
 
 
+@pytest.mark.parametrize(("name", "meant"), [("comand", "did you mean 'command'?"), ("qqq", "no provider 'qqq'")])
+def test_an_unknown_provider_is_named(tmp_path: Path, name: str, meant: str) -> None:
+    message = refused(tmp_path, f"[agents.a]\nprovider = '{name}'")
+    assert "agents.a.provider" in message
+    assert meant in message
+
+
 def test_a_key_like_no_other_is_to_be_removed(tmp_path: Path) -> None:
     assert "qqq: unknown key; remove it" in refused(tmp_path, "qqq = 1")
 
