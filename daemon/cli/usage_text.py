@@ -8,6 +8,7 @@ from typing import Any, Final
 
 _CHOICES: Final = re.compile(r"Value error, ('[^']*') is not one of ('.+')\.?$", re.DOTALL)
 _CLOSE: Final = 0.6
+_FEW: Final = 10  # commands of a group that fit in a line or two
 
 
 def usage_text(error: Any) -> str:
@@ -16,6 +17,9 @@ def usage_text(error: Any) -> str:
     wrong = getattr(error, "option_name", None)
     if isinstance(wrong, str) and hasattr(error, "possibilities"):
         return f"No such option: {wrong}.{_meant(wrong, _options(error))}"
+    if text.startswith("No such command") and "Did you mean" not in text:
+        names = list(getattr(getattr(getattr(error, "ctx", None), "command", None), "commands", ()))
+        return f"{text} There are: {', '.join(names)}." if len(names) <= _FEW else text
     choices = _CHOICES.search(text)
     if choices is not None:
         given, listed = (re.findall(r"'([^']*)'", part) for part in choices.groups())
