@@ -150,7 +150,12 @@ class Ingress:
             return None
         rule = self.agents[key.agent].answers_from
         work = partial(record_plain_reply, session.files, text, message.id, place, rule, person)
-        found = await self._sessions.change(session, work)
+        try:
+            found = await self._sessions.change(session, work)
+        except (
+            ClawbusError
+        ):  # a closed question makes it a message; of a file that cannot be used, storing it says more
+            return None
         return self._answered(key, message, incoming, *found) if found is not None else None
 
     def _answered(self, key: SessionKey, message: MessageIn, incoming: Incoming, asked: Asked, fresh: bool) -> Accepted:
