@@ -15,6 +15,7 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 
 from container_runner.file_work import FileWork, GraceOverError, run_here
+from container_runner.providers.checked import is_quiet
 from container_runner.providers.protocol import Answer, OutMessage, TurnMessage
 from container_runner.replies import Plan, failure_replies, plan_replies
 from container_runner.shared.errors import (
@@ -201,7 +202,8 @@ class TurnEnd:
             turn.log.warning("output_ignored", types=list(outcome.ignored))
         if outcome.note is not None:
             event = "files_refused" if outcome.note.code == _FILE_REFUSED else "nothing_sent"
-            turn.log.warning(event, code=outcome.note.code, reason=outcome.note.message)
+            log = turn.log.info if is_quiet(outcome) else turn.log.warning  # a check that says nothing is everyday
+            log(event, code=outcome.note.code, reason=outcome.note.message)
         for name in plan.unknown:
             turn.log.warning("output_dropped", reason="unknown destination", destination=name[:200])
         failure = _refusal(plan, self._settings.max_answer_bytes)
