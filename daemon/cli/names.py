@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from daemon.cli.output import progress
 from schema.ids import check_name, check_session
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The agent; or AGENT/SESSION in one word.")]
@@ -25,6 +26,10 @@ def addressed(agent: str | None, session: str) -> tuple[str, str]:
     A session's name may hold a slash itself, so that with an agent it is taken as it is.
     """
     if agent is not None:
+        if session.startswith(f"{agent}/"):  # a valid name, and more often a slip
+            progress(
+                f"note: with --agent this is the session {agent}/{session}; --session {session} alone is another one."
+            )
         return agent, session
     agent, slash, name = session.partition("/")
     if not slash or not agent or not name:

@@ -152,6 +152,14 @@ def test_an_empty_variable_in_place_of_a_name_is_wrong_usage(cli: CommandLine, w
     assert "is empty (is a variable empty?)" in answer.envelope["error"]["message"]
 
 
+def test_a_session_that_begins_with_its_agent_is_remarked_upon(cli: CommandLine) -> None:
+    assert (
+        "note: with --agent this is the session echo/echo/first"
+        in cli("send", "hi", "-a", "echo", "-s", "echo/first").err
+    )
+    assert "note:" not in cli("send", "hi", "-a", "echo", "-s", "first").err
+
+
 def test_a_message_s_session_may_name_its_agent(cli: CommandLine) -> None:
     assert cli("send", "hi", "-s", "echo/first").envelope["error"]["code"] == "DAEMON_DOWN"
     for command in (("send", "hi"), ("chat",)):
