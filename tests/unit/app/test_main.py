@@ -208,7 +208,7 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
         await kit.bus.sweeper.tick()
         report = await kit.operations.status()
         live = report["live"]
-        assert set(live) == {"pid", "version", "started_at", "source", "worker", "agents", "runtime", "degraded", "running",
+        assert set(live) == {"pid", "version", "started_at", "source", "worker", "agents", "runtime", "degraded", "running", "budgets",
                              "waiting_spawns", "last_sweep", "retention", "clock", "troubles", "near_limits"}  # fmt: skip
         assert live["agents"] == ["helper", "other", "third"]
         assert live["runtime"] == {"name": "fake", "state": "available"}
