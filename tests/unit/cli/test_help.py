@@ -18,7 +18,7 @@ def test_help_in_words_is_what_the_option_prints(cli: CommandLine, capfd: pytest
 
 
 def test_a_command_that_help_does_not_find_is_wrong_usage_with_a_suggestion(cli: CommandLine) -> None:
-    for words, meant in ((("statsu",), "'status'"), (("session", "shwo"), "'show'"), (("status", "x"), "")):
+    for words, meant in ((("statsu",), "status"), (("session", "shwo"), "'show'"), (("status", "x"), "")):
         answer = cli("help", *words)
         assert (answer.code, answer.envelope["error"]["code"]) == (2, "USAGE")
         assert meant in answer.envelope["error"]["message"]
