@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, cast
 
 from daemon.channels.protocol import Outgoing
@@ -82,7 +83,7 @@ def _noted(message: Outgoing, *, sent: bool) -> Outgoing:
 
 def _read(file: SentFile) -> bytes:
     try:
-        data = file.path.read_bytes()
+        data = Path(file.path).read_bytes()
     except FileNotFoundError as error:
         raise PermanentDeliveryError(f"the copy of the file {file.name!r} is gone.") from error
     except OSError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, cast
 
 from schema.plain_names import file_names
@@ -21,7 +20,7 @@ class SentFile:
     media_type: str
     size: int
     sha256: str
-    path: Path = Path()
+    path: str = ""
 
     @property
     def kind(self) -> str:
@@ -50,14 +49,16 @@ class SentFiles:
 NONE: Final = SentFiles()
 
 
-def read_manifest(text: str | None, folder: Path = Path()) -> SentFiles:
+def read_manifest(text: str | None, folder: str = "") -> SentFiles:
     """Return what `SentFiles.to_json` wrote. `folder` holds the copies. Raise ValueError, KeyError or TypeError for other text."""
     if text is None:
         return NONE
     value = cast("Mapping[str, list[dict[str, Any]]]", json.loads(text))
     return SentFiles(
         tuple(
-            SentFile(one["name"], one["mimeType"], one["size"], one["sha256"], folder / one["name"])
+            SentFile(
+                one["name"], one["mimeType"], one["size"], one["sha256"], f"{folder}/{one['name']}" if folder else ""
+            )
             for one in value["files"]
         ),
         tuple((one["name"], one["reason"]) for one in value["refused"]),

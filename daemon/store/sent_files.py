@@ -55,7 +55,7 @@ class SentStore:
         """Return the files of an answer that were copied before, or None. Raise StorageError."""
         folder = self._root / message_id
         try:
-            return read_manifest((folder / MANIFEST).read_text(encoding="utf-8"), folder)
+            return read_manifest((folder / MANIFEST).read_text(encoding="utf-8"), str(folder))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):  # a damaged disk: what can be read again is copied again
@@ -123,7 +123,7 @@ class SentStore:
             _write(self._root / _PARTIAL / name, data)
             digest = hashlib.sha256(data).hexdigest()
             kind = true_type(media_type(name), data)
-            files.append(SentFile(name, kind, len(data), digest, self._root / message_id / name))
+            files.append(SentFile(name, kind, len(data), digest, str(self._root / message_id / name)))
         return SentFiles(tuple(files), tuple(refused))
 
     def _read(self, message_id: str, name: str, before: Sequence[SentFile], room: int, limits: IntakeLimits) -> bytes:

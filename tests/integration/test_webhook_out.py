@@ -99,7 +99,7 @@ def sent_files(folder: Path) -> SentFiles:
     data = b"\x89PNG\r\n\x1a\nwith\r\n--boundary"
     path = folder / 'a "plot".png'
     path.write_bytes(data)
-    one = SentFile(path.name, "image/png", len(data), hashlib.sha256(data).hexdigest(), path)
+    one = SentFile(path.name, "image/png", len(data), hashlib.sha256(data).hexdigest(), str(path))
     return SentFiles((one,), (("link.txt", "is a link"),))
 
 
@@ -112,7 +112,7 @@ async def test_a_receiver_of_clawbus_s_own_json_gets_the_files_in_base64(
     first, second = app.requests
     assert first.body == second.body
     [file] = first.json["files"]
-    assert base64.b64decode(file["data"]) == files.files[0].path.read_bytes()
+    assert base64.b64decode(file["data"]) == Path(files.files[0].path).read_bytes()
     assert (file["name"], file["mimeType"], file["type"]) == ('a "plot".png', "image/png", "image")
     assert first.json["files_refused"] == [{"name": "link.txt", "reason": "is a link"}]
     timestamp = int(first.headers["x-clawbus-timestamp"])
@@ -132,7 +132,7 @@ async def test_discord_gets_the_files_as_a_form_that_a_mail_parser_reads(app: Re
     parsed = email.message_from_bytes(head + first.body, policy=email.policy.HTTP)
     payload, file = parsed.iter_parts()
     assert json.loads(payload.get_content())["content"] == "see\n[file not sent: link.txt is a link]"
-    assert file.get_content() == files.files[0].path.read_bytes()
+    assert file.get_content() == Path(files.files[0].path).read_bytes()
     assert file.get_param("name", header="content-disposition") == "files[0]"
     assert file.get_filename() == "a %22plot%22.png"
 
@@ -158,10 +158,10 @@ async def test_a_copy_that_is_gone_or_damaged_makes_a_dead_letter_and_sends_noth
     app: Receiver, channel: WebhookChannel, tmp_path: Path
 ) -> None:
     files = sent_files(tmp_path)
-    files.files[0].path.write_bytes(b"damaged")
+    Path(files.files[0].path).write_bytes(b"damaged")
     with pytest.raises(PermanentDeliveryError, match="damaged"):
         await channel.deliver(message(files=files))
-    files.files[0].path.unlink()
+    Path(files.files[0].path).unlink()
     with pytest.raises(PermanentDeliveryError, match="gone"):
         await channel.deliver(message(files=files))
     assert app.requests == []

@@ -74,7 +74,7 @@ def copies(world: SessionWorld) -> dict[str, bytes]:
 def test_the_copy_is_what_is_sent_whatever_the_container_does_next(world: SessionWorld) -> None:
     say(world, "o1", {"a.txt": b"first", "b.png": b"no png"})
     found = sent(look(world))
-    assert [(one.name, one.media_type, one.size, one.path.read_bytes()) for one in found.files] == [
+    assert [(one.name, one.media_type, one.size, Path(one.path).read_bytes()) for one in found.files] == [
         ("a.txt", "text/plain", 5, b"first"),
         ("b.png", "application/octet-stream", 6, b"no png"),
     ]
@@ -215,7 +215,7 @@ def test_a_crash_at_any_step_loses_no_file_and_sends_none_twice(
         assert not world.read("SELECT * FROM delivery_attempts WHERE message_out_id = ?", (row_id,))
         world.files = SessionFiles(world.root, ReadLimits())  # the next daemon
         found = sent(look(world, roomy))
-        assert {one.name: one.path.read_bytes() for one in found.files} == {"a.txt": b"first", "b.txt": b"second"}
+        assert {one.name: Path(one.path).read_bytes() for one in found.files} == {"a.txt": b"first", "b.txt": b"second"}
         record_outcomes(world.files, [Outcome(one, sent=True) for one in look(world, roomy).sends], MEANS, world.now)
         world.change("DELETE FROM delivery_attempts")
         assert not (world.root / "sent" / ".partial").exists()
