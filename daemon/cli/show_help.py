@@ -68,7 +68,7 @@ def _explained(word: str, commands: Iterable[str]) -> Outcome:
     code = word.upper().replace("-", "_")
     if code not in codes:
         close = get_close_matches(word.lower(), list(commands)) or get_close_matches(code, list(codes), cutoff=0.7)
-        meant = f" Did you mean {' or '.join(close)}?" if close else " docs/error-codes.md lists the codes."
+        meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else " docs/error-codes.md lists the codes."
         raise typer.BadParameter(f"there is no command and no code {word!r}.{meant}")
     what, hint = codes[code]
     shown = f"{code}: {what}" + (f"\nfix: {hint}" if hint else "")

@@ -93,8 +93,8 @@ def test_an_unknown_name(cli: CommandLine, command: tuple[str, ...], code: str, 
         (("run", "list", "--status", "runing"), "Did you mean running?"),
         (("status", "--qqqqqqqq"), "No such option: --qqqqqqqq."),
         (("channel", "show", "local"), "No such command 'show'. There are: list."),
-        (("help", "stauts"), "Did you mean status"),
-        (("help", "IMAGE_UNUSBLE"), "Did you mean IMAGE_UNUSABLE"),
+        (("help", "stauts"), "Did you mean 'status'"),
+        (("help", "IMAGE_UNUSBLE"), "Did you mean 'IMAGE_UNUSABLE'"),
     ],
 )
 def test_a_mistyped_word(cli: CommandLine, words: tuple[str, ...], said: str) -> None:
