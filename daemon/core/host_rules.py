@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 from daemon.core.command_words import one_word
@@ -19,8 +20,12 @@ TOO_NEW: Final = "SCHEMA_TOO_NEW"
 UPGRADE: Final = "pip install --upgrade clawbus"
 _KNOWN_TROUBLES: Final = frozenset({"registry", "storage", "disk", "runtime", "image"})
 _MIB: Final = 1024**2
-_START: Final = {"docker": "systemctl start docker", "podman": "systemctl start podman.socket"}
-_ENGINES: Final = {"docker": "docker context ls", "podman": "podman system connection list"}
+_START: Final[Mapping[str, str]] = MappingProxyType(
+    {"docker": "systemctl start docker", "podman": "systemctl start podman.socket"}
+)
+_ENGINES: Final[Mapping[str, str]] = MappingProxyType(
+    {"docker": "docker context ls", "podman": "podman system connection list"}
+)
 _EXHAUSTED: Final = HostTroubleError.code
 _BROKEN: Final = f"{UnusableFileError.code}:"
 

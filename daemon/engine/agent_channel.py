@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar, cast
 
 import anyio.to_thread
@@ -183,7 +184,7 @@ def relayed_id(key: str) -> str:
 def _read_files(sent: SentFiles) -> tuple[Attachment, ...]:
     """Read the host's own copies; they are within limits.max_attachment_bytes. Raise StorageError."""
     try:
-        return tuple(Attachment(one.name, one.path.read_bytes()) for one in sent.files)
+        return tuple(Attachment(one.name, Path(one.path).read_bytes()) for one in sent.files)
     except OSError as error:
         raise StorageError(f"a file of the message cannot be read: {error.strerror}.") from error
 

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from docker.api.client import APIClient
@@ -26,7 +27,7 @@ _ALIVE: Final = frozenset({"running", "paused", "stopping"})
 _NOT_STARTED: Final = frozenset({"created", "configured", "initialized"})
 # Podman adds these to a read-only container, without a limit. Without write permission and copied contents they stay empty.
 _UNWANTED: Final = dict.fromkeys(("/run", "/var/tmp"), "rw,noexec,nosuid,nodev,mode=755,size=64k,notmpcopyup")  # noqa: S108
-_EVENT_NAMES: Final = {"die": "died", "destroy": "remove"}
+_EVENT_NAMES: Final[Mapping[str, str]] = MappingProxyType({"die": "died", "destroy": "remove"})
 _CONFLICT: Final = 409
 _BOOTED: Final = "/run/systemd/system"  # exists where systemd is the init, sd_booted(3)
 _USER_SERVICE: Final = "systemctl --user start podman.socket"
