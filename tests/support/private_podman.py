@@ -1,7 +1,8 @@
 """A Podman service that belongs to the test alone: its own storage, socket and configuration. No other engine is touched.
 
-Rootful only. `runc` is preferred where it is: the crun of Debian 12 refuses hosts with both versions of cgroups.
-Limits are named in its configuration, because Podman raises them, and a host without CAP_SYS_RESOURCE refuses that.
+Rootful only. The service ends after 15 idle minutes, also when a killed run could not end it. `runc` is preferred where it
+is: the crun of Debian 12 refuses hosts with both versions of cgroups. Limits are named in its configuration, because Podman
+raises them, and a host without CAP_SYS_RESOURCE refuses that.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class PrivatePodman:
         (self.root / "containers.conf").write_text(_CONFIGURATION.format(runtime=runtime), encoding="utf-8")
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._podman(), "system", "service", "--time=0", f"unix://{self.socket}"],
+                [*self._podman(), "system", "service", "--time=900", f"unix://{self.socket}"],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=self._environ(),
             )  # fmt: skip
         eventually("Podman answers", self._answers, READY_S)
