@@ -14,7 +14,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.deploy_errors import DeployRefusedError
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
-from daemon.core.slots import FAILURE_ACTIONS, SlotState, as_json, other, verdict
+from daemon.core.slots import FAILURE_ACTIONS, SlotState, as_json, other, runtime_verdict, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -191,7 +191,6 @@ def verify_runtime(invocation: Invocation) -> Outcome:
     from daemon.workers.source import origin  # noqa: PLC0415
 
     state = read_state(invocation.config.data_dir)
-    word, code = verdict(state)
     live: Mapping[str, Any] | None = None
     try:
         with invocation.client() as client:
@@ -204,8 +203,7 @@ def verify_runtime(invocation: Invocation) -> Outcome:
     drifts = "; ".join(str(one) for one in found.drifts)
     standing.append(_condition("source", "fail" if found.drifts else "pass", drifts))
     bad = [one for one in standing if one["status"] == "fail"]
-    if word == "pass" and bad:
-        word, code = "fail", 1
+    word, code = runtime_verdict(state, sound=not bad)
     result = _verdict_report(word, state, standing)
 
     def people(console: Console) -> None:
@@ -238,10 +236,11 @@ def _verdict_report(word: str, state: SlotState, standing: Sequence[Mapping[str,
 def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mapping[str, str]]) -> Problem | None:
     """Return why the verdict is bad (`code` 1) or not there yet (75). `bad`: the conditions that do not hold."""
     if code == 1:
-        why = (state.deploy.reason if state.deploy and state.deploy.state != "passed" else "") or "; ".join(
-            one["reason"] for one in bad
-        )
-        return Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {why.rstrip('.')}.", _fix(state))
+        breached = state.deploy is not None and state.deploy.state not in {"passed", "aborted"}
+        reasons = [state.deploy.reason] if state.deploy is not None and breached else []
+        why = "; ".join(one.rstrip(".") for one in [*reasons, *(one["reason"] for one in bad)] if one)
+        fix = _fix(state) if breached else "Correct what is named: `clawbus status` and `clawbus source` show it."
+        return Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {why}.", fix)
     if code:
         return Problem("DEPLOY_RUNNING", "a deploy is under way.", "Wait for its end: `clawbus deploy status`.")
     return None

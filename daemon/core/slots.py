@@ -396,3 +396,13 @@ def verdict(state: SlotState) -> tuple[str, int]:
     if not deploy.is_over:
         return "hold", 75
     return (deploy.state if deploy.state in {"aborted", "rolled_back"} else "fail"), 1
+
+
+def runtime_verdict(state: SlotState, *, sound: bool) -> tuple[str, int]:
+    """Return (verdict, exit code) of what serves now. `sound`: every standing condition holds.
+
+    An abort proves nothing against what serves, so after one only the standing conditions count.
+    """
+    deploy = state.deploy
+    word, code = ("pass", 0) if deploy is not None and deploy.state == "aborted" else verdict(state)
+    return ("fail", 1) if word == "pass" and not sound else (word, code)

@@ -57,6 +57,9 @@ def test_a_missing_standby_is_named_at_once_and_an_abort_says_how_it_ended(host:
     ended = host.bus.people("deploy", "abort")
     assert "aborted by" in ended
     assert "slot blue serves" in ended
+    verified = host.bus.cli("deploy", "verify-runtime")
+    assert (verified.ok, verified.result["verdict"]) == (True, "pass"), "an abort is no fault of what serves"
+    assert [one["status"] for one in verified.result["standing"]] == ["pass", "pass"]
     host.releases().link("green", host.releases().find(host.first.name))
     host.start("green")
     host.ready()
