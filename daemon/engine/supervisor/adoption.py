@@ -75,8 +75,13 @@ class Adoption:
             await self._adopt_recorded(row, found)
         supervised = {slot.container_id for slot in self._state.slots.values()}
         starting = {slot.incarnation for slot in self._state.slots.values() if slot.container_id is None}
-        for item in listed.values():
-            if item.container_id not in supervised and item.incarnation not in starting:
+        strays = [
+            item for item in listed.values() if item.container_id not in supervised and item.incarnation not in starting
+        ]
+        # Adopting may have taken long. A container of the first listing may have ended since, and its exit is settled.
+        still = {item.container_id for item in await self._state.runtime.list_running()} if strays else set[str]()
+        for item in strays:
+            if item.container_id in still:
                 await self.adopt_stray(item)
         return agreed
 

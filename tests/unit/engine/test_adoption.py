@@ -8,15 +8,18 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.config.agents import Agent as AgentConfig
 from daemon.core.commands import CancelMessage, KillSession, ResetSession, StopSession, Verb
 from daemon.core.errors import DataFolderError, ImageError, RuntimeUnavailableError
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes import factory
+from daemon.runtimes.protocol import Running
 from daemon.store.registry import Registry, SessionKey
 from schema.errors import FileBusyError, StorageError
 from tests.support.bus_kit import AGENT, BusKit, until
+from tests.support.fake_runtime import FakeRuntime
 
 pytestmark = [pytest.mark.anyio]
 
@@ -167,6 +170,29 @@ async def test_a_stray_of_a_session_that_nobody_knows_is_ended(kit: BusKit) -> N
             return slot is None or slot.incarnation != container.spec.incarnation
 
         await until(settled)
+
+
+async def test_a_container_that_ended_after_the_listing_is_no_stray(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adopting took long, and meanwhile its exit was settled: it must not be settled a second time."""
+    container = await one_run(kit)
+    Registry(kit.root / "central.db").end_incarnation(container.spec.incarnation, 1, None, "a test")
+    real, asked = FakeRuntime.list_running, 0
+
+    async def list_and_end(runtime: FakeRuntime) -> list[Running]:
+        nonlocal asked
+        asked += 1
+        found = await real(runtime)
+        kit.host.exit_now(container.id)
+        return found
+
+    monkeypatch.setattr(FakeRuntime, "list_running", list_and_end)
+    with capture_logs() as logs:
+        async with kit.running():
+            await kit.fence()
+    assert asked >= 2
+    assert "container_stray" not in [one["event"] for one in logs]
 
 
 async def test_an_operator_s_kill_reaches_a_container_that_nobody_supervises(kit: BusKit) -> None:
