@@ -76,7 +76,8 @@ class Backups:
         # A daemon that died in its first start leaves a registry without tables, and a backup of it holds the same.
         if not found.unverified and "sessions" in (_rows(target / "central.db") or {}):
             copied_folders = _copy_put_aside(self._world.root, target)
-            yield from data_folder_violations(target, pruned=pruned)
+            restored = self._world.counts["restores"] > 0
+            yield from data_folder_violations(target, pruned=pruned, restored=restored)
             for folder in copied_folders:
                 shutil.rmtree(folder)
 

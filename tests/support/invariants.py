@@ -6,6 +6,7 @@ file drops this process's locks on it) and while no daemon or runner is in mid-c
 
 - `at_rest`: nothing runs and all is done, so every ack is settled, no attempt is open and no send is in doubt.
 - `hostile`: the container wrote what it liked; nothing is asked of outbound.db, nor of what only it could explain.
+- `restored`: the folder was restored from a backup. Its outbound.db files are others, so the host reads them again from the start.
 - `pruned`: retention took what was old. A row's counterpart in another file may be gone; whoever asks has seen it go.
 """
 
@@ -34,18 +35,20 @@ def check_data_folder(data_dir: Path, *, at_rest: bool = False, hostile: bool = 
     _raise(data_folder_violations(data_dir, at_rest=at_rest, hostile=hostile, pruned=pruned))
 
 
-def session_violations(root: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False) -> list[str]:
+def session_violations(
+    root: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False, restored: bool = False
+) -> list[str]:
     """Every violation in one session folder, as text."""
     found = list(file_violations(root, at_rest=at_rest, hostile=hostile))
     try:
         rows = load_session(root, hostile=hostile)
     except ClawbusError as error:
         return [*found, f"cannot be read: {error.code}: {error}"]
-    return [*found, *row_violations(rows, at_rest=at_rest, pruned=pruned)]
+    return [*found, *row_violations(rows, at_rest=at_rest, pruned=pruned, restored=restored)]
 
 
 def data_folder_violations(
-    data_dir: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False
+    data_dir: Path, *, at_rest: bool = False, hostile: bool = False, pruned: bool = False, restored: bool = False
 ) -> list[str]:
     """Every violation in a whole data folder; a session's begin with its `agent/session`."""
     layout = Layout(data_dir)
@@ -60,7 +63,7 @@ def data_folder_violations(
     on_disk = {(path.parent.name, unquote(path.name)) for path in layout.sessions_dir.glob("*/*") if path.is_dir()}
     for key in sorted(on_disk):
         root = layout.sessions_dir / key[0] / session_folder(key[1])
-        problems = session_violations(root, at_rest=at_rest, hostile=hostile, pruned=pruned)
+        problems = session_violations(root, at_rest=at_rest, hostile=hostile, pruned=pruned, restored=restored)
         rows = None if problems else load_session(root, hostile=hostile)
         if key not in sessions:
             # A crash between the files and the registry leaves an empty folder; the first message takes it over.

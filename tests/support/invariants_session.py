@@ -126,7 +126,7 @@ def _rows(db: Reader, table: str, order: str) -> list[Row]:
     return [dict(row) for row in db.all(f"SELECT * FROM {table} ORDER BY {order}")]
 
 
-def row_violations(rows: SessionRows, *, at_rest: bool, pruned: bool = False) -> Iterator[str]:
+def row_violations(rows: SessionRows, *, at_rest: bool, pruned: bool = False, restored: bool = False) -> Iterator[str]:
     """Every violation of the rules below."""
     yield from statuses(rows)
     yield from sequences(rows)
@@ -134,7 +134,7 @@ def row_violations(rows: SessionRows, *, at_rest: bool, pruned: bool = False) ->
     yield from times(rows)
     yield from acks(rows, at_rest=at_rest, pruned=pruned)
     yield from attempts(rows, at_rest=at_rest)
-    yield from receipts(rows, at_rest=at_rest, pruned=pruned)
+    yield from receipts(rows, at_rest=at_rest, pruned=pruned, restored=restored)
 
 
 def statuses(rows: SessionRows) -> Iterator[str]:
@@ -313,7 +313,7 @@ def attempts(rows: SessionRows, *, at_rest: bool) -> Iterator[str]:
             yield f"messages_in: {message['id']} has {message['tries']} tries and {ended[message['id']]} orphaned attempts"
 
 
-def receipts(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]:
+def receipts(rows: SessionRows, *, at_rest: bool, pruned: bool, restored: bool) -> Iterator[str]:
     """Every outbound row the host took note of has a receipt or is tracked, and nothing else has."""
     receipt = {row["message_out_id"]: row["status"] for row in rows.delivered}
     tracked = {row["message_out_id"]: row for row in rows.delivery_attempts}
@@ -334,16 +334,16 @@ def receipts(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]
     for row in rows.host_messages:
         if row["id"] not in receipt and row["id"] not in tracked:
             yield f"host_messages: {row['id']} is neither delivered nor tracked"
-    yield from _tracked(rows, receipt, at_rest=at_rest)
+    yield from _tracked(rows, receipt, at_rest=at_rest, restored=restored)
 
 
-def _tracked(rows: SessionRows, receipt: dict[str, str], *, at_rest: bool) -> Iterator[str]:
+def _tracked(rows: SessionRows, receipt: dict[str, str], *, at_rest: bool, restored: bool) -> Iterator[str]:
     for row in rows.delivery_attempts:
         where = f"delivery_attempts: {row['message_out_id']}"
         state = row["state"]
         if state not in tuple(DeliveryState):
             yield f"{where} has the unknown state {state}"
-        if row["source"] == "agent" and row["seq"] > rows.cursor:
+        if row["source"] == "agent" and row["seq"] > rows.cursor and (at_rest or not restored):
             yield f"{where} is tracked and above the cursor"
         if state == DeliveryState.INTENDED and (at_rest or row["attempts"] < 1):
             yield f"{where} is intended after {row['attempts']} attempts"
