@@ -117,7 +117,8 @@ class Standby:
         state = read_state(self.config.data_dir)
         if self._is_relinked():
             return "relink"
-        step = standby_step(state, self.slot, self._see(state), self.config.deploy.cutover_s)
+        own = self.config.deploy
+        step = standby_step(state, self.slot, self._see(state), own.cutover_s, own.unready_s)
         holder = live_holder(self.config.data_dir)
         if step == "end_holder" and holder is not None:
             self._end_holder(holder.pid)
@@ -157,7 +158,8 @@ class Standby:
     def _end_holder(self, pid: int) -> None:
         """Kill a daemon that holds the data folder and must not or cannot serve. Agents are not touched."""
         say("standby_ends_holder", pid=pid, slot=self.slot)
-        self.reason = f"the new daemon was not ready for {self.config.deploy.cutover_s:g} s"
+        since = self._watching.unready_since
+        self.reason = f"the new daemon was not ready for {time.monotonic() - since if since is not None else 0:.0f} s"
         self._watching = Watching(ended_holder=True)
         with suppress(OSError):
             descriptor = os.pidfd_open(pid)  # the process is fixed before it is asked again who holds the lock

@@ -207,6 +207,7 @@ class Deploy(Table):
     probe_s: float = Field(default=60.0, gt=0, le=600)
     drain_s: float = Field(default=60.0, gt=0, le=3600)
     cutover_s: float = Field(default=10.0, gt=0, le=600)
+    unready_s: float = Field(default=6.0, gt=0, le=600)
     bake_s: float = Field(default=600.0, ge=0, le=86400)
     bake_check_s: float = Field(default=5.0, gt=0, le=600)
     cooldown_s: float = Field(default=900.0, ge=0, le=3600)

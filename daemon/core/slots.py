@@ -328,17 +328,19 @@ class Seen:
     not_ready_s: float = 0.0
 
 
-def standby_step(state: SlotState, slot: str, seen: Seen, limit_s: float) -> str | None:
+def standby_step(state: SlotState, slot: str, seen: Seen, cutover_s: float, unready_s: float) -> str | None:
     """Return what the standby must do: `serve`, `roll_back`, `end_holder`; None: go on waiting.
 
     `serve`: this slot is the recorded one. `roll_back`: the new slot's daemon does not run. `end_holder`: a daemon that
-    must not or cannot serve holds the lock.
+    must not or cannot serve holds the lock. A new daemon may take `cutover_s` seconds to serve, and be gone or unready for
+    `unready_s` in the bake.
     """
     if state.serving in (None, slot):
-        return "end_holder" if seen.not_ready_s > limit_s else "serve"
+        return "end_holder" if seen.not_ready_s > cutover_s else "serve"
     deploy = state.active
     if deploy is None or deploy.from_slot != slot or not deploy.is_cut_over or deploy.no_rollback:
         return None
+    limit_s = unready_s if deploy.gate("cutover").status == "pass" else cutover_s
     if seen.lock_free_s > limit_s and not deploy.stopped:
         return "roll_back"
     return "end_holder" if seen.not_ready_s > limit_s else None

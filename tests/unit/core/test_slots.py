@@ -103,7 +103,7 @@ def test_whoever_starts_in_whatever_order_after_a_crash_the_deploy_ends_and_one_
                 state = roll_back(state, "started again", 9, 1000)
             elif may_serve(state, slot):
                 state = served(claim(state, slot, OLD if slot == BLUE else NEW, 9, "boot"), 9)
-            elif standby_step(state, slot, Seen(lock_free_s=99), 10) == "roll_back":
+            elif standby_step(state, slot, Seen(lock_free_s=99), 10, 6) == "roll_back":
                 state = roll_back(state, "it does not run", 9, 1000)
             assert [may_serve(state, one) for one in (BLUE, GREEN)].count(True) == 1, (name, order)
         if state.active is not None:
@@ -172,19 +172,21 @@ def test_a_start_in_the_bake_is_a_breach_only_when_nobody_asked_for_it_and_the_m
         ("started", BLUE, Seen(not_ready_s=99), "end_holder"),
         ("baking", BLUE, Seen(lock_free_s=5), None),
         ("baking", BLUE, Seen(lock_free_s=11), "roll_back"),
-        ("baking", BLUE, Seen(not_ready_s=11), "end_holder"),
+        ("cut over", BLUE, Seen(not_ready_s=7), None),
+        ("baking", BLUE, Seen(not_ready_s=5), None),
+        ("baking", BLUE, Seen(not_ready_s=7), "end_holder"),
         ("passed", BLUE, Seen(lock_free_s=99, not_ready_s=99), None),
         ("rolled back", BLUE, Seen(), "serve"),
         ("rolled back", GREEN, Seen(lock_free_s=99, not_ready_s=99), None),
     ],
 )
 def test_what_a_standby_does(name: str, slot: str, seen: Seen, step: str | None) -> None:
-    assert standby_step(dict(STEPS)[name], slot, seen, 10) == step
+    assert standby_step(dict(STEPS)[name], slot, seen, 10, 6) == step
 
 
 def test_a_release_without_a_way_back_is_unhealthy_and_goes_on() -> None:
     baking = served(claim(cut_over(begun(no_rollback=True), 4), GREEN, NEW, 5, "boot"), 6)
-    assert standby_step(baking, BLUE, Seen(lock_free_s=99), 10) is None
+    assert standby_step(baking, BLUE, Seen(lock_free_s=99), 10, 6) is None
     state = roll_back(baking, "dead letters", 6, 1000)
     assert state.deploy is not None
     assert (state.serving, state.deploy.state, verdict(state)) == (GREEN, "unhealthy", ("fail", 1))
