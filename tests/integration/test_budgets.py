@@ -35,8 +35,11 @@ def test_what_is_over_the_budget_waits_untried_until_a_refill_a_raised_limit_or_
     assert [name for name in daemon.life("echo", "s", held) if name in ("told_to_wait", "answered")] == ["told_to_wait"]
     assert daemon.message("echo", "s", held)["status"] == "pending"
 
-    shown = daemon.cli("agent", "show", "echo").result["today"]
-    assert (shown["turns"], shown["used_up"]) == (2, "2 of 2 turns")
+    def shown() -> bool:  # the counts are written every second
+        today = daemon.cli("agent", "show", "echo").result["today"]
+        return bool((today["turns"], today["used_up"]) == (2, "2 of 2 turns"))
+
+    eventually("the turns of today", shown)
     assert "2 of 2 turns" in daemon.people("agent", "show", "echo")
     for view in ("status", "top"):
         assert "echo: 2 of 2 turns of today" in daemon.people(view)

@@ -76,8 +76,10 @@ def test_watch_shows_what_agents_say_as_it_comes(make_daemon: Make) -> None:
     with daemon.begin_stream("watch", "--session", "prog/s", "--json") as watching:
         lines_until(watching, "watching")
         daemon.post(f"tell one two {mark}", agent="prog", session="s", id="m1")
-        seen = [json.loads(line) for line in lines_until(watching, "half way")]
-        assert (seen[-1]["event"], seen[-1]["messages"]) == ("agent_progress", ["m1"])
+        # What is said and the notes come by different ways, in no order between them.
+        seen = [json.loads(line) for line in lines_until(watching, '"one"', '"two"', "half way")]
+        (note,) = [one for one in seen if one["event"] == "agent_progress"]
+        assert (note["messages"], note["text"]) == (["m1"], "half way")
         said = [one for one in seen if one["event"] == "agent_said"]
         assert [(one["text"], one["in_reply_to"]) for one in said] == [("one", "m1"), ("two", "m1")]
         assert said[1]["edits"] == said[0]["message_out"]
@@ -104,13 +106,13 @@ def test_chat_in_a_pipe_shows_what_is_said_before_the_answer(make_daemon: Make) 
         assert chatting.wait(timeout=60) == 0
 
 
-def lines_until(process: subprocess.Popen[str], text: str) -> list[str]:
-    """Read lines up to the first that has the text; a process that does not print it in time is ended."""
+def lines_until(process: subprocess.Popen[str], *texts: str) -> list[str]:
+    """Read lines until each of the texts has come; a process that does not print them in time is ended."""
     assert process.stdout is not None
     lines: list[str] = []
     end = threading.Timer(60, process.kill)
     end.start()
-    while not lines or text not in lines[-1]:
+    while not all(any(text in line for line in lines) for text in texts):
         line = process.stdout.readline()
         assert line, f"the stream ended after {lines}"
         lines.append(line)

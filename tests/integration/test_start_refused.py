@@ -21,7 +21,7 @@ Make = Callable[..., RealDaemon]
         ("[runtme]\nkind = 'process'", ("runtme", "runtime")),
         ("[sweep]\ninterval = 5", ("sweep.interval", "interval_s")),
         ("[runtime]\nmax_containers = 0", ("runtime.max_containers",)),
-        ("[runtime]\nkind = 'podman'", ("runtime.kind",)),
+        ("[runtime]\nkind = 'lxc'", ("runtime.kind",)),
         ("[agents.a]\nprovider = 'command'", ("agents.a.command",)),
         ("[agents.'../a']", ("../a",)),
         ("[channels.webhook]\nlisten = '0.0.0.0:80'", ("channels.webhook.listen",)),
