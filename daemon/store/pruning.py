@@ -76,10 +76,12 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
 def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
     """Delete those of the next `limit` receipts after rowid `after` that are older than `cutoff` (epoch milliseconds).
 
-    Only when the answer is gone from the container's file, or is the host's own; its other records are deleted too. Raise
-    what opening the files raises; then nothing is deleted.
+    Only when the answer is gone from the container's file, or is the host's own; its other records are deleted too. A
+    receipt also stays while a message that was accepted before it and was in a turn is not over: after a reset the next
+    turn may ask and say the same, under the same ids. Raise what opening the files raises; then nothing is deleted.
     """
     with files.inbound() as db:
+        cutoff = min(cutoff, _oldest_in_work(db, cutoff))
         if after == 0:
             files.sent.remove_unnamed(db, cutoff)
         rows = db.all(
@@ -209,6 +211,15 @@ def _unfinished_answers(db: Reader, ids: Sequence[str], cutoff: int) -> set[str]
         )
         found.update(row["message_out_id"] for row in rows)
     return found
+
+
+def _oldest_in_work(db: Reader, default: int) -> int:
+    """Return when the oldest message that was in a turn and is not over was accepted (epoch ms); `default` without one."""
+    row = db.one(
+        "SELECT min(timestamp) AS at FROM messages_in AS m WHERE status IN ('pending', 'paused') AND (tries > 0"
+        " OR EXISTS (SELECT 1 FROM attempts AS a WHERE a.message_id = m.id))"
+    )
+    return default if row is None or row["at"] is None else from_text(row["at"]) or 0
 
 
 def _highest_notice(db: Reader) -> set[str]:

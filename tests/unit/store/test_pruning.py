@@ -338,6 +338,27 @@ def test_a_young_receipt_stays(world: SessionWorld) -> None:
     assert prune_all_receipts(world) == 0
 
 
+@pytest.mark.parametrize("sign", ["tries", "attempt"])
+def test_a_receipt_stays_while_a_turn_may_repeat_its_answer(world: SessionWorld, sign: str) -> None:
+    """A reset took the rows away. The message was in a turn and is not over: its next turn asks the same, under the same id."""
+    runner_file(world)
+    deliver(world, "before", 1)
+    world.now += 1000
+    world.accept("m1")
+    if sign == "tries":
+        world.change("UPDATE messages_in SET tries = 1 WHERE id = 'm1'")
+    else:
+        world.change("INSERT INTO attempts(message_id, incarnation, claimed_at) VALUES ('m1', 'i', 1)")
+    deliver(world, "question", 3)
+    for name in ("before", "question"):
+        forget(world, name)
+    later(world, 31)
+    assert prune_all_receipts(world) == 1
+    assert [row["message_out_id"] for row in world.read("SELECT * FROM delivered")] == ["question"]
+    world.change("UPDATE messages_in SET status = 'failed' WHERE id = 'm1'")
+    assert prune_all_receipts(world) == 1
+
+
 def test_no_file_is_no_proof(world: SessionWorld) -> None:
     """outbound.db may have been moved away, and come back."""
     deliver(world, "a1", 1)
