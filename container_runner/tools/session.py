@@ -91,7 +91,7 @@ class ToolSession:
             )
 
     def schedule_outcome(self, row_id: str) -> dict[str, Any] | None:
-        """Return what came of a request about a schedule, or None while the host has not seen it. Raise ClawbusError."""
+        """Return the outcome of a request about a schedule, or None while the host has not read it. Raise ClawbusError."""
         with self._both() as db:
             if not db.columns("schedule_requests", _INBOUND):
                 return _refusal("NOT_SUPPORTED", "this host has no schedules for agents")
@@ -115,7 +115,7 @@ class ToolSession:
         return _address(row) if row is not None else None
 
     def place_of(self, message_id: str) -> Address | None:
-        """Return where a message came from, or an own row went; None if there is no such message. Raise ClawbusError."""
+        """Return a message's origin, or the place an own row was sent to; None if there is no such message. Raise ClawbusError."""
         with self._both() as db:
             row = db.one(
                 f"SELECT {_PLACE} FROM main.messages_out WHERE id = ?1 UNION ALL"

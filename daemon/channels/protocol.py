@@ -247,7 +247,7 @@ class ManyChannel(Protocol):
 
 @runtime_checkable
 class TypingChannel(Protocol):
-    """A channel that can show that an agent works. A sign is no message: it may fail, and is neither recorded nor sent again."""
+    """A channel that can show that an agent works. A sign may fail, and is neither recorded nor sent again."""
 
     def shows_typing(self, address: Address) -> bool:
         """Return whether signs are wanted at this place."""

@@ -166,7 +166,7 @@ class WebhookOut:
         }
 
     def _signature(self, key: bytes | None, body: bytes) -> dict[str, str]:
-        """Return the headers that sign a body now, for every attempt anew: a receiver may refuse an old signature."""
+        """Return the headers that sign a body now. Each attempt needs new ones: a receiver may refuse an old signature."""
         if key is None:
             return {}
         timestamp = self._clock.now_ms() // 1000

@@ -62,7 +62,7 @@ def every_help(context: Any) -> Iterator[tuple[str, str]]:
 
 
 def _explained(word: str, commands: Iterable[str]) -> Outcome:
-    """Return what a code or a state means. Raise a usage error for a word that is none, nor a command."""
+    """Return what a code or a state means. Raise a usage error for an unknown word."""
     text = resources.files("daemon.cli").joinpath("error_codes.json").read_text(encoding="utf-8")
     codes = cast("dict[str, list[str]]", json.loads(text))
     code = word.upper().replace("-", "_")
