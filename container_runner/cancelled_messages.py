@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 from container_runner.watch import InboundWatch
-
-_LONGEST_S: Final = 3600.0
 
 
 async def stop_when_cancelled(
@@ -18,8 +15,7 @@ async def stop_when_cancelled(
     So a turn during which the host does nothing costs no read.
     """
     while True:
-        while watch.pokes == seen:
-            await watch.after(seen, _LONGEST_S)
+        await watch.changed_since(seen)
         seen = watch.pokes
         if await is_cancelled():
             stop()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Sequence
+from math import inf
 from typing import Final
 
 from container_runner.providers.protocol import TurnMessage
@@ -57,6 +58,12 @@ SELECT min(m.seq) AS seq FROM main.deferrals AS d JOIN inbound.messages_in AS m 
  WHERE m.status = 'pending' AND d.deferral > {deferrals}
    AND a.status = 'later' AND coalesce(a.status_changed <> {void_ack}, 1)
 """
+# The next moment at which time alone may make a row due, or end another row's hold: seconds from now.
+_NEXT_CHANGE: Final = """
+SELECT (min(julianday(process_after)) FILTER (WHERE julianday(process_after) > julianday(:now)) - julianday(:now)) * 86400.0,
+       (min(julianday({not_after})) FILTER (WHERE julianday({not_after}) > julianday(:now)) - julianday(:now)) * 86400.0
+  FROM inbound.messages_in WHERE status = 'pending'
+"""
 _NO_SEQ: Final = 2**63 - 1
 # Context with this many tries (turns that died) is left out of a turn that retries one message alone: the context may be
 # what kills the turns.
@@ -75,6 +82,7 @@ class DueMessages:
         self._from = _DUE.format(**names)
         self._held_from = _HELD_FROM.format(**names)
         self._unseen_later = _UNSEEN_LATER.format(**names)
+        self._next_change = _NEXT_CHANGE.format(**names)
         self._named: dict[str, object] = {"now": now, "first_poll": int(first_poll)}
         self._solo = solo
         self.alone = False
@@ -84,6 +92,11 @@ class DueMessages:
         """Return whether a trigger is due. Runs the statements of `batch(limit)`, so that SQLite compiles them once."""
         self._find_first_held()
         return any(row["wakes"] for row in self._oldest(limit)) or bool(self._first_trigger())
+
+    def quiet_s(self) -> float:
+        """Return the seconds for which time alone makes no row due. Files may change earlier."""
+        row = self._db.one(self._next_change, self._named)
+        return min((one for one in row or () if one is not None), default=inf)
 
     def batch(self, limit: int, *, joins: bool = False) -> tuple[TurnMessage, ...]:
         """Return the oldest `limit` rows. If none is a trigger, return the oldest trigger and the context just before it.

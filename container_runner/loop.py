@@ -156,7 +156,7 @@ class Runner:
 
         Return None when nothing was claimed, and when a file could not be used: the next poll tries again.
         """
-        looked_at, seen = self._now_ms(), self._watch.pokes
+        looked_at, seen, poll = self._now_ms(), self._watch.pokes, self._watch.begin_poll()
         self._took_all = False
         claim = partial(
             self._store.claim,
@@ -174,6 +174,7 @@ class Runner:
             self._files.note_problem("poll_failed", error)
             return None
         self._first_poll, self._looked_at, self._seen = False, looked_at, seen
+        self._watch.end_poll(poll, self._store.quiet_s)
         self._files.note_success()
         return batch
 

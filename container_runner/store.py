@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +69,7 @@ class Store:
         self._incarnation = incarnation
         self.now_ms = now_ms
         self.outbox = Outbox(in_folder, out_folder, now_ms)
+        self.quiet_s = 0.0  # after a claim: for how many seconds only a change of the files can make a message due
         self._doubtful: tuple[str, ...] = ()  # claims whose commit failed but may still have reached the file
 
     def start(self) -> int:
@@ -105,14 +107,17 @@ class Store:
         claim is for a turn that already runs) nothing is claimed when such a message is next. `silence`, if given, is
         written to container_state in the same transaction. Raise InboundUnreadableError.
         """
+        self.quiet_s = 0.0
         with self._both() as db:
             self._drop_doubtful(db)
             # Check without a write lock first: most polls find nothing, and must not write.
             with db.looking():
                 if db.one("SELECT 1 FROM inbound.messages_in WHERE status = 'pending' LIMIT 1") is None:
+                    self.quiet_s = inf
                     return None
                 due = DueMessages(db, to_text(self.now_ms()), first_poll, solo)
                 if not due.has_trigger(limit):
+                    self.quiet_s = due.quiet_s()
                     return None
             with db.transaction():
                 if self._is_draining(db):

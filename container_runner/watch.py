@@ -1,7 +1,8 @@
-"""Decides when to poll inbound.db: at once when the host rings, soon after a commit, and at the latest after poll_s seconds.
+"""Decides when to poll inbound.db: at once when the host rings, soon after a commit, and otherwise every poll_s seconds.
 
 VM mounts pass on no file events and a machine may be out of watches, so events only make a poll happen earlier. If the
-stat poll keeps finding changes without an event, the file is checked more often.
+stat poll keeps finding changes without an event, the file is checked more often. Where events do arrive, a poll of a file that
+has not changed is only a stat (`rest.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import anyio
 from structlog.typing import FilteringBoundLogger
 from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType] -- a Trio type in its signature
 
+from container_runner.rest import Mark, Poll, Rest
 from schema.bell import BELL_EVENTS, is_commit, is_ring
 from schema.inotify import IN_IGNORED, IN_Q_OVERFLOW, Inotify
 from schema.layout import INBOUND_DB
@@ -50,12 +52,24 @@ class InboundWatch:
         self._poked = anyio.Event()
         self._closed = anyio.Event()
         self._rung = False  # whether this host rings at all; if so, ignore its commits without a bell
-        self._mark: tuple[int, int] | None = None
-        self._unheard = 0
+        self._mark: Mark | None = None
+        self._events_arrive = False  # whether any event has told of a change
+        self._unheard = 0  # changes since then that no event told of
+        self._rest = Rest(poll_s)
+        self._poll_due = 0.0  # monotonic seconds
+        self._timer: asyncio.TimerHandle | None = None
 
     def silent_since(self, pokes: int) -> bool:
         """Return whether this host rings and has not rung since `self.pokes` had this value: then nothing new is in the file."""
         return self._rung and self._unheard < _DEAF_AFTER and self.pokes == pokes
+
+    def begin_poll(self) -> Poll:
+        """Note that inbound.db is about to be read."""
+        return self._rest.begin(self._look_at_file(), _now())
+
+    def end_poll(self, poll: Poll, quiet_s: float) -> None:
+        """Note that a poll left nothing to do, and that time alone changes nothing for `quiet_s` seconds."""
+        self._rest.end(poll, quiet_s)
 
     def poke(self) -> None:
         """End the current or the next wait at once."""
@@ -69,8 +83,8 @@ class InboundWatch:
         self._closed.set()
 
     async def wait(self, at_most_s: float | None = None) -> None:
-        """Wait for a change since the last return, at most poll_s seconds, or `at_most_s` if that is less."""
-        with anyio.move_on_after(self._poll_s if at_most_s is None else min(at_most_s, self._poll_s)):
+        """Wait until inbound.db should be read again, at most `at_most_s` seconds."""
+        with anyio.move_on_after(at_most_s):
             await self._changed.wait()
         # Replace the event before the caller polls, so that a change during its poll ends the next wait.
         self._changed = anyio.Event()
@@ -81,10 +95,17 @@ class InboundWatch:
             with anyio.move_on_after(min(at_most_s, self._poll_s)):
                 await self._poked.wait()
 
+    async def changed_since(self, pokes: int) -> None:
+        """Wait for a change since `self.pokes` had this value, however long it takes. Any number may wait."""
+        while self.pokes == pokes:
+            await self._poked.wait()
+
     async def run(self) -> None:
         """Turn file events into pokes until closed. Without events, only the stat poll continues."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._poll)
+        self._mark = self._look_at_file()
+        self._poll_due = _now() + self._poll_s
+        self._set_timer()
+        try:
             try:
                 events = self._open_events()
             except OSError as error:
@@ -92,7 +113,9 @@ class InboundWatch:
                 await self._run_portably()
             else:
                 await self._listen(events)
-            tasks.cancel_scope.cancel()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
 
     async def _listen(self, events: Inotify) -> None:
         loop = asyncio.get_running_loop()
@@ -119,15 +142,17 @@ class InboundWatch:
         for event in heard:
             if event.mask & IN_IGNORED:
                 self._log.warning("watch_unavailable", error=f"{self._folder} is gone", poll_s=self._poll_s)
-                self._rung = False  # no ring arrives from now on
+                self._rung = self._events_arrive = False  # no ring arrives from now on
                 continue
             ring = is_ring(event)
             self._rung = self._rung or ring
             if ring or event.mask & IN_Q_OVERFLOW:
                 self._heard()
+                self._events_arrive = True
                 self.poke()
             elif is_commit(event, INBOUND_DB):
                 self._heard()
+                self._events_arrive = True
                 # An older host does not ring, so any of its commits may be a message.
                 if not self._rung:
                     asyncio.get_running_loop().call_later(self._step_ms / 1000, self.poke)
@@ -136,20 +161,34 @@ class InboundWatch:
         self._unheard = 0
         self._mark = self._look_at_file()
 
-    async def _poll(self) -> None:
-        """Stat the file every poll_s seconds, and more often once changes were found without an event."""
-        self._mark = self._look_at_file()
-        while True:
-            await anyio.sleep(_DEAF_POLL_S if self._unheard >= _DEAF_AFTER else self._poll_s)
-            mark = self._look_at_file()
-            if mark != self._mark:
-                self._mark = mark
-                self._unheard += 1
-                if self._unheard == _DEAF_AFTER:
-                    self._log.warning("watch_deaf", poll_s=_DEAF_POLL_S)
-                self.poke()
+    def _set_timer(self) -> None:
+        # One timer for the stat and the poll, and a callback in place of a task: it is most of what an idle runner costs.
+        wait_s = self._poll_due - _now()
+        if self._unheard >= _DEAF_AFTER:
+            wait_s = min(wait_s, _DEAF_POLL_S)
+        self._timer = asyncio.get_running_loop().call_later(max(wait_s, 0.0), self._tick)
 
-    def _look_at_file(self) -> tuple[int, int] | None:
+    def _tick(self) -> None:
+        try:
+            self._check(_now())
+        finally:
+            self._set_timer()  # whatever went wrong: without the timer, a lost ring would never be noticed
+
+    def _check(self, now: float) -> None:
+        """Stat the file, and poke if it has changed without an event. End a wait when a poll is due that must read it."""
+        mark = self._look_at_file()
+        if mark != self._mark:
+            self._mark = mark
+            self._unheard += 1
+            if self._unheard == _DEAF_AFTER:
+                self._log.warning("watch_deaf", poll_s=_DEAF_POLL_S)
+            self.poke()
+        if now >= self._poll_due:
+            self._poll_due = now + self._poll_s
+            if not (self._events_arrive and not self._unheard and self._rest.covers(mark, now)):
+                self._changed.set()
+
+    def _look_at_file(self) -> Mark | None:
         try:
             status = (self._folder / INBOUND_DB).stat()
         except OSError:
@@ -173,6 +212,10 @@ class InboundWatch:
                 self._log.warning("watch_unavailable", error=str(error), poll_s=self._poll_s)
                 with anyio.move_on_after(_RETRY_S):
                     await self._closed.wait()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _is_inbound(_: Change, path: str) -> bool:

@@ -26,7 +26,7 @@ from schema.tools import SERVER, TOOLS
 
 # Tools do not say how long they take. The host's own limits apply besides.
 _TOOL_S: Final = 1800.0
-_TOUCH_EVERY_S: Final = 0.1
+_TOUCH_EVERY_S: Final = 1.0  # the host hears each one
 _MAX_KINDS: Final = 1000
 _SHOWN: Final = 200
 _OWN_TOOLS: Final = frozenset(f"mcp__{SERVER}__{tool}" for tool in TOOLS)
@@ -129,7 +129,7 @@ class Listener:
         return outcome, f"answered by {decision.by or 'a person'}"
 
     def _touch(self) -> None:
-        """Count as progress, a few times a second at most: an update may be a single word."""
+        """Count as progress, once a second at most: an update may be a single word."""
         now = anyio.current_time()
         if now - self._touched_at >= _TOUCH_EVERY_S:
             self._touched_at = now

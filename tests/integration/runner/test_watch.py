@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,61 @@ async def test_what_a_host_that_rings_commits_without_a_ring_is_not_looked_at(tm
         await watch.wait()  # the ring's: events come in order, so the commit has been read
         await anyio.wait_all_tasks_blocked()
         assert not watch._changed.is_set()
+
+
+def rest(watch: InboundWatch) -> None:
+    """Poll the file a minute after its last change, and find nothing to do."""
+    watch.end_poll(replace(watch.begin_poll(), at=asyncio.get_running_loop().time() + 60), inf)
+
+
+def reads_at_next_poll(watch: InboundWatch) -> bool:
+    """Whether the next poll would read the file."""
+    watch._check(now=asyncio.get_running_loop().time() + 2 * NEVER)
+    return watch._changed.is_set()
+
+
+async def test_where_rings_arrive_an_unchanged_file_is_not_read_at_every_poll(tmp_path: Path) -> None:
+    commit(tmp_path)
+    async with watching(tmp_path) as watch:
+        ring(tmp_path)
+        await watch.wait()
+        rest(watch)
+        assert not reads_at_next_poll(watch)
+
+
+async def test_a_commit_without_its_ring_is_read_at_the_next_poll(tmp_path: Path) -> None:
+    commit(tmp_path)
+    async with watching(tmp_path) as watch:
+        ring(tmp_path)
+        await watch.wait()
+        rest(watch)
+        before = watch._mark
+        commit(tmp_path, 4)  # the host died before its ring
+        while watch._mark == before:
+            await anyio.wait_all_tasks_blocked()
+        assert not watch._changed.is_set()
+        assert reads_at_next_poll(watch)
+
+
+async def test_an_event_of_a_host_that_does_not_ring_is_evidence_too(tmp_path: Path) -> None:
+    commit(tmp_path)
+    async with watching(tmp_path) as watch:
+        commit(tmp_path)
+        await watch.wait()
+        rest(watch)
+        assert not reads_at_next_poll(watch)
+
+
+@pytest.mark.parametrize("events", [False, True])
+async def test_without_evidence_of_events_every_poll_reads_the_file(tmp_path: Path, events: bool) -> None:
+    commit(tmp_path)
+    async with watching(tmp_path) as watch:
+        if events:
+            ring(tmp_path)
+            await watch.wait()
+            watch._unheard = 1  # a change was found that no event told of
+        rest(watch)
+        assert reads_at_next_poll(watch)
 
 
 async def test_where_events_do_not_cross_the_poll_takes_over(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,37 @@ def claim(store: Store, limit: int = 10, *, first_poll: bool = False) -> list[st
 def test_due_is_by_instant(kit: SessionKit, store: Store, process_after: str | None, due: bool) -> None:
     kit.add("m1", process_after=process_after)
     assert claim(store) == (["m1"] if due else [])
+
+
+@pytest.mark.parametrize(
+    ("row", "not_after", "quiet_s"),
+    [
+        ({"status": "completed", "process_after": "2026-11-21T02:01:00Z"}, None, inf),
+        ({"process_after": "2026-11-21T02:01:00Z"}, None, 60.0),
+        ({"process_after": "2026-11-21T02:01:00Z"}, "2026-11-21T02:00:30Z", 30.0),
+        ({"process_after": "no time at all", "trigger": 0}, None, inf),
+        ({"on_wake": 1}, None, inf),
+        ({"on_wake": 1}, "2026-11-21T01:00:00Z", inf),
+    ],
+)
+def test_a_claim_says_for_how_long_only_a_change_can_make_a_message_due(
+    kit: SessionKit, store: Store, row: dict[str, Any], not_after: str | None, quiet_s: float
+) -> None:
+    kit.add("m1", **row)
+    mark(kit, "m1", not_after=not_after)
+    assert claim(store) == []
+    assert store.quiet_s == pytest.approx(quiet_s, abs=0.01)
+
+
+def test_a_claimed_message_is_quiet_and_a_new_one_is_not(kit: SessionKit, store: Store) -> None:
+    kit.add("m1")
+    assert claim(store) == ["m1"]
+    assert store.quiet_s == 0.0
+    assert claim(store) == []
+    assert store.quiet_s == inf
+    kit.add("m2")
+    assert ids(store.claim(10, first_poll=False, joins=True)) == ["m2"]
+    assert store.quiet_s == 0.0
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "paused", "cancelled"])
