@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import anyio
+import anyio.to_thread
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
@@ -22,6 +23,7 @@ from daemon.engine.sessions import Sessions
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import SWEEP
 from daemon.store.registry import SessionKey
+from daemon.store.verified_idle import is_unchanged
 from daemon.systemd.watchdog import Pulse
 from schema.errors import ClawbusError, ReadDeadlineError
 
@@ -181,7 +183,8 @@ class Sweeper:
     async def _full_passes(self) -> None:
         """Slowly sweep every session, a page at a time, to find work that `active` and `next_due_at` missed.
 
-        A pass is spread over its whole interval: opening every session's files is expensive, and nothing waits for it.
+        A pass is spread over its whole interval: opening every session's files is expensive, and nothing waits for it. Files
+        that verification has read since their last change stay closed.
         """
         began, count = self._clock.monotonic(), 0
         while True:
@@ -191,14 +194,29 @@ class Sweeper:
                     await self._sessions.find_lost()
                     count = await self._sessions.central(lambda registry: registry.count_sessions())
                 keys = await self._sessions.central(lambda registry: registry.all_keys(self._page, _PAGE))
+                unverified = await self._unverified(keys)
             except ClawbusError as error:
                 self._log.warning("full_pass_postponed", error=str(error), retry_s=_POSTPONED_S)
                 await anyio.sleep(_POSTPONED_S)
                 continue
-            for key in keys:
+            for key in unverified:
                 await self.sweep(key)
             self._page = keys[-1] if len(keys) == _PAGE else None
             await anyio.sleep(_pass_pause(self._page, count, self._config.full_pass_s, self._clock.monotonic() - began))
+
+    async def _unverified(self, page: list[SessionKey]) -> list[SessionKey]:
+        """Return the sessions of a page that were not found idle, or whose files have changed since. Raise ClawbusError."""
+        if not page:
+            return []
+        now, folder = self._clock.now_ms(), self._sessions.folder
+        known = await self._sessions.central(
+            lambda registry: registry.verified_idle(now, page[0], page[-1], scheduled=False)
+        )
+
+        def changed() -> list[SessionKey]:
+            return [key for key in page if key not in known or not is_unchanged(folder, known[key])]
+
+        return await anyio.to_thread.run_sync(changed) if known else page
 
     async def _pause(self, seconds: float) -> None:
         """Sleep in short pieces, so that the watchdog sees progress between two ticks."""

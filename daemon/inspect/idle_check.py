@@ -25,6 +25,11 @@ from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
 
 _NEWEST: Final = 1000  # runs that `run list --stale` judges
+# What time alone makes due: central.db knows when, and the sweep's full pass finds what central.db does not know.
+_AHEAD: Final = (
+    "SELECT EXISTS (SELECT 1 FROM messages_in WHERE recurrence IS NOT NULL AND status IN ('completed', 'failed'))"
+    " OR EXISTS (SELECT 1 FROM schedules WHERE state = 'active')"
+)
 # These read every row: an unknown state, and a status without its history.
 _UNUSUAL: Final = (
     "SELECT EXISTS (SELECT 1 FROM messages_in WHERE status IS NULL OR status NOT IN ('completed', 'failed', 'cancelled'))"
@@ -70,12 +75,12 @@ class IdleSessions:
 
 
 def is_idle(folder: SessionFolder, limits: ReadLimits, now: int) -> bool:
-    """Return whether, until they change, no report at or after `now` (epoch ms) has anything to say about these files."""
+    """Return whether, until these files change, no report at or after `now` (epoch ms) says anything, and no sweep does."""
     if os.path.lexists(folder.outbox / f"{OUTBOUND_DB}-journal"):
         return False
     try:
         with open_inbound(folder) as reader:
-            if _any(reader, UNFINISHED, _UNUSUAL) or _number(reader, _NEWEST_HISTORY) > now + CLOCK_SLACK_MS:
+            if _any(reader, UNFINISHED, _AHEAD, _UNUSUAL) or _number(reader, _NEWEST_HISTORY) > now + CLOCK_SLACK_MS:
                 return False
             doubtful = _doubtful(reader, folder, limits)
         if not doubtful:

@@ -1,7 +1,7 @@
 """Verification: reads the files of sessions that are idle, and records in central.db which of them hold nothing to report.
 
-Reports need not open those files again while they are unchanged (`daemon/store/verified_idle.py`). A session is read once
-after it has become idle, and then once a day. It writes no session's file, and holds a session's lock for one read.
+Reports and the sweep's full pass need not open those files again while they are unchanged (`daemon/store/verified_idle.py`).
+A session is read once after it has become idle, and then once a day. It writes no session's file, and holds a session's lock for one read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from daemon.engine.sessions import Session, Sessions
 from daemon.inspect.idle_check import is_idle
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
-from daemon.store.verified_idle import RENEW_MS, VALID_MS, Verified, take_stamp
+from daemon.store.verified_idle import RENEW_MS, VALID_MS, Verified, stamp_of, take_stamp
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 
@@ -87,7 +87,7 @@ class Verification:
         """Return the sessions that have to be read. Opens no file."""
         changed: list[SessionKey] = []
         for key in page:
-            stamp, record = take_stamp(self._sessions.files_of(key).folder.root), known.get(key)
+            stamp, record = stamp_of(self._sessions.folder, *key), known.get(key)
             if stamp is None or not stamp.is_settled or self._odd.get(key, ("",))[0] == stamp.text:
                 continue
             if record is None or record.stamp != stamp.text or now - record.at >= RENEW_MS:

@@ -356,10 +356,12 @@ class Registry:
             )
         return [SessionKey(row["agent"], row["session"]) for row in rows]
 
-    def verified_idle(self, now_ms: int, first: SessionKey, last: SessionKey) -> dict[SessionKey, Verified]:
+    def verified_idle(
+        self, now_ms: int, first: SessionKey, last: SessionKey, *, scheduled: bool = True
+    ) -> dict[SessionKey, Verified]:
         """Return the records of sessions that were found idle, if central.db still knows of nothing to do in them."""
         with self._open() as db:
-            found = verified_idle.recorded(db, now_ms, first, last)
+            found = verified_idle.recorded(db, now_ms, first, last, scheduled=scheduled)
         return {SessionKey(one.agent, one.session): one for one in found}
 
     def record_verified(self, found: Iterable[Verified]) -> None:

@@ -1,4 +1,6 @@
-"""Records which sessions were read and found idle, with their files' stat values, so that a report need not open them again.
+"""Records which sessions were read and found idle, with their files' stat values, so that nobody need open them again.
+
+Reports leave them out, and so does the sweep's full pass.
 
 The daemon writes a record to central.db after it has read a session's files (`daemon/maintenance/verification.py`). A record
 is valid only while lstat returns the same values, so it cannot hide a change, even if central.db is wrong.
@@ -17,7 +19,7 @@ from schema.ids import session_folder
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 
 # The version of the check. A clawbus that checks more uses a higher number and ignores older records.
-_CHECK: Final = "1"
+_CHECK: Final = "2"
 _TABLE: Final = "verified_idle"
 # An inode's times come from a clock with ticks of some milliseconds, or of two seconds on old file systems: a file that was
 # changed so recently could change again without a visible difference.
@@ -78,16 +80,34 @@ def record(db: Writer, found: Iterable[Verified]) -> None:
     db.executemany(f"INSERT OR REPLACE INTO {_TABLE}(agent, session, at, stamp) VALUES (?, ?, ?, ?)", list(found))
 
 
+def stamp_of(sessions_dir: Path, agent: str, session: str) -> Stamp | None:
+    """Return the stamp of a session by name."""
+    return take_stamp(f"{sessions_dir}/{agent}/{session_folder(session)}")
+
+
+def is_unchanged(sessions_dir: Path, one: Verified) -> bool:
+    """Return whether the session's files still have the stamp of its record."""
+    stamp = stamp_of(sessions_dir, one.agent, one.session)
+    return stamp is not None and stamp.text == one.stamp
+
+
 def recorded(
-    db: Reader, now: int, first: tuple[str, str] = ("", ""), last: tuple[str, str] | None = None
+    db: Reader,
+    now: int,
+    first: tuple[str, str] = ("", ""),
+    last: tuple[str, str] | None = None,
+    *,
+    scheduled: bool = True,
 ) -> list[Verified]:
     """Return the records that may be valid at `now` (epoch ms), of sessions that have no work according to central.db.
 
-    Return only sessions from `first` to `last` by name (`last` None: to the end).
+    Return only sessions from `first` to `last` by name (`last` None: to the end), and without `scheduled` none that has a
+    schedule, even a paused one.
     """
     if not db.columns(_TABLE):
         return []
     upper = " AND (v.agent, v.session) <= (?, ?)" if last is not None else ""
+    upper += "" if scheduled else " AND s.schedules = 0"
     # A record from the future means that the clock was set back; dates in that session's files may be in the future too.
     rows = db.all(
         f"SELECT v.agent, v.session, v.at, v.stamp FROM {_TABLE} AS v JOIN sessions AS s USING (agent, session)"
@@ -99,9 +119,4 @@ def recorded(
 
 def still_idle(db: Reader, sessions_dir: Path, now: int) -> frozenset[tuple[str, str]]:
     """Return the sessions whose record is valid at `now` and whose files still have the same stamp. `db` is central.db."""
-    return frozenset(
-        (one.agent, one.session)
-        for one in recorded(db, now)
-        if (stamp := take_stamp(f"{sessions_dir}/{one.agent}/{session_folder(one.session)}")) is not None
-        and stamp.text == one.stamp
-    )
+    return frozenset((one.agent, one.session) for one in recorded(db, now) if is_unchanged(sessions_dir, one))

@@ -82,6 +82,11 @@ ODD: dict[str, Change] = {
     "an answer that is sent": sql(DELIVERY.format("intended")),
     "an answer that is tried again": sql(DELIVERY.format("retrying")),
     "an answer in no known state": sql(DELIVERY.format("flying")),
+    "a series to arm again": sql("UPDATE messages_in SET recurrence = '0 9 * * *'"),
+    "a schedule": sql(
+        "INSERT INTO schedules(key, times, content, channel_type, platform_id, origin, state, next_at, changed_at, changed_by)"
+        " VALUES ('k', '{}', '{}', 'local', 'me', 'operator', 'active', 9, 1, 'me')"
+    ),
     "an open claim": sql("UPDATE attempts SET outcome = NULL"),
     "a status without its history": sql("DELETE FROM message_history WHERE event = 'completed'"),
     "a history that says otherwise": sql("UPDATE message_history SET event = 'failed' WHERE event = 'completed'"),

@@ -70,6 +70,22 @@ async def test_idle_sessions_are_recorded_and_read_once(tmp_path: Path, monkeypa
         assert recorded(kit) == {"one"}
 
 
+async def test_the_full_pass_opens_only_what_is_not_recorded_or_has_changed_since(tmp_path: Path) -> None:
+    kit = BusKit(tmp_path)
+    async with kit.running() as bus:
+        for name in ("one", "paused", "two"):
+            await finish(kit, name)
+        keys = [SessionKey(AGENT, name) for name in ("one", "paused", "two")]
+        assert await bus.sweeper._unverified(keys) == keys
+        await bus.verification.verify()
+        await bus.sessions.central(lambda registry: registry.deactivate(keys[1], None, schedules=1))
+        assert await bus.sweeper._unverified(keys) == [keys[1]], "a schedule may no longer be in the configuration"
+        bus.sessions.files_of(keys[2]).folder.inbound_db.touch()
+        assert await bus.sweeper._unverified(keys) == keys[1:]
+        await bus.sessions.central(lambda registry: registry.activate(keys[0], kit.clock.now_ms()))
+        assert await bus.sweeper._unverified(keys) == keys
+
+
 async def test_a_record_is_renewed_before_it_is_too_old(tmp_path: Path) -> None:
     kit = BusKit(tmp_path)
     async with kit.running() as bus:
