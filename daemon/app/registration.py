@@ -30,6 +30,7 @@ from daemon.workers.source import Origin
 from schema.connect import Writer
 from schema.errors import ClawbusError
 from schema.ids import new_id
+from schema.os_faults import typed_host_errors
 
 CONFIRM_S: Final = 30.0
 _RETRY_S: Final = 5.0  # after a registry that could not be written
@@ -135,7 +136,8 @@ class Registration:
             self._turns[event.agent] = (event.session, event.at)
 
     async def _write(self, work: Callable[[Writer], None]) -> None:
-        await anyio.to_thread.run_sync(self._registry.with_file, work)
+        with typed_host_errors("the registration cannot be written"):
+            await anyio.to_thread.run_sync(self._registry.with_file, work)
 
     def _owned(self) -> Owned:
         agents, channels = self._bus.agents, self._bus.channels

@@ -33,6 +33,7 @@ from daemon.core.errors import BodyTooLargeError
 from daemon.http.connections import TRUSTED
 from schema.errors import ClawbusError
 from schema.instants import from_text
+from schema.os_faults import as_host_error
 
 _DRAIN_BYTES: Final = 4 * 1024**2
 _DRAIN_S: Final = 1.0
@@ -133,7 +134,10 @@ class WebhookIn:
             return Response(status_code=400)
         except ClawbusError as error:
             return await self._refuse(request, error)
-        except Exception:  # noqa: BLE001 - logged and answered; a bug in the bus must not close the channel
+        except Exception as error:  # noqa: BLE001 - logged and answered; a bug in the bus must not close the channel
+            host = as_host_error(error, "the request cannot be taken")
+            if host is not None:
+                return await self._refuse(request, host)
             # A bug, not a refusal: tell the caller only that the fault is ours and that it may send again.
             self._log.exception("webhook_failed", hook=name)
             return _failure(500, "INTERNAL", "the bus failed; nothing is known to be stored.", "Send it again later.")

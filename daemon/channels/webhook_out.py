@@ -31,6 +31,8 @@ from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.sent_files import NONE
 from daemon.http.pool import HttpPool
 from daemon.http.resolver import Resolver
+from schema.errors import StorageError
+from schema.os_faults import typed_host_errors
 from schema.rows import Address
 
 # 409: a receiver that knows the key responds with this while it still works on the first delivery.
@@ -95,7 +97,11 @@ class WebhookOut:
         if message.files == NONE:
             post = made_post(hook, message)
         else:
-            post = await anyio.to_thread.run_sync(made_post, hook, message)
+            try:
+                with typed_host_errors("the answer's files cannot be read"):
+                    post = await anyio.to_thread.run_sync(made_post, hook, message)
+            except StorageError as error:
+                raise TransientDeliveryError(str(error), hint=error.hint) from error
         async with self._pool.lease() as client:
             request = client.build_request(
                 "POST", url.get_secret_value(), content=post.body, headers=self._headers(message, key, post)

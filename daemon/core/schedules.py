@@ -24,6 +24,8 @@ from daemon.core.zones import zone
 MISSED_MS: Final = 5 * 60_000
 # `catch_up = "all"` fires at most this many occurrences in one transaction; the next batch follows at once.
 BATCH: Final = 50
+# A record dated further ahead than this was made by a clock that was set back since.
+CLOCK_SLACK_MS: Final = 60_000
 MIN_EVERY_MS: Final = 1000
 MAX_EVERY_MS: Final = 366 * 86_400_000
 LAST_INSTANT: Final = 253_402_300_799_999  # the end of the year 9999
@@ -107,6 +109,8 @@ def check_form(times: Times) -> None:
     zone_of(times.timezone)
     if times.every_ms is not None and not MIN_EVERY_MS <= times.every_ms <= MAX_EVERY_MS:
         raise ScheduleError("every must be between 1 second and 366 days.")
+    if times.until is not None and not 0 <= times.until <= LAST_INSTANT:
+        raise ScheduleError("until must be in the years 1970 to 9999.", hint="Leave it out for no end.")
     if times.count is not None and times.count < 1:
         raise ScheduleError("count must be at least 1.")
     if times.cron is not None:
@@ -179,6 +183,19 @@ def fire(times: Times, next_at: int, now: int, sent: int) -> Firing:
     if left is not None and len(due) >= left:
         return Firing(due, missed, None)
     return Firing(due, missed, next_after(times, due[-1] if times.catch_up is CatchUp.ALL and due else now))
+
+
+def set_back(times: Times, next_at: int, now: int) -> tuple[Times, int] | None:
+    """Return the times and the next instant of a schedule that a clock since set back has put off; None if it is not put off.
+
+    `every` may count from an instant of that clock, so it begins again.
+    """
+    if times.at is not None or next_at <= now:
+        return None
+    if times.every_ms is not None and times.start > now:
+        times = replace(times, start=now)
+    soonest = next_after(times, now)
+    return (times, soonest) if soonest is not None and soonest < next_at else None
 
 
 def _from(times: Times, first: int, last: int) -> Iterator[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -18,7 +18,7 @@ import structlog
 
 from daemon.config.models import Config
 from daemon.core.clock import Clock
-from daemon.core.deploy_errors import DeployRefusedError
+from daemon.core.deploy_errors import DeployRefusedError, SlotStateError
 from daemon.core.slots import (
     Deploy,
     Gate,
@@ -42,8 +42,9 @@ from daemon.deploy.drift import check_release
 from daemon.deploy.releases import Releases, schema_versions
 from daemon.deploy.standby_client import StandbyClient
 from daemon.deploy.state_file import read_state, write_state
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, StorageError
 from schema.ids import new_id
+from schema.os_faults import typed_host_errors
 
 # An event for each gate, at its beginning and its end.
 _EVENTS: Final[Mapping[str, str]] = MappingProxyType(
@@ -60,6 +61,9 @@ _EVENTS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 _ABORT_S: Final = 10.0  # an abort waits so long for its record
+_RETRY_S: Final = 1.0
+
+_T = TypeVar("_T")
 
 
 class Engine(Protocol):
@@ -180,10 +184,9 @@ class Conductor:
 
     async def run(self) -> None:
         """Go on with a bake that this daemon's start began, then carry out deploys as they are asked for."""
-        deploy = (await self._read()).active
+        deploy = (await self._insist(self._read)).active
         if deploy is not None and deploy.is_cut_over:
-            state = served(await self._read(), self._clock.now_ms())
-            await self._write(state)
+            state = await self._change(lambda state: served(state, self._clock.now_ms()))
             if state.deploy is not None:
                 self._event(state.deploy, state.deploy.gate("cutover"))
             await self._bake()
@@ -191,12 +194,12 @@ class Conductor:
             await self._report()
             await self._wanted.wait()
             self._wanted = anyio.Event()
-            if (await self._read()).active is not None:
+            if (await self._insist(self._read)).active is not None:
                 await self._carry_out()
 
     async def _report(self) -> None:
         """Publish a deploy that is over, once: also one that a standby or a start ended, which have no telemetry."""
-        state = await self._read()
+        state = await self._insist(self._read)
         deploy = state.deploy
         if deploy is None or not deploy.is_over or deploy.reported or state.serving != self._place.slot:
             return
@@ -235,14 +238,14 @@ class Conductor:
 
     async def _abort(self, gate: str) -> None:
         by, self._aborted_by = self._aborted_by or "the daemon", None
-        await self._end_early(aborted(await self._read(), gate, by, self._clock.now_ms()), gate)
+        await self._end_early(lambda state: aborted(state, gate, by, self._clock.now_ms()), gate)
 
     async def _fail(self, gate: str, reason: str, measured: Mapping[str, Any]) -> None:
-        await self._end_early(failed(await self._read(), gate, reason, self._clock.now_ms(), measured), gate)
+        await self._end_early(lambda state: failed(state, gate, reason, self._clock.now_ms(), measured), gate)
 
-    async def _end_early(self, state: SlotState, gate: str) -> None:
+    async def _end_early(self, end: Callable[[SlotState], SlotState], gate: str) -> None:
         self._engine.resume()
-        await self._write(state)
+        state = await self._change(end)
         if state.deploy is not None:
             self._event(state.deploy, state.deploy.gate(gate))
 
@@ -325,12 +328,10 @@ class Conductor:
             excused |= dict.fromkeys(others)
             checks += 1
             if reason is not None:
-                await self._breach(reason)
+                await self._insist(partial(self._breach, reason))
                 return
-        state = passed(
-            await self._read(), self._clock.now_ms(), {"checks": checks, "not_the_release": list(excused)}
-        )  # fmt: skip
-        await self._write(state)
+        measured = {"checks": checks, "not_the_release": list(excused)}
+        state = await self._change(lambda state: passed(state, self._clock.now_ms(), measured))
         if state.deploy is not None:
             self._event(state.deploy, state.deploy.gate("bake"))
 
@@ -352,13 +353,37 @@ class Conductor:
         return deploy
 
     async def _read(self) -> SlotState:
-        state = await anyio.to_thread.run_sync(read_state, self._place.data_dir)
+        with typed_host_errors("the state of slots cannot be read"):
+            state = await anyio.to_thread.run_sync(read_state, self._place.data_dir)
         self._engine.seen(state)
         return state
 
     async def _write(self, state: SlotState) -> None:
-        await anyio.to_thread.run_sync(write_state, self._place.data_dir, state)
+        with typed_host_errors("the state of slots cannot be written"):
+            await anyio.to_thread.run_sync(write_state, self._place.data_dir, state)
         self._engine.seen(state)
+
+    async def _change(self, change: Callable[[SlotState], SlotState]) -> SlotState:
+        """Replace the state, however long that takes, and return the new one. No operator waits for it."""
+
+        async def replaced() -> SlotState:
+            state = change(await self._read())
+            await self._write(state)
+            return state
+
+        return await self._insist(replaced)
+
+    async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat work on the state until the host can do it: a full disk must not end the daemon that serves."""
+        trouble = ""
+        while True:
+            try:
+                return await work()
+            except (SlotStateError, StorageError) as error:
+                if str(error) != trouble:
+                    self._log.error("deploy_state_failing", error=str(error), hint=error.hint)
+                trouble = str(error)
+            await anyio.sleep(_RETRY_S)
 
     async def _begin_gate(self, name: str) -> None:
         await self._change_gate(name, status="running", since=self._clock.now_ms())

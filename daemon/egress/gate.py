@@ -11,8 +11,8 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,8 @@ from daemon.egress.secrets import Secrets
 from daemon.egress.sockets import discard, gate_folder, listen_in
 from daemon.egress.upstream import GuardedBackend, Upstream
 from daemon.http.resolver import Resolver
+from schema.errors import StorageError
+from schema.os_faults import typed_host_errors
 
 _ALL_CONNECTIONS: Final = 2048
 _RETRY_S: Final = 1.0
@@ -95,7 +97,7 @@ class Gate:
         return gate_folder(self._root, agent, session) if self._config.may_use(agent) else None
 
     def open(self, agent: str, session: str) -> None:
-        """Listen for a session, if it does not yet. Blocks. Raise DataFolderError."""
+        """Listen for a session, if it does not yet. Blocks. Raise StorageError, and DataFolderError while the gate does not run."""
         folder = self.folder(agent, session)
         if folder is None:
             return
@@ -150,8 +152,9 @@ class Gate:
     async def _open_for_adopted(self, agent: str, session: str) -> None:
         while True:
             try:
-                return await to_thread.run_sync(self.open, agent, session)
-            except DataFolderError as error:
+                with typed_host_errors("the gate cannot listen"):
+                    return await to_thread.run_sync(self.open, agent, session)
+            except (DataFolderError, StorageError) as error:
                 self._log.warning("egress_not_listening", agent=agent, session=session, error=str(error))
             await anyio.sleep(_RETRY_S)
 
@@ -161,7 +164,14 @@ class Gate:
         if door is not None:
             door.close()
         if self._tasks is not None and self._config.may_use(event.agent):
-            self._tasks.start_soon(to_thread.run_sync, partial(self._discard, (event.agent, event.session)))
+            self._tasks.start_soon(self._discard_soon, (event.agent, event.session))
+
+    async def _discard_soon(self, key: Key) -> None:
+        with (
+            suppress(StorageError),
+            typed_host_errors("a socket's folder cannot be removed"),
+        ):  # it stays, and is reused
+            await to_thread.run_sync(self._discard, key)
 
     def _discard(self, key: Key) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ from daemon.egress.refusals import BudgetExceededError
 from schema.errors import ClawbusError
 
 _WRITE_S: Final = 1.0
+_KEPT: Final = 3  # days in memory: a clock that is set back finds its day's count again
 _MOST_AHEAD: Final = 5_000  # rows that wait for a registry that cannot be written
 
 
@@ -46,6 +47,7 @@ class Ledger:
         self._keeper = keeper
         self._rows: dict[tuple[str, str, str], UsageRow] = {}
         self._changed: set[tuple[str, str, str]] = set()
+        self._days: dict[str, None] = {}  # the days that `_rows` is of, the one counted last at the end
         self._told: set[tuple[str, str]] = set()
         self._log = structlog.get_logger("egress")
 
@@ -78,9 +80,9 @@ class Ledger:
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Load this day's rows, then write what changes, every second and at the end."""
-        day = self._day()
-        for row in await self._keeper.load(day):
+        for row in await self._keeper.load(days_before(self._day(), _KEPT)):
             self._rows[row.day, row.agent, row.route] = row
+            self._days[row.day] = None
         task_status.started()
         try:
             while True:
@@ -102,11 +104,16 @@ class Ledger:
                 self._changed |= changed
             self._log.warning("egress_usage_not_written", code=error.code, error=str(error))
             return
-        for key in [key for key in self._rows if key[0] < day and key not in self._changed]:
-            del self._rows[key]
+        while len(self._days) > _KEPT:
+            oldest = next(iter(self._days))
+            for key in [key for key in self._rows if key[0] == oldest and key not in self._changed]:
+                del self._rows[key]
+            del self._days[oldest]
 
     def _change(self, agent: str, route: str, change: Callable[[UsageRow], UsageRow]) -> None:
-        key = (self._day(), agent, route)
+        day = self._day()
+        key = (day, agent, route)
+        self._days[day] = self._days.pop(day, None)  # the last one again
         self._rows[key] = change(self._rows.get(key) or UsageRow(*key))
         self._changed.add(key)
 

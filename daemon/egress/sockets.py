@@ -14,8 +14,8 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from daemon.core.errors import DataFolderError
 from schema.layout import GATE_SOCKET
+from schema.os_faults import host_error
 
 _BACKLOG: Final = 512
 
@@ -26,11 +26,14 @@ def gate_folder(root: Path, agent: str, session: str) -> Path:
 
 
 def listen_in(folder: Path) -> socket.socket:
-    """Make the folder and return a socket that listens in it, in the place of an earlier one. Raise DataFolderError.
+    """Make the folder and return a socket that listens in it, in the place of an earlier one. Raise StorageError.
 
     Any user may connect: the container's is another one, and the data folder (0700) keeps this machine's users out.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise host_error(error, "the gate cannot listen") from error
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         folder.chmod(0o755)
@@ -46,7 +49,7 @@ def listen_in(folder: Path) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise DataFolderError(f"{folder}: the gate cannot listen there: {error.strerror}.") from error
+        raise host_error(error, f"{folder}: the gate cannot listen there") from error
     return sock
 
 

@@ -44,6 +44,7 @@ from daemon.store import relays as store
 from daemon.store.registry import SessionKey
 from schema.connect import Reader
 from schema.errors import ClawbusError, InvalidNameError, StorageError
+from schema.os_faults import typed_host_errors
 from schema.rows import Address
 
 T = TypeVar("T")
@@ -131,7 +132,10 @@ class AgentChannel:
     async def _store(
         self, message: Outgoing, target: SessionKey, place: Address | None, relay: Relay, *, trigger: bool
     ) -> Accepted:
-        files = await anyio.to_thread.run_sync(_read_files, message.files) if message.files.files else ()
+        files: tuple[Attachment, ...] = ()
+        if message.files.files:
+            with typed_host_errors("the message's files cannot be read"):
+                files = await anyio.to_thread.run_sync(_read_files, message.files)
         return await self._parts.accept(
             Incoming(
                 agent=target.agent,

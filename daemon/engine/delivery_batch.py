@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from daemon.core.attachments import IntakeLimits
@@ -116,12 +117,13 @@ def _up_to_files(new: Sequence[MessageOut]) -> Sequence[MessageOut]:
     return new[: with_files[_WITH_FILES]] if len(with_files) > _WITH_FILES else new
 
 
-def with_sent_files(batch: Batch, sent: SentStore, limits: IntakeLimits) -> Batch:
+def with_sent_files(db: Reader, batch: Batch, sent: SentStore, limits: IntakeLimits) -> Batch:
     """Return the batch with the files that its rows bring, copied if they are new. Raise StorageError."""
     if not any(_brings_files(one) for one in batch.candidates):
         return batch
+    arrived = partial(deliveries.arrived, db)
     found = [
-        replace(one, files=sent.keep(one.row.id, one.row.content, limits)) if _brings_files(one) else one
+        replace(one, files=sent.keep(one.row.id, one.row.content, limits, arrived)) if _brings_files(one) else one
         for one in batch.candidates
     ]
     return replace(batch, candidates=tuple(found))

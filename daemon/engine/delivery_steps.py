@@ -154,7 +154,7 @@ def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str 
     begun = int(bool(claims) and not joins) + unseen_turns(db, settles, judged.acks)
     batch, cut = without_cut(batch, judged)
     batch, repeated = without_repeats(db, batch)
-    batch = with_sent_files(batch, files.sent, means.intake)
+    batch = with_sent_files(db, batch, files.sent, means.intake)
     planned = plan(batch.candidates, read_rules(db, batch, means, now)) if batch.candidates else []
     planned = _with_slots(planned, means.take)
     for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:

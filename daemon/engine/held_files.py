@@ -26,7 +26,8 @@ from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import WRITE
 from daemon.runtimes.members import Members, lock_holders, name_of
 from daemon.store.registry import SessionKey
-from schema.errors import ClawbusError, FileBusyError
+from schema.errors import ClawbusError, FileBusyError, StorageError
+from schema.os_faults import typed_host_errors
 
 _PROBE_MS: Final = 1000
 _LOOKUP_S: Final = 2.0
@@ -106,11 +107,15 @@ class HeldFiles:
     async def check(self, session: Session) -> bool:
         """Look up who holds a lock on the session's files now, and name them in its troubles and in senders' errors.
 
-        Return whether the lookup finished in time.
+        Return whether the lookup succeeded in time.
         """
         with anyio.move_on_after(_LOOKUP_S):  # a hung disk must not delay the report
             container = self._container_of(session)
-            found = await anyio.to_thread.run_sync(self._holders, session, container, abandon_on_cancel=True)
+            try:
+                with typed_host_errors("who holds a file cannot be found out"):
+                    found = await anyio.to_thread.run_sync(self._holders, session, container, abandon_on_cancel=True)
+            except StorageError:
+                return False
             session.held_by = found.others
             self._troubles.hold(session.key, found.sentence)
             return True

@@ -48,6 +48,7 @@ from schema.connect import Writer
 from schema.errors import ClawbusError, FileBusyError
 from schema.ids import check_message_id, check_name, check_session, new_id
 from schema.instants import to_text
+from schema.os_faults import typed_host_errors
 from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
@@ -105,13 +106,15 @@ class Ingress:
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
         if incoming.files:
-            incoming = await anyio.to_thread.run_sync(with_files, incoming, now, self._limits)
+            with typed_host_errors("the message's files cannot be taken"):
+                incoming = await anyio.to_thread.run_sync(with_files, incoming, now, self._limits)
         else:
             refuse_claimed_paths(incoming.content)
         message = replace(check(incoming, now, self._limits.max_content_bytes), traceparent=span.traceparent)
         if message.not_after is None:
             message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
-        reply = reply_in(incoming.content)
+        # What an agent writes to another one answers none of its questions: those are for people.
+        reply = reply_in(incoming.content) if incoming.relay is None else None
         if reply is not None:
             return await self._answer(key, message, reply, incoming)
         answered = await self._answer_plainly(key, message, incoming)

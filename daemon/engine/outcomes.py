@@ -15,6 +15,7 @@ from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.engine.hand_over import Outcome
 from daemon.store.registry import SessionKey
 from schema.json_text import without_halves
+from schema.os_faults import as_host_error, passes
 
 
 def by_destination(sends: Iterable[Send]) -> dict[str, list[Send]]:
@@ -66,6 +67,9 @@ def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
             in_doubt=error.in_doubt,
         )  # fmt: skip
     channel = send.address.channel_type
+    host = as_host_error(error, f"the channel {channel} cannot send") if passes(error) else None
+    if host is not None:
+        return Outcome(send, sent=True, error_code=host.code, error=f"{host} {host.hint}", in_doubt=True)
     structlog.get_logger("delivery").error("channel_raised", channel=channel, exc_info=error)
     return Outcome(send, sent=True, error_code="CHANNEL_BUG", error=f"{type(error).__name__}: {error}", in_doubt=True)
 

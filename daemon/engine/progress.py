@@ -17,6 +17,8 @@ from daemon.core.events import AgentWrote
 from daemon.engine.sessions import Session
 from daemon.store.agent_words import AgentWords, NewWords
 from daemon.store.registry import SessionKey
+from schema.errors import StorageError
+from schema.os_faults import typed_host_errors
 
 POLL_S: Final = 0.5
 
@@ -67,7 +69,11 @@ class Progress:
         known = [(key, words) for key, words in self._words.items() if (key, words) not in fresh]
         for key in gone:
             del self._words[key]
-        found = await anyio.to_thread.run_sync(_read, fresh, known, since, abandon_on_cancel=True)
+        try:
+            with typed_host_errors("what agents write cannot be read"):
+                found = await anyio.to_thread.run_sync(_read, fresh, known, since, abandon_on_cancel=True)
+        except StorageError:
+            return  # the next poll reads it
         for key, one in found:
             self._publish(AgentWrote(now, key.agent, key.session, one.messages, one.kind, one.text))
 

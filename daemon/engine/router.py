@@ -46,6 +46,7 @@ from daemon.store import routes as store
 from schema.connect import Reader
 from schema.errors import ClawbusError
 
+_RETRY_S: Final = 5.0  # after central.db could not be used
 _FLUSH_S: Final = 0.25  # between two writes of refusals, so that a flood of them costs few commits
 _MAX_PENDING: Final = 1_000
 _MAX_EVENT_ID: Final = 500  # characters
@@ -145,7 +146,15 @@ class Router:
     def reload_later(self, configured: Iterable[RouteTable]) -> None:
         """Take over the routes of a configuration that was read again."""
         self._configured = tuple(configured)
-        self._background.later(self.load)
+        self._background.later(self._load_until_done)
+
+    async def _load_until_done(self) -> None:
+        while True:
+            try:
+                return await self.load()
+            except ClawbusError as error:
+                self._log.warning("routes_not_loaded", code=error.code, error=str(error), retry_s=_RETRY_S)
+            await anyio.sleep(_RETRY_S)
 
     async def event(self, message: PlaceMessage) -> Routed:
         """See Intake."""
@@ -263,17 +272,25 @@ class Router:
     async def _flush_until_none(self) -> None:
         try:
             while self._refused:
-                await self.flush()
+                try:
+                    await self.flush()
+                except ClawbusError as error:
+                    self._log.warning("refusals_not_written", code=error.code, error=str(error), retry_s=_RETRY_S)
+                    await anyio.sleep(_RETRY_S)
                 await anyio.sleep(_FLUSH_S)
         finally:
             self._flushing = False
 
     async def flush(self) -> None:
-        """Write the refusals that were counted, and publish them."""
+        """Write the refusals that were counted, and publish them. Raise ClawbusError; then they are written the next time."""
         counted, self._refused = self._refused, {}
-        await self._sessions.central(
-            lambda registry: registry.with_file(partial(store.note_refused, counted=tuple(counted.items())))
-        )
+        try:
+            await self._sessions.central(
+                lambda registry: registry.with_file(partial(store.note_refused, counted=tuple(counted.items())))
+            )
+        except ClawbusError:
+            self._keep(counted)
+            raise
         for kind, count in counted.items():
             self._events.publish(
                 EventRefused(
@@ -281,6 +298,16 @@ class Router:
                     count.why, count.times,
                 )
             )  # fmt: skip
+
+    def _keep(self, counted: Mapping[store.RefusedKind, store.RefusedCount]) -> None:
+        """Put back counts that could not be written, beside those that came meanwhile."""
+        for kind, count in counted.items():
+            later = self._refused.get(kind)
+            if later is not None:
+                later.times += count.times
+                later.first_at = count.first_at
+            elif len(self._refused) < _MAX_PENDING:
+                self._refused[kind] = count
 
 
 def storable(text: str) -> str:

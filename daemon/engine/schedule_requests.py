@@ -9,7 +9,7 @@ import json
 
 from daemon.core.errors import ScheduleError
 from daemon.core.schedule_limits import ScheduleLimits, check_limits
-from daemon.core.schedules import CatchUp, Times, upcoming
+from daemon.core.schedules import CatchUp, Times, check_form, upcoming
 from daemon.core.time_phrases import instant_of
 from daemon.engine import schedule_steps
 from daemon.store import messages, schedules
@@ -36,6 +36,11 @@ def carry_out(db: Writer, row: MessageOut, address: Address, limits: ScheduleLim
         outcome = _refused("BAD_SCHEDULE", f"the request {error}.", "Correct it and ask again.")
     except ClawbusError as error:
         outcome = _refused(error.code, str(error), error.hint)
+    except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+        # What no check foresaw: it must not keep the session's answers from being sent.
+        outcome = _refused(
+            "BAD_SCHEDULE", f"the request cannot be carried out: {str(error)[:200]}.", "Ask for another."
+        )
     note_outcome(db, row.id, outcome, now)
     if request is not None and request.notify and not outcome["ok"]:
         _tell_agent(db, row, request, outcome, now)
@@ -70,6 +75,7 @@ def _done(
 
 def _put(db: Writer, request: ScheduleRequest, address: Address, limits: ScheduleLimits, now: int) -> dict[str, object]:
     times = _times(request, limits, now)
+    check_form(times)
     check_limits(times, schedules.count_of_agent(db, besides=request.key), limits, now)
     what = Scheduled(times, json.dumps({"text": request.text}, ensure_ascii=False), address, request.check)
     done = schedule_steps.put(db, request.key, what, _ASKS, now, origin=AGENT)

@@ -13,7 +13,7 @@ from typing import Final
 
 from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
-from daemon.core.schedules import CatchUp, check, check_key, fire, next_after
+from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, check, check_key, fire, next_after, set_back
 from daemon.engine.recurrence import occurrence_id
 from daemon.store import host_messages, messages, schedules
 from daemon.store.dead_letters import Operator
@@ -26,6 +26,7 @@ from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 _KEEPS_FAILING: Final = Operator("clawbus", "it keeps failing")
 _RUNNING = "the occurrence before is not finished: message {}"
+_SET_BACK: Final = "the clock was set back"
 _MISSED = "missed: the daemon did not run then, or the machine slept"
 
 
@@ -54,12 +55,27 @@ def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int, pause_after
     A schedule that is due after `pause_after` failures in a row (0: any number) is paused instead.
     """
     changed = differs(db, configured)
-    if not changed and not schedules.due(db, now):
+    put_off = _put_off(db, now)
+    if not (changed or put_off or schedules.due(db, now)):
         return Fired()
     with db.transaction():
+        for row in put_off:
+            schedules.put(db, row)
+            _note(db, "schedule_brought_forward", row.key, Operator(CONFIG, _SET_BACK), now)
         if changed:
             take_over(db, configured, now)
         return fire_due(db, now, pause_after)
+
+
+def _put_off(db: Writer, now: int) -> list[ScheduleRow]:
+    """Return, with their right times, the schedules that wait for the time of a clock that was set back since."""
+    found: list[ScheduleRow] = []
+    for row in schedules.dated_ahead(db, now + CLOCK_SLACK_MS):
+        right = set_back(row.what.times, row.next_at, now) if row.next_at is not None else None
+        if right is not None:
+            times, at = right
+            found.append(replace(row, what=replace(row.what, times=times), next_at=at))
+    return found
 
 
 def fire_due(db: Writer, now: int, pause_after: int) -> Fired:

@@ -315,7 +315,8 @@ class Sessions:
         now = self._clock.now_ms()
         # Read the folders without holding the registry: with many of them, everybody else would have to wait.
         try:
-            keys = await anyio.to_thread.run_sync(lambda: list(found_sessions(self._dir)))
+            with typed_host_errors("the session folders cannot be listed"):
+                keys = await anyio.to_thread.run_sync(lambda: list(found_sessions(self._dir)))
         except StorageError as error:
             self.storage.failed(error)
             raise

@@ -72,6 +72,7 @@ class Sweeper:
         self._tasks: TaskGroup | None = None
         self._room = anyio.CapacityLimiter(_CONCURRENT)
         self._page: SessionKey | None = None
+        self._jumped_at = 0  # the last jump of the wall clock that was acted on, epoch milliseconds
         self._log = structlog.get_logger("sweep")
 
     @property
@@ -103,6 +104,7 @@ class Sweeper:
         started = self._clock.monotonic()
         self._pulse.beat("sweep")
         await self._look_at_registry()
+        await self._look_at_clock()
         await self._one.make_scheduled()
         errors = 0
         active = [session.key for session in self._sessions]
@@ -136,6 +138,20 @@ class Sweeper:
             await self._sessions.register_made()
         except ClawbusError as error:
             self._log.error("registry_unusable", code=error.code, error=str(error), hint=error.hint)
+
+    async def _look_at_clock(self) -> None:
+        """After the clock was set back, look at the idle sessions that wait for a time: it may be one of the other clock."""
+        jumped_at = self._one.wall.look(self._clock)
+        if jumped_at == self._jumped_at or self._one.wall.by_ms > 0:
+            return
+        try:
+            waiting = await self._sessions.central(lambda registry: registry.with_work())
+        except ClawbusError as error:
+            self._log.error("registry_unusable", code=error.code, error=str(error), hint=error.hint)
+            return
+        self._jumped_at = jumped_at
+        for row in waiting:
+            self._schedule.now(row.key)
 
     def poke(self, key: SessionKey) -> None:
         """Sweep this session soon. Calls during its sweep cause one more sweep."""

@@ -30,6 +30,8 @@ from daemon.core.events import (
 from daemon.engine.sessions import Session
 from daemon.store.outbound import heartbeat_at
 from daemon.store.registry import SessionKey
+from schema.errors import StorageError
+from schema.os_faults import typed_host_errors
 from schema.rows import Address
 
 RENEW_S: Final = 10.0
@@ -126,7 +128,11 @@ class TypingSigns:
         session = self._find(key)
         if session is None:
             return False
-        at = await anyio.to_thread.run_sync(heartbeat_at, session.files.folder)
+        try:
+            with typed_host_errors("the heartbeat cannot be read"):
+                at = await anyio.to_thread.run_sync(heartbeat_at, session.files.folder)
+        except StorageError:
+            return False
         return at is not None and self._clock.now_ms() - at < _FRESH_MS
 
     async def _send(self, channel: TypingChannel, sign: Typing) -> None:

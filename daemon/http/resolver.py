@@ -7,6 +7,7 @@ missing for all others; here such a name keeps one thread, and further requests 
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import threading
@@ -69,7 +70,6 @@ class Resolver:
         if len(under_way) >= MAX_LOOKUPS:
             raise OSError(f"{len(under_way)} lookups of other names have not finished")
         lookup = _Lookup(now)
-        self._lookups = {**under_way, host: lookup}
         loop = asyncio.get_running_loop()
 
         def finish(addresses: tuple[str, ...], error: OSError | None) -> None:
@@ -93,7 +93,13 @@ class Resolver:
                 loop.call_soon_threadsafe(finish, found, problem)
 
         # A daemon thread: a lookup that hangs must not keep the process from ending.
-        threading.Thread(target=work, name=f"look up {host[:60]}", daemon=True).start()
+        thread = threading.Thread(target=work, name=f"look up {host[:60]}", daemon=True)
+        self._lookups = {**under_way, host: lookup}
+        try:
+            thread.start()
+        except RuntimeError as error:  # the host has no room for a thread; a later send asks again
+            del self._lookups[host]
+            raise OSError(errno.EAGAIN, f"the lookup of {host} cannot start: {error}") from error
         return lookup
 
 

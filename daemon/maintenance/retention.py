@@ -25,6 +25,7 @@ from daemon.store.pruning import Step, prune_messages, prune_receipts
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError, ReadRaceError
+from schema.os_faults import typed_host_errors
 
 _PAGE: Final = 200
 _BETWEEN_STEPS_S: Final = 0.02  # so that others can use the file
@@ -253,7 +254,8 @@ class Retention:
         cutoff, after, taken = self._cutoff(self._config.mailbox_s), 0, 0
         while cutoff is not None:
             work = partial(self._mailbox.prune, cutoff, after, self._config.batch)
-            number, following = await anyio.to_thread.run_sync(work)
+            with typed_host_errors("mailbox.db cannot be pruned"):
+                number, following = await anyio.to_thread.run_sync(work)
             taken += number
             if following is None:
                 break

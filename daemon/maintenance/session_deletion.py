@@ -26,6 +26,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.store.session_trash import move_to_trash, remove_trash
 from schema.errors import ClawbusError, StorageError
 from schema.ids import new_id
+from schema.os_faults import typed_host_errors
 
 
 def unfinished_work(files: SessionFiles) -> list[str]:
@@ -125,7 +126,8 @@ class Deletions:
         await self._sessions.central(lambda registry: registry.begin_deletion(deletion, key, now, operator))
         try:
             session.files.evict()
-            await anyio.to_thread.run_sync(move_to_trash, self._dir, key, deletion)
+            with typed_host_errors(f"the folder of {key} cannot be moved away"):
+                await anyio.to_thread.run_sync(move_to_trash, self._dir, key, deletion)
         except StorageError:
             await self._sessions.central(lambda registry: registry.undo_deletion(deletion, key, now))
             raise
@@ -136,7 +138,8 @@ class Deletions:
     async def _remove(self, deletion: str) -> bool:
         """Remove the folder. Return False if something is left for the daemon's next start to remove."""
         try:
-            await anyio.to_thread.run_sync(remove_trash, self._dir, deletion)
+            with typed_host_errors("a deleted session's folder cannot be removed"):
+                await anyio.to_thread.run_sync(remove_trash, self._dir, deletion)
         except StorageError as error:
             self._log.warning("session_trash_left", deletion=deletion, error=str(error), hint=error.hint)
             return False

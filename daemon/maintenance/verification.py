@@ -21,6 +21,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.store.verified_idle import RENEW_MS, VALID_MS, Verified, stamp_of, take_stamp
 from schema.connect import ReadLimits
 from schema.errors import ClawbusError
+from schema.os_faults import typed_host_errors
 
 _PAGE: Final = 200
 _FIRST_S: Final = 2.0
@@ -72,7 +73,8 @@ class Verification:
         if not page:
             return 0
         known = await self._sessions.central(lambda registry: registry.verified_idle(now, page[0], page[-1]))
-        wanted = await anyio.to_thread.run_sync(self._changed, page, known, now)
+        with typed_host_errors("the idle sessions cannot be examined"):
+            wanted = await anyio.to_thread.run_sync(self._changed, page, known, now)
         found: list[Verified] = []
         for key in wanted:
             session = await self._sessions.look_up(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ import anyio.to_thread
 from daemon.engine.sessions import Session, Sessions
 from daemon.store.backlog import Backlog, read_backlog
 from daemon.store.registry import SessionKey, Totals
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, StorageError
+from schema.os_faults import typed_host_errors
 
 _AT_ONCE: Final = 4
 
@@ -78,7 +80,8 @@ class BacklogWatch:
             return  # keep the last totals; readiness reports the error
 
     async def _ask_disk(self) -> None:
-        self.disk = await anyio.to_thread.run_sync(_disk, self.data_dir)
+        with suppress(StorageError), typed_host_errors("the disk cannot be examined"):  # keep the last figures
+            self.disk = await anyio.to_thread.run_sync(_disk, self.data_dir)
 
     def dead_letters(self) -> Mapping[SessionKey, int]:
         """Open dead letters by session: of idle ones as central.db has them, of active ones as just read."""

@@ -67,13 +67,23 @@ class ExitEvents:
         with self._lock:
             self._waiters.add(waiter)
             if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
-                self._thread.start()
+                self._begin()
         try:
             yield waiter
         finally:
             with self._lock:
                 self._waiters.discard(waiter)
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
+        try:
+            thread.start()
+        except (
+            RuntimeError
+        ) as error:  # no room for a thread: waiters inspect from time to time, and the next one tries again
+            self._log.warning("docker_events_failed", error=str(error))
+        else:
+            self._thread = thread
 
     def interrupt(self) -> None:
         """Break the stream's connection; the thread opens another unless it is to stop."""

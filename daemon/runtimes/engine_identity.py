@@ -14,6 +14,7 @@ from daemon.core.errors import EngineChangedError
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.install import Engine, InstallFile
 from daemon.store.registry import IncarnationRow
+from schema.os_faults import typed_host_errors
 
 
 def is_witness(
@@ -53,7 +54,8 @@ class EngineGuard:
         """
         runtime = self.runtime
         identity = await runtime.identity()
-        known = await to_thread.run_sync(self._file.engine)
+        with typed_host_errors("install.json cannot be read"):
+            known = await to_thread.run_sync(self._file.engine)
         recorded = [row.container_id for row in live if row.runtime == runtime.name]
         if not is_witness(known, runtime.name, identity, recorded, ()):
             assert known is not None
@@ -65,5 +67,6 @@ class EngineGuard:
                 raise another_engine(known, identity, runtime.address)
         if identity:
             engine = Engine(runtime.name, identity, runtime.address)
-            await to_thread.run_sync(self._file.set_engine, engine, self._install_id)
+            with typed_host_errors("install.json cannot be written"):
+                await to_thread.run_sync(self._file.set_engine, engine, self._install_id)
         runtime.pin(identity or None)

@@ -14,14 +14,14 @@ from daemon.config.models import Config
 from daemon.config.policies import engine_of, turn_limit_s
 from daemon.core.clock import Clock
 from daemon.core.destinations import NamedPlace
-from daemon.core.errors import DataFolderError, NotOwnedError, UnknownAgentError
+from daemon.core.errors import NotOwnedError, UnknownAgentError
 from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
 from daemon.runtimes.image_source import source_digest
 from daemon.runtimes.process import ProcessRuntime
 from daemon.runtimes.protocol import ContainerRuntime, ContainerSpec, Limits, Mount, WayOut
 from daemon.runtimes.spec import build_spec
 from daemon.runtimes.users import container_uid_gid, user_mounts
-from daemon.runtimes.workspace import ensure_workspace
+from daemon.runtimes.workspace import ensure_workspace, folder_error
 from daemon.store import destinations
 from daemon.store.data_folder import DataFolder, Layout
 from daemon.store.registry import SessionKey
@@ -88,7 +88,7 @@ class SpecMaker:
         self.owner = self._user if self._user != own else None
 
     def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
-        """Return the spec of a session's next container. Raise UnknownAgentError, DataFolderError or AgentFileError."""
+        """Return the spec of a session's next container. Raise UnknownAgentError, DataFolderError, StorageError or AgentFileError."""
         agent, config, folder = self._agents.get(key.agent), self._config, self._folder
         if agent is None and key.agent in self._elsewhere:
             raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
@@ -207,5 +207,5 @@ def _agent_folder(path: Path, owner: tuple[int, int] | None) -> Path:
         if owner is not None:
             os.chown(path, *owner, follow_symlinks=False)
     except OSError as error:
-        raise DataFolderError(f"{path}: {error.strerror}.") from error
+        raise folder_error(path, error) from error
     return path

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Final
 
-from daemon.core.errors import ConfigError, DataFolderError
+from daemon.core.errors import ConfigError
 from daemon.runtimes.protocol import Mount
+from daemon.runtimes.workspace import folder_error
 from schema.layout import CONTAINER_HOME
 
 # The user that a daemon run by root gives its containers: "nobody" on Debian is 65534; this one owns nothing anywhere.
@@ -44,7 +45,7 @@ def user_mounts(folder: Path, uid: int, gid: int) -> tuple[Mount, Mount]:
     """Return the mounts of an /etc/passwd and an /etc/group that know the container's user as `agent`.
 
     An image knows none of the numbers that a daemon chooses, and programs such as git and ssh refuse to run for a user
-    without an entry. The files are made in `folder` once. Raise DataFolderError.
+    without an entry. The files are made in `folder` once. Raise DataFolderError or StorageError.
     """
     own = folder / f"{uid}-{gid}"
     users = ("root:x:0:0:root:/root:/bin/sh", "nobody:x:65534:65534:nobody:/nonexistent:/bin/false")
@@ -57,7 +58,7 @@ def user_mounts(folder: Path, uid: int, gid: int) -> tuple[Mount, Mount]:
         for name, text in texts:
             _write_once(own / name, text)
     except OSError as error:
-        raise DataFolderError(f"{own}: {error.strerror}.") from error
+        raise folder_error(own, error) from error
     return Mount(own / "passwd", "/etc/passwd", read_only=True), Mount(own / "group", "/etc/group", read_only=True)
 
 

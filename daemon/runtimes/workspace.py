@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from daemon.core.errors import DataFolderError
+from schema.errors import ClawbusError
 from schema.layout import HEARTBEAT, INBOUND_DB, INBOX_FILES, OUTBOUND_DB, OUTBOX_FILES
+from schema.os_faults import host_error, passes
 
 _MOUNT_POINTS: Final = ("in", "out", "agent", "home")
 _LINKS: Final = (  # (name, target)
@@ -26,7 +28,7 @@ _LINKS: Final = (  # (name, target)
 def ensure_workspace(folder: Path) -> Path:
     """Make the folder with its links and mount points, and return it. Repeating it changes nothing.
 
-    One folder serves every container: it is mounted read-only and holds nothing of a session. Raise DataFolderError.
+    One folder serves every container: it is mounted read-only and holds nothing of a session. Raise DataFolderError or StorageError.
     """
     try:
         folder.mkdir(mode=0o755, exist_ok=True)
@@ -37,5 +39,10 @@ def ensure_workspace(folder: Path) -> Path:
             with contextlib.suppress(FileExistsError):
                 (folder / name).symlink_to(target)
     except OSError as error:
-        raise DataFolderError(f"{folder}: {error.strerror}.") from error
+        raise folder_error(folder, error) from error
     return folder
+
+
+def folder_error(folder: Path, error: OSError) -> ClawbusError:
+    """Return the error for a folder of ours that cannot be made: what the host cannot do now, or what an operator repairs."""
+    return host_error(error, str(folder)) if passes(error) else DataFolderError(f"{folder}: {error.strerror}.")

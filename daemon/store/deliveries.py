@@ -167,6 +167,17 @@ def known(db: Reader, ids: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
+def arrived(db: Reader, ids: Sequence[str]) -> frozenset[str]:
+    """Return the ids that have a receipt and are not tracked any more: nothing sends them again."""
+    found: set[str] = set()
+    for chunk in chunks(ids):
+        rows = db.all(f"SELECT message_out_id FROM delivered WHERE message_out_id IN ({marks(chunk)})", chunk)
+        of_chunk = {row["message_out_id"] for row in rows}
+        rows = db.all(f"SELECT message_out_id FROM delivery_attempts WHERE message_out_id IN ({marks(chunk)})", chunk)
+        found |= of_chunk - {row["message_out_id"] for row in rows}
+    return frozenset(found)
+
+
 def track(
     db: Writer,
     row: MessageOut,

@@ -87,6 +87,15 @@ def due(db: Reader, now: int) -> list[ScheduleRow]:
     return [_row(row) for row in db.all(sql, (now,))]
 
 
+def dated_ahead(db: Reader, later: int) -> list[ScheduleRow]:
+    """Return the active schedules that were changed, or have fired, after `later`: a clock ahead of ours did it."""
+    sql = (
+        "SELECT * FROM schedules AS s WHERE state = 'active' AND next_at > ?1 AND (changed_at > ?1 OR EXISTS"
+        " (SELECT 1 FROM schedule_runs AS r WHERE r.key = s.key AND r.at > ?1)) ORDER BY key"
+    )
+    return [_row(row) for row in db.all(sql, (later,))]
+
+
 def next_at(db: Reader) -> int | None:
     """Return when the next occurrence is due, or None."""
     row = db.one("SELECT min(next_at) AS at FROM schedules WHERE state = 'active'")
@@ -141,9 +150,9 @@ def note_run(
         (key, instant, now, message_id, detail),
     )
     db.execute(
-        "DELETE FROM schedule_runs WHERE key = ?1 AND due <= (SELECT due FROM schedule_runs WHERE key = ?1"
+        "DELETE FROM schedule_runs WHERE key = ?1 AND due <> ?3 AND due <= (SELECT due FROM schedule_runs WHERE key = ?1"
         " ORDER BY due DESC LIMIT 1 OFFSET ?2)",
-        (key, KEPT_RUNS),
+        (key, KEPT_RUNS, instant),
     )
     return done > 0
 

@@ -2,7 +2,7 @@
 
 An answer's files are copied before the host takes note of the answer, all or none, by one rename. A crash in between leaves
 a copy that the next poll uses as it is: what the container changes afterwards counts no longer. The copies go with the
-answer's receipt; retention also removes those that no answer has.
+answer's receipt, or earlier where room is needed and the answer has arrived; retention also removes those that no answer has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,12 +24,16 @@ from schema.connect import Reader
 from schema.given_files import FileRefusedError, read_below
 from schema.ids import is_message_id
 from schema.layout import OUTBOX_FILES, SENT_FILES, SessionFolder
-from schema.os_faults import host_error
+from schema.os_faults import host_error, in_own_folder
 from schema.plain_names import looks, name_fault
 
 MANIFEST: Final = ".manifest.json"  # begins as no file's name may
 _PARTIAL: Final = ".partial"
 _SHOWN: Final = 200
+
+
+def _none(_: Sequence[str]) -> AbstractSet[str]:
+    return frozenset()
 
 
 class SentStore:
@@ -39,8 +44,17 @@ class SentStore:
         self._root = folder.root / SENT_FILES
         self._bytes: int | None = None  # what all copies take; counted when it is first needed
 
-    def keep(self, message_id: str, content: str, limits: IntakeLimits) -> SentFiles:
-        """Return the files of a new answer, copied from out/ if there is no copy yet. Raise StorageError; then there is none."""
+    def keep(
+        self,
+        message_id: str,
+        content: str,
+        limits: IntakeLimits,
+        taken: Callable[[Sequence[str]], AbstractSet[str]] = _none,
+    ) -> SentFiles:
+        """Return the files of a new answer, copied from out/ if there is no copy yet. Raise StorageError; then there is none.
+
+        `taken` returns those of some answers that their receivers have: the oldest of them make room for new copies.
+        """
         names, refused = names_in(content), refused_by_runner(content)
         if not names:
             return SentFiles(refused=refused) if refused else NONE
@@ -49,7 +63,11 @@ class SentStore:
                 refused=tuple((name[:_SHOWN], "belongs to an answer without a valid id") for name in names)
             )
         known = self.find(message_id)
-        return known if known is not None else self._take(message_id, names, refused, limits)
+        if known is not None:
+            return known
+        if self._used() + limits.max_attachment_bytes > limits.max_sent_bytes:
+            self._make_room(limits, taken)
+        return self._take(message_id, names, refused, limits)
 
     def find(self, message_id: str) -> SentFiles | None:
         """Return the files of an answer that were copied before, or None. Raise StorageError."""
@@ -78,6 +96,22 @@ class SentStore:
                 )
                 if not named and path.lstat().st_mtime_ns // 1_000_000 < cutoff:
                     self._drop(path)
+
+    def _make_room(self, limits: IntakeLimits, taken: Callable[[Sequence[str]], AbstractSet[str]]) -> None:
+        """Remove the oldest copies of answers that arrived. A quarter of the limit becomes free, so that this is rare."""
+        wanted = min(limits.max_sent_bytes * 3 // 4, limits.max_sent_bytes - limits.max_attachment_bytes)
+        with in_own_folder(f"{SENT_FILES}/ cannot be looked at"):
+            found = sorted(
+                (path.lstat().st_mtime_ns, path) for path in self._root.iterdir() if is_message_id(path.name)
+            )
+            arrived = taken([path.name for _, path in found])
+            for _, path in found:
+                if self._used() <= wanted:
+                    return
+                if path.name in arrived:
+                    left = self._used() - _size(path)
+                    _clear(path)
+                    self._bytes = left
 
     def _take(
         self, message_id: str, names: Sequence[str], before: tuple[tuple[str, str], ...], limits: IntakeLimits
@@ -140,17 +174,16 @@ class SentStore:
         """Return the bytes of all copies."""
         if self._bytes is None:
             with suppress(FileNotFoundError):
-                self._bytes = sum(
-                    path.lstat().st_size
-                    for folder in self._root.iterdir()
-                    if folder.is_dir()
-                    for path in folder.iterdir()
-                )
+                self._bytes = sum(_size(folder) for folder in self._root.iterdir() if folder.is_dir())
         return self._bytes or 0
 
     def _drop(self, path: Path) -> None:
         _clear(path)
         self._bytes = None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.iterdir())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -11,6 +11,7 @@ nobody is quarantined, no try is charged, no message fails, nothing says INTERNA
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import json
 import random
@@ -23,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from daemon.core.commands import KillSession, StopSession
+from daemon.core.commands import AnswerQuestion, KillSession, PutSchedule, RunSchedule, StopSession
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+from tests.support import egress_story
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon
 from tests.support.errnos.control import DAEMON, ERRNOS, RUNNER, Control, Site, compiled
@@ -39,7 +41,7 @@ REFUSALS: Final = frozenset(
 # What no trouble of the host's own may ever lead to.
 FORBIDDEN: Final = frozenset(
     {
-        "session_quarantined", "message_dead_lettered", "message_retry_scheduled", "message_failed", "container_stuck",
+        "egress_connection_raised", "telemetry_raised", "session_quarantined", "message_dead_lettered", "message_retry_scheduled", "message_failed", "container_stuck",
         "collect_raised", "sweep_raised", "send_raised", "later_raised", "control_request_failed", "spawn_raised",
         "exit_raised", "runner_crashed", "provider_crashed", "turn_failed", "runner_refused", "runner_superseded",
         "adoption_raised", "channel_failed", "library_log", "retention_raised", "wait_raised", "listing_raised",
@@ -76,6 +78,7 @@ class Walk:
             "new": self._new_session,
             "program": lambda: self._round_trip("prog", "warm"),
             "look": self._look,
+            "features": self._features,
             "end": self._end,
         }
         self._asked: list[tuple[str, str, str]] = []
@@ -97,6 +100,11 @@ class Walk:
                 agents += (
                     f"{table.rstrip()}\nenv = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in runner.items())} }}\n"
                 )
+            server = stack.enter_context(egress_story.model())
+            key = self.folder / "model.key"
+            key.write_text("a-key")
+            agents += egress_story.tables(server, key, sys.executable)
+            egress_story.give_program(self.daemon)
             text = self.daemon.config.read_text().partition("\n")[2]
             self.daemon.configure(text + agents)
             self.daemon.start(environment=self.control.environment(library, DAEMON))
@@ -135,16 +143,46 @@ class Walk:
         with self.daemon.client() as client:
             return call(client)
 
-    def _round_trip(self, agent: str, session: str) -> None:
+    def _round_trip(self, agent: str, session: str, text: str | None = None, **more: object) -> None:
+        message_id = self._send(agent, session, text or ("hello" if agent == "echo" else "say done"), **more)
+        self._await(agent, session, message_id)
+
+    def _send(self, agent: str, session: str, text: str, **more: object) -> str:
         message_id = f"m{next(self._numbers)}"
         self._asked.append((agent, session, message_id))
-        text = "hello" if agent == "echo" else "say done"
         body = {
             "agent": agent, "session": session, "id": message_id, "content": {"text": text},
-            "address": {"channel_type": "local", "platform_id": "cli"},
+            "address": {"channel_type": "local", "platform_id": "cli"}, **more,
         }  # fmt: skip
         self._insist(lambda: self._ask(lambda client: client.accept(body)))
+        return message_id
+
+    def _await(self, agent: str, session: str, message_id: str) -> None:
         self._insist(lambda: self._ask(lambda client: client.wait_reply(agent, session, message_id, 2.0)))
+
+    def _features(self) -> None:
+        """Files both ways, an answer through the gate, an occurrence of a schedule, and a question with its answer."""
+        file = {"name": "given.txt", "data": base64.b64encode(b"given").decode()}
+        self._round_trip("prog", "files", "file made.txt made", files=[file])
+        self._round_trip("asks", "gate", "/one")
+        put = PutSchedule("echo", "times", id="hourly", text="now", every_ms=3_600_000)
+        self._insist(lambda: self._ask(lambda client: client.execute(put)))
+        run = self._insist(lambda: self._ask(lambda client: client.execute(RunSchedule("echo", "times", id="hourly"))))
+        self._await("echo", "times", run["message_id"])
+        message_id = self._send("prog", "asks", 'ask {"text": "Shall I?", "options": ["yes", "no"]}')
+        sql = f"SELECT id FROM questions WHERE message_id = '{message_id}' AND outcome IS NULL"
+        question = self._insist(lambda: (self.daemon.rows("prog", "asks", sql) or [None])[0])
+        answer = AnswerQuestion("prog", "asks", id=question["id"], answer="1")
+        self._insist(lambda: self._answered(answer))
+        self._await("prog", "asks", message_id)
+
+    def _answered(self, answer: AnswerQuestion) -> bool:
+        try:
+            self._ask(lambda client: client.execute(answer))
+        except RemoteError as error:
+            if error.remote_code != "QUESTION_CLOSED":  # an earlier try, whose response was lost
+                raise
+        return True
 
     def _new_session(self) -> None:
         self._session += 1
@@ -254,7 +292,8 @@ class Walk:
                 problems.append(f"{agent}/{session} {message_id}: {row}")
         answers: dict[str, int] = {}
         for entry in self.daemon.entries():
-            answers[entry["in_reply_to"]] = answers.get(entry["in_reply_to"], 0) + 1
+            if "question" not in entry["content"]:
+                answers[entry["in_reply_to"]] = answers.get(entry["in_reply_to"], 0) + 1
         problems += [
             f"{one[2]} has {answers.get(one[2], 0)} answers" for one in self._asked if answers.get(one[2]) != 1
         ]
@@ -268,8 +307,11 @@ class Walk:
 
 
 def _is_the_interpreters(site: Site) -> bool:
-    """A runner's interpreter that cannot load its own modules never was a runner: the host starts another one."""
-    return site.role == RUNNER and site.name.startswith("/")
+    """A runner's interpreter that cannot load its own modules never was a runner: the host starts another one.
+
+    And only the agent's program, which has the runner's environment, spawns in its way.
+    """
+    return site.role == RUNNER and (site.name.startswith("/") or site.operation == "spawn")
 
 
 def _forbidden(data: bytes) -> Iterator[str]:

@@ -6,6 +6,7 @@ Nothing that follows an exit (journal recovery, resetting claims, the next spawn
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import anyio
 import anyio.to_thread
@@ -18,8 +19,9 @@ from daemon.engine.supervisor.state import SupervisorState
 from daemon.runtimes.protocol import Exit, Running
 from daemon.runtimes.spec import STDERR_LOG
 from daemon.store.registry import SessionKey
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, StorageError
 from schema.layout import CANNOT_START_CODE
+from schema.os_faults import typed_host_errors
 
 
 class Terminator:
@@ -174,7 +176,7 @@ class Terminator:
         young = self._state.clock.now_ms() - slot.spawned_at < self._state.timings.healthy_s * 1000
         if by_itself and young and (cannot or not claimed):
             text = f"the container exited (exit code {exit_.code}) before it claimed anything"
-            said = await anyio.to_thread.run_sync(last_words, slot.session.files.folder.logs / STDERR_LOG)
+            said = await _last_words(slot)
             text += f"; its runner said: {said}" if said is not None else ""
             hint = "Read the end of its log: `clawbus session show`."
             if cannot:
@@ -220,3 +222,10 @@ class Terminator:
             return True
         await anyio.sleep(self._state.timings.retry_s)
         return False
+
+
+async def _last_words(slot: Slot) -> str | None:
+    """Return what the slot's runner said about its end; None if it said nothing, or if that cannot be read now."""
+    with suppress(StorageError), typed_host_errors("a runner's log cannot be read"):
+        return await anyio.to_thread.run_sync(last_words, slot.session.files.folder.logs / STDERR_LOG)
+    return None

@@ -318,3 +318,27 @@ def test_a_state_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
             read_state(tmp_path)
     path.unlink()
     assert read_state(tmp_path) == SlotState()
+
+
+@pytest.mark.parametrize("outcome", ["failed", "passed", "rolled_back"])
+async def test_an_outcome_that_cannot_be_written_for_a_while_ends_no_daemon(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    refused = 0
+
+    def write(data: Path, state: SlotState) -> None:
+        nonlocal refused
+        if state.active is None and refused < 2:
+            refused += 1
+            raise SlotStateError(f"{state_path(data)} cannot be written: No space left on device.")
+        write_state(data, state)
+
+    monkeypatch.setattr(module, "write_state", write)
+    monkeypatch.setattr(module, "_RETRY_S", 0.01)
+    if outcome == "failed":
+        stage.look = lambda _: None
+    if outcome == "rolled_back":
+        stage.engine.later = Health(dead_letters=2)
+    state = await (stage.deploy() if outcome == "failed" else bake(stage))
+    assert state.deploy is not None
+    assert (state.deploy.state, refused) == (outcome, 2)

@@ -181,3 +181,31 @@ async def test_a_registry_that_cannot_be_written_delays_the_writing(
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     assert [row.requests for row in files.written[0]] == [1]
+
+
+@pytest.mark.anyio
+async def test_a_clock_that_is_ahead_for_a_moment_forgets_nothing_of_the_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, clock = Files(tmp_path / "central.db"), MovedClock()
+    monkeypatch.setattr("daemon.egress.ledger._WRITE_S", 0.01)
+    ledger = Ledger({"helper": Budget(requests=3)}, UTC, clock, files)
+    day = day_of(clock.now_ms(), UTC)
+
+    async def written(of: str) -> None:
+        with anyio.fail_after(10):
+            while not any(row.day == of for rows in files.written for row in rows):  # noqa: ASYNC110 - only seen from outside
+                await anyio.sleep(0.005)
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(ledger.run)
+        for _ in range(3):
+            ledger.admit("helper", "model")
+        await written(day)
+        clock.jump(10 * 365 * 86_400)
+        ledger.admit("helper", "model")
+        await written(day_of(clock.now_ms(), UTC))
+        clock.jump(-10 * 365 * 86_400)
+        with pytest.raises(BudgetExceededError):
+            ledger.admit("helper", "model")
+        tasks.cancel_scope.cancel()

@@ -413,3 +413,10 @@ async def test_many_first_messages_at_once_make_one_session(kit: BusKit, monkeyp
     session = await kit.bus.sessions.get(SessionKey(AGENT, "fresh"))
     with session.files.inbound() as db:
         assert len(db.all("SELECT 1 FROM messages_in")) == 5
+
+
+async def test_what_an_agent_writes_to_another_answers_no_question_of_it(kit: BusKit) -> None:
+    content = {"text": "see", "body": {"answer_to": f"q-{'a' * 16}", "choice": "approve"}}
+    accepted = await kit.bus.ingress.accept(Incoming(AGENT, "main", content, relay="{}"))
+    assert (accepted.seq, accepted.duplicate) == (2, False)
+    assert (await kit.message(accepted.message_id))["status"] == "pending"

@@ -85,6 +85,35 @@ def test_a_clock_that_is_set_back_brings_nothing_twice(world: SessionWorld) -> N
     assert row(world).next_at == NOW + 2 * HOUR
 
 
+@pytest.mark.parametrize("times", [Times(every_ms=HOUR), Times(cron="0 * * * *")])
+@pytest.mark.parametrize("made_ahead", [False, True])
+def test_a_clock_that_was_years_ahead_for_a_while_silences_no_schedule(
+    world: SessionWorld, times: Times, made_ahead: bool
+) -> None:
+    years = 87_600 * HOUR
+    if not made_ahead:
+        put(world, Scheduled(times, '{"text":"hello"}', HOME))
+    world.now += years
+    if made_ahead:
+        put(world, Scheduled(times, '{"text":"hello"}', HOME))
+        world.now += HOUR
+    sweep(world)
+    world.change("UPDATE messages_in SET status = 'completed'")
+    world.now -= years + (HOUR if made_ahead else 0)
+    swept = sweep(world)
+    assert swept.schedule_at is not None
+    assert NOW < swept.schedule_at <= NOW + HOUR
+    assert swept.next_at == swept.schedule_at
+    assert sweep(world).schedule_at == swept.schedule_at
+    fired = list[str]()
+    for _ in range(3):
+        world.now += HOUR
+        fired += [message.id for message in sweep(world).fired]
+        world.change("UPDATE messages_in SET status = 'completed'")
+    assert len(fired) >= 2, "the one that the other clock counted as missed stays so"
+    assert len(set(fired)) == len(fired)
+
+
 def test_an_occurrence_is_left_out_while_the_one_before_is_not_finished(world: SessionWorld) -> None:
     put(world, hourly())
     world.now += HOUR

@@ -150,10 +150,27 @@ def test_number_and_total_are_limited_and_each_message_says_so(world: SessionWor
     full = replace(INTAKE, max_sent_bytes=300)
     world.files.sent = sent_files.SentStore(world.files.folder)  # a restart counts again
     say(world, "o2", {"e": b"1" * 20})
-    record_outcomes(world.files, [Outcome(one, sent=True) for one in look(world, full).sends], MEANS, world.now)
+    look(world, full)
     say(world, "o3", {"f": b"1" * 20})
     reasons = [why for one in look(world, full).sends for _, why in one.candidate.files.refused]
     assert any("limits.max_sent_bytes" in why for why in reasons), reasons
+
+
+def test_the_oldest_copies_that_arrived_make_room_for_new_ones(world: SessionWorld) -> None:
+    roomy, limited = replace(INTAKE, max_sent_bytes=100_000), replace(INTAKE, max_sent_bytes=1200)
+    for number in range(6):
+        say(world, f"o{number}", {"a": b"1" * 10})
+        sends = look(world, roomy).sends
+        os.utime(world.root / "sent" / f"o{number}", (number, number))
+        if number != 2:  # the receiver has not taken this one
+            record_outcomes(world.files, [Outcome(one, sent=True) for one in sends], MEANS, world.now)
+    world.files.sent = sent_files.SentStore(world.files.folder)
+    say(world, "o6", {"b": b"2" * 10})
+    new = [one for one in look(world, limited).sends if one.candidate.row.id == "o6"]
+    assert [(one.candidate.files.refused, len(one.candidate.files.files)) for one in new] == [((), 1)]
+    left = {path.name for path in (world.root / "sent").iterdir()}
+    assert {"o2", "o5", "o6"} <= left
+    assert "o0" not in left
 
 
 def test_a_poll_copies_for_a_few_answers_and_says_that_there_are_more(world: SessionWorld) -> None:

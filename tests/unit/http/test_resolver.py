@@ -127,3 +127,20 @@ async def test_a_connection_goes_to_the_first_address_that_takes_it(names: NameS
         await backend.connect_tcp("missing.test", port, timeout=10)
     with pytest.raises(httpcore.ConnectTimeout, match=r"no connection within 0\.05 s"):
         await backend.connect_tcp("hung.test", port, timeout=0.05)
+
+
+async def test_a_lookup_without_a_thread_fails_and_the_next_one_works(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = MovedClock()
+    resolver = Resolver(clock, names)
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        with pytest.raises(OSError, match=r"the lookup of good\.test cannot start"):
+            await resolver.resolve("good.test")
+    clock.advance(module.HUNG_S + 1)
+    assert await resolver.resolve("good.test") == ("127.0.0.1",)
