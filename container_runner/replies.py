@@ -62,6 +62,12 @@ def plan_replies(
     return Plan(replies=tuple(replies), unknown=tuple(unknown))
 
 
+def first_from(messages: Sequence[TurnMessage], routing: Address | None, address: Address | None) -> TurnMessage | None:
+    """Return the first trigger that came from this address, or None."""
+    there = [one for one in messages if one.trigger and _address(one, routing) == address]
+    return min(there, key=lambda message: message.seq, default=None)
+
+
 def failure_replies(
     failure: TurnFailedError, messages: Sequence[TurnMessage], routing: Address | None, *, open_detail: bool
 ) -> Plan:

@@ -24,6 +24,7 @@ from container_runner.providers.program import (
     by_whom,
     end_program,
     has_ended,
+    no_more_output,
     opened,
     program_environment,
     signal_name,
@@ -129,6 +130,7 @@ class _Conversation:
         self._ready = False
         self._progress = progress
         self._stopped = False
+        self._ended = False
         self.over = False
 
     async def run(self, turn: Turn, timeout_s: float, *, fresh: bool) -> Answer:
@@ -141,7 +143,10 @@ class _Conversation:
                 group.start_soon(self._stderr.read, opened(self._process.stderr))
                 group.start_soon(self._write)
                 if not await self._in_time(given, timeout_s):
-                    await self._cancel(self._why_cancelled(timeout_s))
+                    if self._ended:
+                        self._failure = await self._why_it_ended()
+                    else:
+                        await self._cancel(self._why_cancelled(timeout_s))
                 group.cancel_scope.cancel()
         if self._failure is not None:
             if isinstance(self._failure, TurnFailedError):
@@ -156,6 +161,7 @@ class _Conversation:
             async with anyio.create_task_group() as clock:
                 clock.start_soon(cancel_after_running, limit, timeout_s, lambda: self._output.waiting > 0)
                 clock.start_soon(self._heed_stop, limit)
+                clock.start_soon(self._notice_end, limit)
                 if self._ready:
                     self._send(turn)
                 await self._read(turn)
@@ -165,6 +171,11 @@ class _Conversation:
     async def _heed_stop(self, limit: anyio.CancelScope) -> None:
         await self._progress.stop_asked()
         self._stopped = True
+        limit.cancel()
+
+    async def _notice_end(self, limit: anyio.CancelScope) -> None:
+        await no_more_output(self._process)
+        self._ended = True
         limit.cancel()
 
     async def _cancel(self, why: TurnFailedError) -> None:

@@ -26,6 +26,7 @@ from container_runner.shared.errors import (
 )
 from schema.os_faults import Fault, as_host_error, fault_of
 
+_DRAIN_S: Final = 1.0  # for what the program wrote before its end
 TERM_WAIT_S: Final = 1.0
 # Errors that are the fault of the program or its arguments. Any other error of fork and exec is the machine's fault.
 _THE_PROGRAMS_OWN: Final = frozenset({errno.E2BIG, errno.ETXTBSY, errno.EINVAL, errno.ELIBBAD, errno.ELIBACC})
@@ -84,6 +85,16 @@ async def end_program(process: Process) -> None:
             await process.wait()
     signal_group(process, signal.SIGKILL)
     await process.aclose()
+
+
+async def no_more_output(process: Process) -> None:
+    """Return a moment after the program has exited, and kill what is left of its process group.
+
+    A child that has left the group may keep the output open, and then its end never comes.
+    """
+    await process.wait()
+    signal_group(process, signal.SIGKILL)
+    await anyio.sleep(_DRAIN_S)
 
 
 def has_ended(process: Process) -> bool:

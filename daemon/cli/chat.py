@@ -222,7 +222,9 @@ class _Talk:
         cursor = 0
         try:
             while not self._ended:
-                for entry in client.read_mailbox(self._mailbox, cursor, 100, LOOK_S if self._shows_notes else _POLL_S):
+                for entry in client.read_mailbox(
+                    self._mailbox, cursor, 100, _POLL_S if self._console is None else LOOK_S
+                ):
                     cursor = entry.cursor
                     self._heard(as_result(entry))
                 self._show_notes()
@@ -247,15 +249,14 @@ class _Talk:
             self._answers.append(answer)
             self._changed.notify_all()
 
-    @property
-    def _shows_notes(self) -> bool:
-        """Whether somebody reads along: in a pipe there are only answers."""
-        return self._console is not None and self._console.is_terminal
-
     def _show_notes(self) -> None:
-        """Print the progress notes that have come since the last look."""
-        if self._shows_notes and self.sent and (notes := self._notes.new(self.sent)):
+        """Print the progress notes that have come since the last look: in a pipe, on standard error."""
+        if self._console is None or not self.sent or not (notes := self._notes.new(self.sent)):
+            return
+        if self._console.is_terminal:
             self._show([(note, "... ") for note in notes])
+        else:
+            progress(*(f"... {note}" for note in notes))
 
     def _print(self, answer: dict[str, Any]) -> None:
         if answer["final"]:

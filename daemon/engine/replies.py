@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from daemon.core.answering import AnswersFrom, Person, may_answer, may_answer_plainly, plain_answer, rule_of
 from daemon.core.errors import AnswerForbiddenError, AnswerRefusedError
-from daemon.store import questions
+from daemon.store import messages, questions
 from daemon.store.questions import Asked
 from daemon.store.session_files import SessionFiles
 from schema.rows import Address
@@ -86,12 +86,14 @@ def record_plain_reply(
     """Record a text as the answer to the one open question here that it can answer. Return what `record_reply` does.
 
     Return None if it is a message: no question about a message of this person is open here, or several are, or the text
-    answers none.
+    answers none. What was stored as a message stays one, however often its channel hands it in.
     """
     with files.inbound() as db:
         repeated = questions.decided_with(db, message_id)
         if repeated is not None:
             return repeated, False
+        if messages.find(db, message_id) is not None:
+            return None
         mine = [
             asked
             for asked in questions.open_at(db, place, now)

@@ -48,6 +48,25 @@ def test_send_shows_them_while_the_agent_works(make_daemon: Make, tmp_path: Path
     assert (out.strip(), rest) == ("done", ""), "standard output is the answer, and each note comes once"
 
 
+def test_chat_in_a_pipe_shows_them_on_standard_error(make_daemon: Make, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    daemon = started(make_daemon, go)
+    command = [daemon.command, "--config", str(daemon.config), "chat", "--session", "slow/s", "--pretty"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as chatting:
+        assert chatting.stdin is not None
+        assert chatting.stderr is not None
+        chatting.stdin.write("work\n")
+        chatting.stdin.close()
+        shown = [chatting.stderr.readline(), chatting.stderr.readline()]
+        go.touch()
+        assert chatting.stdout is not None
+        assert (shown[0], chatting.stdout.read().strip(), chatting.stderr.read()) == ("... reading\n", "< done", "")
+        assert "thinking" in shown[1]
+        assert "\x1b" not in shown[1]
+        assert chatting.wait(timeout=60) == 0
+
+
 def test_chat_shows_them_on_a_terminal(make_daemon: Make, tmp_path: Path) -> None:
     go = tmp_path / "go"
     daemon = started(make_daemon, go)

@@ -135,6 +135,16 @@ def test_a_plain_yes_of_the_asker_is_an_answer_and_nobody_elses(make_daemon: Mak
         assert [json.loads(one["content"])["body"].get("text") for one in stored] == [None, "yes", "which one?"]
 
 
+def test_a_message_that_is_handed_in_again_answers_no_question_of_its_own(make_daemon: Make) -> None:
+    with receiving() as receiver:
+        here = room(make_daemon, receiver)
+        words: dict[str, Any] = {"text": "yes", "ask": {"options": ["yes", "no"]}}
+        assert here.say("ann", "m1", **words)[0] == 202
+        question = str(eventually("asked", lambda: receiver.posts)[0].json["content"]["question"])
+        assert here.say("ann", "m1", **words)[1]["messages"][0]["duplicate"] is True
+        assert here.daemon.cli("question", "show", question).result["state"] == "open"
+
+
 def test_an_answer_after_the_deadline_comes_too_late(make_daemon: Make) -> None:
     with receiving() as receiver:
         here = room(make_daemon, receiver)

@@ -4,7 +4,7 @@ Options: version=N · garbage · silent · login · modes=a,b · mode_option=a,b
 stay (ignores the end of its input and SIGTERM) · twins (two options with one id) · chatty (sends an update after each response). A prompt: say X · memory
 (what it was told in this session) · tool NAME FILE (a tool that runs until FILE is there) · ask KIND (a permission) ·
 askcall KIND (the same, its kind told by an earlier update alone) · hang FILE (makes FILE, works until it is cancelled) · deaf FILE (the same, and ignores the cancellation) ·
-exit N · kill · mcp NAME JSON (calls a tool of the server that it was given) · fail N · abort · flood N · long N · image · empty · stop REASON · parts · fs · mode X · leave FILE · big N.
+endless (thinks until it is cancelled) · orphan FILE (leaves a child that holds its output, and ends) · exit N · kill · mcp NAME JSON (calls a tool of the server that it was given) · fail N · abort · flood N · long N · image · empty · stop REASON · parts · fs · mode X · leave FILE · big N.
 A second prompt while one runs aborts the first, as two real agents do.
 """
 
@@ -250,6 +250,15 @@ class Agent:
     def do_deaf(self, file: str) -> None:
         Path(file).touch()
         time.sleep(300)
+
+    def do_endless(self, _: str) -> None:
+        while not self.cancelled.is_set():
+            self.update(sessionUpdate="agent_thought_chunk", content={"type": "text", "text": "on and on"})
+
+    def do_orphan(self, file: str) -> None:
+        child = subprocess.Popen(["sleep", "300"], start_new_session=True)  # with our standard output and error
+        Path(file).write_text(str(child.pid))
+        os._exit(5)
 
     def do_exit(self, code: str) -> None:
         print("my last words", file=sys.stderr, flush=True)

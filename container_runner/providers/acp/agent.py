@@ -25,12 +25,21 @@ from container_runner.providers.acp.errors import (
     AcpSilentError,
     AcpVersionError,
 )
-from container_runner.providers.acp.rpc import METHOD_NOT_FOUND, AgentGoneError, NotSentError, Params, Peer, RpcError
+from container_runner.providers.acp.rpc import (
+    METHOD_NOT_FOUND,
+    AgentGoneError,
+    Handler,
+    NotSentError,
+    Params,
+    Peer,
+    RpcError,
+)
 from container_runner.providers.error_output import ErrorOutput, last_words
 from container_runner.providers.program import (
     by_whom,
     end_program,
     has_ended,
+    no_more_output,
     opened,
     program_environment,
     signal_name,
@@ -116,6 +125,19 @@ class Agent:
     def alive(self) -> bool:
         """Whether the program runs and may still answer."""
         return not self.peer.gone and not has_ended(self._process)
+
+    async def serve(self, handler: Handler) -> None:
+        """Dispatch what it sends until it closes its output or ends: a child that it left may keep its output open."""
+        async with anyio.create_task_group() as group:
+
+            async def notice_end() -> None:
+                await no_more_output(self._process)
+                self.peer.close()
+                group.cancel_scope.cancel()
+
+            group.start_soon(notice_end)
+            await self.peer.serve(handler)
+            group.cancel_scope.cancel()
 
     async def hear(self) -> None:
         """Read its standard error until it closes it."""

@@ -153,7 +153,7 @@ class AcpProvider:
         return opened.restored and same == known
 
     def _listen(self, agent: Agent, listener: Listener) -> None:
-        self._tasks().start_soon(agent.peer.serve, listener)
+        self._tasks().start_soon(agent.serve, listener)
         self._tasks().start_soon(agent.hear)
 
     async def _await_tools(self) -> None:

@@ -108,13 +108,14 @@ class Peer:
                     for line in self._lines(await self._stdout.receive()):
                         await self._take(line, handler, group.start_soon)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                self._end()
+                self.close()
             except AcpTooLongError as error:
                 self.too_long = error
-                self._end()
+                self.close()
             group.cancel_scope.cancel()
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Expect nothing more: every open request raises AgentGoneError."""
         self.gone = True
         for call in self._calls.values():
             call.done.set()

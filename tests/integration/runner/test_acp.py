@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ async def test_a_session_that_hangs_its_agent_is_given_up(tmp_path: Path) -> Non
     ("options", "text", "settings", "code", "words"),
     [
         (["version=2"], "say x", {}, "ACP_VERSION", "speaks version 2"),
+        (["version=0"], "say x", {}, "ACP_VERSION", "speaks version 0"),
         (["garbage"], "say x", {}, "ACP_NOT_SPOKEN", "Usage: agent [--acp]"),
         (["silent"], "say x", {}, "ACP_SILENT", "did not answer initialize"),
         (["login"], "say x", {}, "ACP_LOGIN", "authentication required"),
@@ -140,6 +142,7 @@ async def test_a_session_that_hangs_its_agent_is_given_up(tmp_path: Path) -> Non
         ([], "say x", {"mode": "c"}, "ACP_MODE", "it offers: none"),
         ([], "exit 7", {}, "ACP_DIED", "exit code 7. Its last words: my last words"),
         ([], "kill", {}, "ACP_DIED", "SIGKILL"),
+        ([], "endless", {"timeout_s": 2.5}, "ACP_TIMEOUT", "2.5 s"),
         ([], "fail -32603", {}, "ACP_REFUSED", 'the model is away: {"why": "scripted"} (-32603)'),
         ([], "abort", {}, "ACP_CANCELLED", "cancelled"),
         ([], f"long {17 * 2**20}", {}, "ACP_TOO_LONG", "16777216"),
@@ -159,6 +162,16 @@ async def test_each_end_is_a_typed_failure_and_the_next_turn_works(
     assert failure.hint
     if not options and not settings.get("mode"):
         assert (await talk.say("say on")).endswith("on")
+    await talk.provider.close()
+
+
+async def test_an_agent_whose_child_keeps_its_output_open_is_seen_to_end(tmp_path: Path) -> None:
+    talk, child = Talk(tmp_path), tmp_path / "child"
+    failure = await talk.fails("orphan child")
+    assert (failure.code, "exit code 5" in str(failure)) == ("ACP_DIED", True)
+    assert lives(int(child.read_text())), "it has left the agent's group"
+    os.kill(int(child.read_text()), signal.SIGKILL)
+    assert (await talk.say("say on")).endswith("on")
     await talk.provider.close()
 
 

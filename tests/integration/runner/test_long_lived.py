@@ -133,6 +133,11 @@ async def test_tools_and_progress_count_at_once_and_cost_no_answer(tmp_path: Pat
         ("os.close(1); time.sleep(60)", errors.CommandEndedError, "closed its standard output"),
         ("time.sleep(60)", errors.CommandTimeoutError, "within 2 s"),
         ("os._exit(75)", errors.TurnDeferredError, ""),
+        (
+            "import subprocess; subprocess.Popen(['sleep', '20'], start_new_session=True); os._exit(7)",
+            errors.CommandExitError,
+            "exit code 7",  # although a child keeps its output open
+        ),
     ],
 )
 async def test_a_turn_that_fails_ends_its_program_and_the_next_turn_starts_it_again(
