@@ -134,7 +134,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End the idle container gracefully."""
+    """End gracefully a container that is idle, or whose turn only waits for a person's answer while others wait for the slot."""
 
     quiet_ms: int
 
@@ -189,7 +189,11 @@ def decide(seen: Observation, policy: Policy) -> list[Action]:
     if seen.container is not None and not seen.occupied:
         # An on_wake row is for the first poll of the next container, so it must not keep this one from being stopped.
         its_own = [message for message in due_messages if not message.on_wake]
-        verdict = _cancel_ignored(seen, policy) or judge(seen.container, seen, policy)
+        verdict = (
+            _cancel_ignored(seen, policy)
+            or judge(seen.container, seen, policy)
+            or _answer_awaited(seen.container, seen, policy)
+        )
         if not seen.cancelled:  # while it stops a turn, it neither leaves messages untouched nor is idle
             verdict = (
                 verdict
@@ -245,6 +249,20 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
         if age > tolerance and (heartbeat is None or heartbeat <= claimed_at):
             return Kill(CLAIM_STUCK, age, tolerance, claim.message_id)
     return _overdue(container, own, seen, policy, declared)
+
+
+def _answer_awaited(container: Container, seen: Observation, policy: Policy) -> Stop | None:
+    """Return a Stop if another session waits for the slot of a turn that waits for a person, for as long as a turn may stand still.
+
+    It costs no try: the runner gives its claims back, and the next turn asks the same question, or finds its answer.
+    """
+    own = [claim for claim in seen.claims if _is_of(claim, container)]
+    if not policy.contended or not any(seen.excused.get(claim.message_id) == seen.now for claim in own):
+        return None
+    born = max(container.spawned_at, seen.evidence_floor)
+    still = seen.now - max(born, container.moved_at)
+    age = seen.now - min(max(born, seen.noted.get(claim.message_id, born)) for claim in own)
+    return Stop(still) if still > policy.turn or age > policy.claim_max else None
 
 
 def _cancel_ignored(seen: Observation, policy: Policy) -> Kill | None:

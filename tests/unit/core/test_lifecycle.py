@@ -190,6 +190,34 @@ def test_a_beat_is_no_work(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "contended", "moved", "stops"),
+    [
+        (NOW, True, 20 * MINUTE + 1, True),
+        (NOW, True, 20 * MINUTE, False),
+        (NOW, True, SECOND, False),  # it has just asked
+        (NOW, False, HOUR, False),
+        (NOW - 1, True, HOUR, False),  # the answer has come
+    ],
+)
+def test_a_turn_that_waits_for_a_person_makes_room_for_others_and_loses_no_try(
+    asked: int, contended: bool, moved: int, stops: bool
+) -> None:
+    policy = replace(POLICY, claim_max=5 * HOUR, turn=20 * MINUTE, contended=contended)
+    runs = replace(container(up=9 * HOUR, beat=HOUR), moved_at=NOW - moved)
+    seen = Observation(
+        now=NOW,
+        pending=(message(),),
+        claims=(claim(HOUR),),
+        container=runs,
+        noted={"m": NOW - HOUR},
+        excused={"m": asked},
+    )
+    assert decide(seen, policy) == ([Stop(moved)] if stops else [])
+    asks_again = replace(seen, container=replace(runs, moved_at=NOW - SECOND), noted={"m": NOW - 5 * HOUR - 1})
+    assert decide(asks_again, policy) == ([Stop(SECOND)] if contended and asked == NOW else [])
+
+
 def test_a_container_is_not_blamed_for_what_an_earlier_message_held_back() -> None:
     """The moment the first one is due again the others are, too, though they came an hour ago."""
     old = to_text(NOW - HOUR)
