@@ -133,7 +133,7 @@ async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
 def _build(
     environment: Environment, log: FilteringBoundLogger, children: Children | None, environ: Mapping[str, str]
 ) -> Runner:
-    settings = environment.settings
+    settings, home = environment.settings, _home()
     context = ProviderContext(
         settings=settings,
         agent_folder=environment.agent_folder,
@@ -144,8 +144,9 @@ def _build(
             (environment.in_folder.resolve(), environment.out_folder.resolve()),
             (environment.agent, environment.session),
             environment.incarnation,
-            FileSource(_home(), settings.max_files, settings.max_file_bytes),
+            FileSource(home, settings.max_files, settings.max_file_bytes),
         ),
+        home=home,
     )
     return Runner(
         settings,
@@ -161,7 +162,7 @@ def _build(
             # With named folders there are no mounts: /tmp is the machine's, so a new container would have no more room.
             used_up=None if ENV_IN in os.environ else used_up,
             words=Words(environment.out_folder, environment.incarnation, _now_ms),
-            home=_home(),
+            home=home,
         ),
     )
 

@@ -64,7 +64,7 @@ class Saying:
         self._count += 1
         if self._count > MAX_PER_TURN:
             raise AnswerTooLargeError(f"The turn has sent more than {MAX_PER_TURN} messages before its end.")
-        content, attached = await insist(lambda: self._files.attach(message.content), self._note)
+        content, attached, _ = await insist(lambda: self._files.attach(message.content), self._note)
         message = replace(message, content=content, attached=attached)
         plan = plan_replies([message], self._messages, self._routing, self._destinations)
         if plan.unknown:

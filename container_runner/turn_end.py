@@ -5,11 +5,11 @@ Uses the store and the log only. Runs no provider and claims nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import anyio
 from structlog.typing import FilteringBoundLogger
@@ -27,7 +27,7 @@ from container_runner.shared.errors import (
     TurnStoppedError,
     UnknownDestinationError,
 )
-from container_runner.shared.sent_files import REFUSED, FileSource
+from container_runner.shared.sent_files import FileSource
 from container_runner.stopping import Stopping
 from container_runner.store import Batch, OutboundRow, Store
 from schema.errors import ClawbusError
@@ -226,19 +226,13 @@ def _with_files(answer: Answer, source: FileSource) -> Answer:
     messages: list[OutMessage] = []
     refused: list[str] = []
     for message in answer.messages:
-        content, attached = source.attach(message.content)
+        content, attached, left = source.attach(message.content, message.attached)
         messages.append(replace(message, content=content, attached=attached))
-        if content is not message.content:
-            refused += _refused(content)
+        refused += [f"{one.path} {one.detail}" for one in left]
     if not refused:
         return replace(answer, messages=tuple(messages))
     note = answer.note or TurnNote(_FILE_REFUSED, "Not sent: " + "; ".join(refused))
     return replace(answer, messages=tuple(messages), note=note)
-
-
-def _refused(content: Mapping[str, object]) -> list[str]:
-    entries = cast("list[dict[str, str]]", content.get(REFUSED, []))
-    return [f"{one['name']} {one['reason']}" for one in entries]
 
 
 def _state(outcome: Outcome) -> dict[str, str | None] | None:

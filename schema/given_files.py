@@ -20,6 +20,10 @@ class FileRefusedError(Exception):
     """The file is not taken. The text is the end of a sentence that begins with its name."""
 
 
+class FileAbsentError(FileRefusedError):
+    """There is no file of that name."""
+
+
 def read_below(folder: Path, parts: Sequence[str], limit: int) -> bytes:
     """Return the bytes of the plain file that `parts` name below `folder`, component by component.
 
@@ -38,7 +42,7 @@ def read_below(folder: Path, parts: Sequence[str], limit: int) -> bytes:
     except OSError as error:
         fault = fault_of(error)
         if fault is Fault.ABSENT:
-            raise FileRefusedError("is not there") from error
+            raise FileAbsentError("is not there") from error
         if fault is Fault.THEIRS:
             raise FileRefusedError("is behind a link, or is not in a folder") from error
         if error.errno in (errno.EACCES, errno.EPERM):

@@ -129,7 +129,8 @@ class Turn:
 class OutMessage:
     """One message of an answer. `to` None: send it to where the turn's messages came from. `deliver_after`: epoch ms.
 
-    A provider names files in the content's `files`; `attached` holds them once the runner has read them.
+    A provider names files in the content's `files`, and may bring others in `attached`, which holds all of them once the
+    runner has read the named ones.
     """
 
     content: Mapping[str, object]
@@ -234,7 +235,7 @@ class ProviderContext:
     """The arguments that a provider is built with.
 
     `environ` is the runner's own environment. A provider that starts processes must register them with `children`.
-    `tools` is the MCP server for its agent, if the agent may use any.
+    `tools` is the MCP server for its agent, if the agent may use any. `home` is the agent's HOME.
     """
 
     settings: RunnerSettings
@@ -242,3 +243,4 @@ class ProviderContext:
     environ: Mapping[str, str]
     children: Children = field(default_factory=Children)
     tools: ToolServer | None = None
+    home: Path = field(default_factory=Path.home)

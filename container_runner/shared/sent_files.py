@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from container_runner.shared.reply import OutFile
-from schema.given_files import FileRefusedError, read_below
+from schema.given_files import FileAbsentError, FileRefusedError, read_below
 from schema.ids import is_message_id
 from schema.layout import OUTBOX_FILES
 from schema.os_faults import host_error
@@ -25,14 +25,24 @@ from schema.plain_names import file_names, looks, name_fault
 REFUSED: Final = "files_refused"
 _SHOWN: Final = 200
 _MOST: Final = 500
+_BELOW: Final = "paths are relative to HOME, or absolute and below it"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A file that is not sent, and why: the end of a sentence that begins with its path."""
+    """A file that is not sent, and why: the end of a sentence that begins with its path.
+
+    `looked_for` is the whole path, for the agent and the operator: a sender may be a stranger.
+    """
 
     path: str
     reason: str
+    looked_for: str
+
+    @property
+    def detail(self) -> str:
+        """The reason, with the path that was looked for."""
+        return f"{self.reason} (looked for {self.looked_for})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +53,44 @@ class FileSource:
     max_files: int
     max_bytes: int
 
-    def read(self, paths: Sequence[str]) -> tuple[tuple[OutFile, ...], tuple[Refusal, ...]]:
+    def read(
+        self, paths: Sequence[str], brought: Sequence[OutFile] = ()
+    ) -> tuple[tuple[OutFile, ...], tuple[Refusal, ...]]:
         """Return the files that may be sent, and why the others may not. A path is relative to HOME, or absolute below it.
+
+        `brought` are files of the same message that need no reading; they come first.
 
         Raise StorageError for what this machine cannot do now.
         """
-        files: list[OutFile] = []
+        files = list(brought)
         refused: list[Refusal] = []
         for path in paths:
             try:
                 files.append(self._read(path, files))
             except FileRefusedError as error:
-                refused.append(Refusal(path[:_SHOWN], str(error)))
+                whole = path if path.startswith("/") else f"{self.home}/{path.removeprefix('./')}"
+                refused.append(Refusal(path[:_SHOWN], str(error), whole[:_SHOWN]))
                 if len(refused) > self.max_files:
                     break
         return tuple(files), tuple(refused)
 
-    def attach(self, content: Mapping[str, object]) -> tuple[Mapping[str, object], tuple[OutFile, ...]]:
-        """Return the content and the files that its `files` names. In the content, names replace paths, and what is refused is listed."""
+    def attach(
+        self, content: Mapping[str, object], brought: Sequence[OutFile] = ()
+    ) -> tuple[Mapping[str, object], tuple[OutFile, ...], tuple[Refusal, ...]]:
+        """Return the content, `brought` with the files that its `files` names, and what is refused.
+
+        In the content, names replace paths, and what is refused is listed.
+        """
         paths = file_names(content)
-        if not paths:
-            return content, ()
-        files, refused = self.read(paths)
+        if not paths and not brought:
+            return content, (), ()
+        files, refused = self.read(paths, brought)
         rest = {key: value for key, value in content.items() if key not in ("files", REFUSED)}
         named: dict[str, object] = {"files": [one.name for one in files]} if files else {}
         if refused:
             # A sender may be a stranger, so the content has the file's name alone.
             named[REFUSED] = [{"name": one.path.rpartition("/")[2], "reason": one.reason} for one in refused]
-        return {**rest, **named}, files
+        return {**rest, **named}, files, refused
 
     def _read(self, path: str, before: Sequence[OutFile]) -> OutFile:
         parts = _parts(self.home, path)
@@ -83,7 +103,11 @@ class FileSource:
             raise FileRefusedError(f"is one too many: a message may have {self.max_files}")
         if looks(name) in {looks(one.name) for one in before}:
             raise FileRefusedError("has the name of another file of this message, or looks the same")
-        return OutFile(name, read_below(self.home, parts, self.max_bytes - sum(len(one.data) for one in before)))
+        room = self.max_bytes - sum(len(one.data) for one in before)
+        try:
+            return OutFile(name, read_below(self.home, parts, room))
+        except FileAbsentError as error:
+            raise FileRefusedError(f"{error}; {_BELOW}") from error
 
 
 def place_files(out_folder: Path, row_id: str, files: Sequence[OutFile]) -> None:

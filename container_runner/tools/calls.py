@@ -100,7 +100,7 @@ class Calls:
             raise ToolError("BAD_ARGUMENT", "`files` must be a list of paths.", "Correct it and call again.")
         files, refused = self._insist(lambda: self._files.read(names))
         if refused:
-            why = "; ".join(f"{one.path!r} {one.reason}" for one in refused)
+            why = "; ".join(f"{one.path!r} {one.detail}" for one in refused)
             raise ToolError("FILE_REFUSED", f"nothing was sent: {why}.", f"Send plain files below {self._files.home}.")
         return files
 

@@ -111,14 +111,16 @@ class _Handlers:
         return asdict(accepted)
 
     async def event(self, request: Request) -> object:
-        body = parse_body(EventBody, await read_body(request, self._max_body_bytes))
+        body = parse_body(EventBody, await read_body(request, self._max_body_bytes + self._max_file_text))
+        files = await anyio.to_thread.run_sync(decode_files, body.files) if body.files else ()
         event = PlaceEvent(
             LOCAL, body.place, body.id, body.text, thread=body.thread, sender=body.sender, direct=body.direct,
             mention=body.mention,
         )  # fmt: skip
         content = {"text": body.text, "sender": body.sender} if body.sender is not None else {"text": body.text}
         address = Address(LOCAL, body.place, body.thread)
-        routed = await self._operations.event(PlaceMessage(event, content, address, not_after=body.not_after))
+        message = PlaceMessage(event, content, address, not_after=body.not_after, files=files)
+        routed = await self._operations.event(message)
         return {
             "messages": [asdict(one) for one in routed.accepted],
             "refused": [

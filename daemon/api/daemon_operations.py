@@ -107,7 +107,9 @@ class DaemonOperations:
 
     async def status(self) -> dict[str, Any]:
         """Return the status: the report from the files plus `live`, the process's own part."""
-        report = await anyio.to_thread.run_sync(status_report, self._data_dir, self._clock)
+        report = await anyio.to_thread.run_sync(
+            partial(status_report, self._data_dir, self._clock, stopped=self._live.budgets())
+        )
         await self.check_holders()
         return {
             **with_near_limits(with_troubles(report, self._sessions.troubles), self._live.near_limits()),
@@ -116,7 +118,9 @@ class DaemonOperations:
 
     async def sessions(self) -> list[dict[str, Any]]:
         """See `sessions_report`."""
-        found = await anyio.to_thread.run_sync(sessions_report, self._data_dir, self._clock)
+        found = await anyio.to_thread.run_sync(
+            partial(sessions_report, self._data_dir, self._clock, stopped=self._live.budgets())
+        )
         await self.check_holders()
         return [with_trouble(one, self._sessions.troubles) for one in found]
 
@@ -126,7 +130,10 @@ class DaemonOperations:
         When reading the container's file passes its deadline, the report comes from the host's own files alone.
         """
         found = await self._sessions.get(_key(agent, session))
-        report = partial(session_report, self._data_dir, agent, session, self._clock, limits=self._limits)
+        report = partial(
+            session_report, self._data_dir, agent, session, self._clock, limits=self._limits,
+            stopped=self._live.budgets(),
+        )  # fmt: skip
         try:
             told = await found.call(report)
         except ReadDeadlineError as error:

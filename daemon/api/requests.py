@@ -77,6 +77,7 @@ class EventBody(BaseModel):
     direct: bool = False
     mention: bool = False
     not_after: int | None = None
+    files: list[FileBody] = []
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -37,6 +37,7 @@ from daemon.engine.events import Events
 from daemon.engine.grants import Grants
 from daemon.engine.held_files import HeldFiles
 from daemon.engine.ingress import Ingress
+from daemon.engine.live_destinations import LiveDestinations
 from daemon.engine.problems import Problems
 from daemon.engine.quarantine import Quarantine
 from daemon.engine.read_trouble import ReadTrouble
@@ -156,6 +157,11 @@ class Bus:
         self.typing = TypingSigns(self.channels, self.sessions.known, clock, events)
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
         self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
+        live_destinations = LiveDestinations(
+            self.supervisor, self.background, self.grants.places, specs.write_destinations
+        )
+        live_destinations.subscribe(events)
+        self.router.follow_changes_with(live_destinations.bring_up_to_date)
         self.executor = DaemonExecutor(
             self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router, self.budgets
         )

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from daemon.cli.invocation import Invocation
+from daemon.core.clock import SystemClock
 from daemon.core.daemon_status import DaemonState, DaemonStatus
-from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.errors import ConfigError, DaemonDownError, DaemonSilentError, RemoteError
 
 if TYPE_CHECKING:
     from daemon.api.client import ControlClient
@@ -39,3 +40,16 @@ def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], l
             return ask(client), "daemon"
     except (DaemonDownError, DaemonSilentError):
         return look(), "files"
+
+
+def stopped_agents(invocation: Invocation) -> dict[str, str]:
+    """Return the agents whose budget of today is used up, and what of it, from the files.
+
+    None while the configuration cannot be read: what sessions do is shown all the same.
+    """
+    from daemon.inspect.budget_reading import agents_stopped  # noqa: PLC0415
+
+    try:
+        return dict(agents_stopped(invocation.config, SystemClock().now_ms()))
+    except ConfigError:
+        return {}

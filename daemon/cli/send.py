@@ -146,11 +146,12 @@ def send(
         if json_content:
             raise typer.BadParameter("--json-content does not go with --place: what people say there is text.")
         _refuse_beside_place(agent, session, wait)
-        if file or at is not None or every is not None or timezone is not None:
+        if at is not None or every is not None or timezone is not None:
             raise typer.BadParameter(
-                "--file, --at, --every and --timezone go to one session: name --session, and leave --place out."
+                "--at, --every and --timezone go to one session: name --session, and leave --place out."
             )
-        event = LocalEvent(message_id, place, thread, sender, mention, direct, _expiry(not_after, expires_in, None))
+        expiry = _expiry(not_after, expires_in, None)
+        event = LocalEvent(message_id, place, thread, sender, mention, direct, expiry, tuple(file or ()))
         return send_to_place(invocation, with_words(read_text() if text == "-" else text), event)
     if thread is not None or sender is not None or mention or direct:
         raise typer.BadParameter("--thread, --sender, --mention and --direct belong to --place.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.cli.attached_files import read_files
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.same_place import operand
@@ -36,16 +39,19 @@ class LocalEvent:
     mention: bool
     direct: bool
     not_after: int | None
+    files: Sequence[Path] = ()
 
 
 def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outcome:
     """Send the event, and show which agents it reached. If it reached none, fail with each reason."""
     identity = event.message_id or new_id(SystemClock().now_ms())
+    files = {"files": read_files(event.files, invocation.config)} if event.files else {}
     with invocation.client() as client:
         done = client.event(
             {
                 "id": identity, "place": event.place, "text": text, "thread": event.thread, "sender": event.sender,
                 "mention": event.mention, "direct": event.direct, "not_after": event.not_after,
+                **files,
             }
         )  # fmt: skip
     result = {"event": identity, "place": event.place, **done}

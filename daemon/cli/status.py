@@ -66,10 +66,12 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
                 return {**versions, **_completed(invocation, client.status())}, "daemon"
             except RemoteError as error:  # it lives, and cannot read what the report is made of
                 live = client.live()
-                return {**versions, **_from_files(invocation, str(error)), "silent": None, "live": live}, "daemon"
+                files = _from_files(invocation, str(error), live.get("budgets") or {})
+                return {**versions, **files, "silent": None, "live": live}, "daemon"
     except (DaemonDownError, DaemonSilentError) as error:
         silent = invocation.silent_daemon() or (str(error) if isinstance(error, DaemonSilentError) else None)
-    return {**versions, "silent": silent, "budgets": _budgets(invocation), **_from_files(invocation, None)}, "files"
+    budgets = _budgets(invocation)
+    return {**versions, "silent": silent, "budgets": budgets, **_from_files(invocation, None, budgets)}, "files"
 
 
 def _stopped(report: Mapping[str, Any]) -> Mapping[str, str]:
@@ -90,7 +92,7 @@ def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]
     if not report.get("not_examined"):
         return report
     try:
-        files = _from_files(invocation, None)
+        files = _from_files(invocation, None, _stopped(report))
     except ClawbusError:  # they cannot be read here: the report says how many are missing
         return report
     named = {(one["agent"], one["session"]) for one in report["attention"]}
@@ -103,14 +105,14 @@ def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _from_files(invocation: Invocation, why: str | None) -> dict[str, Any]:
+def _from_files(invocation: Invocation, why: str | None, stopped: Mapping[str, str]) -> dict[str, Any]:
     from daemon.inspect.bounds import PATIENT_BUDGET_S  # noqa: PLC0415
     from daemon.inspect.status_report import status_report, status_without_registry  # noqa: PLC0415
     from daemon.store.data_folder import VERSION_NAME  # noqa: PLC0415
 
     data_dir = invocation.place.data_dir
     try:
-        return status_report(data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S)
+        return status_report(data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S, stopped=stopped)
     except ClawbusError as error:
         # One that was never started has nothing to report; one that was, has its sessions' folders.
         if isinstance(error, DataFolderError) and not (data_dir / VERSION_NAME).exists():

@@ -49,6 +49,17 @@ def session_name(*parts: str) -> str:
     return fitted(":".join(escape(part) for part in parts))
 
 
+def chained_name(prefix: str, agent: str, session: str) -> str:
+    """Return the name of the session in which another agent answers what `agent` asks in `session`.
+
+    A session that was named so itself is kept as it is, so that a chain reads `agent:c:agent:b:agent:a:SESSION`. No other
+    session becomes that: `escape` leaves no `:`.
+    """
+    if session.startswith(f"{prefix}:") and all(one in _PLAIN or one in ":%~" or _is_letter(one) for one in session):
+        return fitted(f"{prefix}:{escape(agent)}:{session}")
+    return session_name(prefix, agent, session)
+
+
 def fitted(name: str) -> str:
     """Return a session's name, shortened to a beginning and a digest if its folder's name would be too long.
 

@@ -148,6 +148,18 @@ def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def budget_spent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report work that waits because the agent has used up its budget of the day."""
+    spent = dict(host.agents_stopped).get(one.agent)
+    if spent is None or not one.due or one.live is not None or one.oldest_due_at is None:
+        return None
+    waits = f"{one.due} due, the oldest since {span(host.now - one.oldest_due_at)}, until midnight."
+    return finding(
+        one, "WORK_WAITING", "Its agent's budget of the day is used up.", (f"{one.agent} has used {spent}.", waits),
+        f"clawbus agent refill {shlex.quote(one.agent)}", cause="BUDGET_USED_UP",
+    )  # fmt: skip
+
+
 def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report work that is due while no container runs, and what keeps it waiting."""
     if not one.due or one.live is not None or one.containers or one.oldest_due_at is None:
@@ -161,7 +173,6 @@ def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         else "RUNTIME_UNAVAILABLE" if runtime_away(host)
         else "IMAGE_UNUSABLE" if image_unusable(host)
         else "DISK_FULL" if disk_full(host)
-        else "BUDGET_USED_UP" if one.agent in dict(host.agents_stopped)
         else None
     )  # fmt: skip
     evidence = [f"{one.due} due, the oldest since {span(waited)}, and no container runs."]
@@ -173,8 +184,6 @@ def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
             f"clawbus session stop {two_words(longest.agent, longest.session)}",
         )  # fmt: skip
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
-    if cause == "BUDGET_USED_UP":
-        command = f"clawbus agent refill {shlex.quote(one.agent)}"
     return finding(one, "WORK_WAITING", "Work is due and nothing runs.", evidence, command, cause=cause)
 
 

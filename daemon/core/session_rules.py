@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from daemon.core.session_container_rules import (
+    budget_spent,
     container_gone,
     container_restarted,
     hot_journal,
@@ -38,7 +39,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (nearly_full,),
     (orphaned_container, container_gone, container_restarted, hot_journal),
     (restart_policy, paused),
-    (spawn_failing, work_waiting, unclaimed),
+    (spawn_failing, budget_spent, work_waiting, unclaimed),
     (held_back, message_retrying),
     (delivery_stuck, answers_held_back, answer_retrying),
     (question_open,),
@@ -49,7 +50,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
 # What explains a session's state, the most pressing first: what keeps its next message waiting, and what delays nothing.
 BLOCKING: Final[tuple[SessionRule, ...]] = (
     *(quarantined, too_new, files_unreadable),
-    *(spawn_failing, unclaimed, held_back),
+    *(budget_spent, spawn_failing, unclaimed, held_back),
 )
 PASSABLE: Final[tuple[SessionRule, ...]] = (
     message_retrying,

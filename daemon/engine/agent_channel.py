@@ -36,7 +36,7 @@ from daemon.core.errors import (
     UnknownAgentError,
     UnknownSessionError,
 )
-from daemon.core.place_names import session_name
+from daemon.core.place_names import chained_name, session_name
 from daemon.core.relays import Bucket, Relay, Root
 from daemon.core.sent_files import SentFiles
 from daemon.engine.sessions import Session, Sessions
@@ -116,8 +116,15 @@ class AgentChannel:
                 f"it was passed on {relay.hops - 1} times, and agent_messages.max_hops allows no more: {way}."
             )
         self._pace(message.agent, to)
-        target = SessionKey(to, session_name(AGENT_CHANNEL, message.agent, message.session))
+        target = SessionKey(to, await self._session_for(asker, to))
         return await self._store(message, target, Address(AGENT_CHANNEL, *asker), relay, trigger=True)
+
+    async def _session_for(self, asker: SessionKey, to: str) -> str:
+        """Return the name of the session in which `to` is asked: a chain's older, escaped name while there is such a session."""
+        name, older = chained_name(AGENT_CHANNEL, *asker), session_name(AGENT_CHANNEL, *asker)
+        if name != older and await self._parts.sessions.look_up(SessionKey(to, older)) is not None:
+            return older
+        return name
 
     async def _answer(self, message: Outgoing, asked: Relay, before: Relay) -> Accepted:
         """Return the row to the session that asked: as a message whose answers go where that session's question came from."""

@@ -385,6 +385,7 @@ class Delivery:
             schedules=session.schedule_limits,
             unconfirmed=session.unconfirmed,
             granted=self._settings.granted(session.key.agent),
+            lost=session.lost_places,
         )
 
     def _claim_destinations(

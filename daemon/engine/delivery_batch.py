@@ -223,7 +223,7 @@ def _places(
     allowed = means.granted | destinations.not_derived(db)
     rows = (one.row for one in batch.candidates)
     unknown = {(row.channel_type, row.platform_id) for row in rows if row.channel_type and row.platform_id} - allowed
-    return allowed, destinations.granted(db) & unknown if unknown else frozenset()
+    return allowed, (destinations.granted(db) | means.lost) & unknown if unknown else frozenset()
 
 
 def _scheduled_room(db: Reader, batch: Batch, means: DeliveryContext, now: int) -> int:

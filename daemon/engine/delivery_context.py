@@ -20,7 +20,7 @@ class DeliveryContext:
     free at the places in `full`; `wait(channel, place)` registers that something waits there. `few`: the most tracked rows
     to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
     although nothing was sent; `collect` maintains it. `granted`: the places that configuration and routes let the agent
-    write to now, None while they are not known. `schedules`: what the agent may ask for with its own. `intake` limits
+    write to now, None while they are not known; `lost`: those that its running container lost. `schedules`: what the agent may ask for with its own. `intake` limits
     the files of answers.
     """
 
@@ -38,4 +38,5 @@ class DeliveryContext:
     schedules: ScheduleLimits = field(default_factory=ScheduleLimits)
     unconfirmed: set[str] = field(default_factory=set[str])
     granted: frozenset[tuple[str, str]] | None = None
+    lost: frozenset[tuple[str, str]] = frozenset()
     intake: IntakeLimits = NO_FILES

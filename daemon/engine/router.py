@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final, Protocol, cast
@@ -100,11 +100,16 @@ class Router:
         self._pairings: dict[tuple[str, str, str, str], Pairing] = {}
         self._generations: dict[tuple[str, str], int] = {}
         self._commands: CommandRunner | None = None
+        self._after_load: Callable[[], Awaitable[None]] | None = None
         self._log = structlog.get_logger("router")
 
     def answer_commands_with(self, runner: CommandRunner) -> None:
         """Have people's commands carried out by `runner`, which is built after the router."""
         self._commands = runner
+
+    def follow_changes_with(self, after_load: Callable[[], Awaitable[None]]) -> None:
+        """Have `after_load` called, and awaited, whenever the routes were read again."""
+        self._after_load = after_load
 
     @property
     def agents(self) -> Mapping[str, Agent]:
@@ -142,6 +147,8 @@ class Router:
         self._loaded = True
         for name in unusable:
             self._log.warning("route_unusable", route=name)
+        if self._after_load is not None:
+            await self._after_load()
 
     def reload_later(self, configured: Iterable[RouteTable]) -> None:
         """Take over the routes of a configuration that was read again."""
@@ -245,7 +252,8 @@ class Router:
                 traceparent=message.traceparent,
                 not_after=message.not_after,
                 files=message.files,
-                plain=event.text if event.kind is EventKind.MESSAGE else None,
+                # With files it is more than an answer to a question, which could not keep them.
+                plain=event.text if event.kind is EventKind.MESSAGE and not message.files else None,
                 person=Person(event.sender if event.verified else None, target.user, target.rank),
                 note={"route": target.route, "sender": event.sender, "user": target.user, "why": target.why},
             )

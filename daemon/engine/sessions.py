@@ -117,6 +117,9 @@ class Session:
         self.unwritable_since: float | None = None  # monotonic: since when every write to inbound.db has failed
         self.use: FolderUse | None = None  # the use of its out/ folder at the last sweep
         self.home_use: FolderUse | None = None  # the same for home/
+        self.lost_places = frozenset[
+            tuple[str, str]
+        ]()  # (channel, place) that its container was told of, and lost since
         self.deleted = False
         self.budget = PollBudget()
         self.cpu_s = 0.0  # CPU time of all operations on its files

@@ -14,6 +14,7 @@ from daemon.core.session_state import SessionState
 from daemon.inspect.queues import Queues
 from daemon.inspect.session_facts import live_record, recorded_facts
 
+NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 _ANSWER: Final = "Fix what the reason names, then requeue it; or drop it."
 _MESSAGE: Final = "Find out what the message does to the agent (its run has what the container wrote last), then requeue it; or drop it."
 _STEPS: Final[Mapping[str, str]] = MappingProxyType(
@@ -58,18 +59,30 @@ def _without_container(registry: Mapping[str, Any], queues: Queues | None) -> Se
     return "scheduled" if registry.get("next_due_at") is not None else "idle"
 
 
-def explain(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
+def explain(
+    registry: Mapping[str, Any],
+    live: Mapping[str, Any] | None,
+    queues: Queues,
+    now_ms: int,
+    stopped: Mapping[str, str] = NOBODY,
+) -> str | None:
     """Return the most pressing reason to attend to this session on one line, or None: by doctor's own rules.
 
     `live` is the row of its unconfirmed incarnation. Whether that container lives is taken from the registry: no runtime is
-    asked.
+    asked. `stopped`: the agents whose budget of today is used up, and what of it.
     """
-    return _sentence(most_pressing(_host(now_ms), _facts(registry, live, queues)))
+    return _sentence(most_pressing(_host(now_ms, stopped), _facts(registry, live, queues)))
 
 
-def held_up(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, now_ms: int) -> str | None:
+def held_up(
+    registry: Mapping[str, Any],
+    live: Mapping[str, Any] | None,
+    queues: Queues,
+    now_ms: int,
+    stopped: Mapping[str, str] = NOBODY,
+) -> str | None:
     """Return what keeps the session's next message waiting, or None. Unlike `explain`, ignore dead letters: they delay nothing."""
-    return _sentence(most_pressing(_host(now_ms), _facts(registry, live, queues), blocking=True))
+    return _sentence(most_pressing(_host(now_ms, stopped), _facts(registry, live, queues), blocking=True))
 
 
 def next_step(kind: str, code: str | None) -> str:
@@ -77,8 +90,10 @@ def next_step(kind: str, code: str | None) -> str:
     return _STEPS.get(code or "", _MESSAGE if kind == "in" else _ANSWER)
 
 
-def _host(now_ms: int) -> HostFacts:
-    return HostFacts(now_ms, "", held_ms=0)  # who asks wants to know at once why a message waits
+def _host(now_ms: int, stopped: Mapping[str, str]) -> HostFacts:
+    return HostFacts(
+        now_ms, "", held_ms=0, agents_stopped=tuple(stopped.items())
+    )  # who asks wants to know at once why a message waits
 
 
 def _facts(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues) -> SessionFacts:

@@ -36,9 +36,10 @@ def agents_report(config: Config, clock: Clock) -> list[dict[str, Any]]:
     Raise DataFolderError, RegistryGoneError.
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in config.agents}
-    for one in sessions_report(config.data_dir, clock, limit=MAX_SESSIONS, budget_s=PATIENT_BUDGET_S):
-        found.setdefault(one["agent"], []).append(one)
     today = budgets_report(config, clock.now_ms())
+    stopped = {name: one["used_up"] for name, one in today.items() if one["used_up"]}
+    for one in sessions_report(config.data_dir, clock, limit=MAX_SESSIONS, budget_s=PATIENT_BUDGET_S, stopped=stopped):
+        found.setdefault(one["agent"], []).append(one)
     return [{**_agent(config, name, sessions), "today": today.get(name)} for name, sessions in sorted(found.items())]
 
 

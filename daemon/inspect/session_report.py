@@ -21,7 +21,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import UnknownSessionError
 from daemon.inspect.bounds import BUDGET_S
 from daemon.inspect.central_reading import Key, folder_of
-from daemon.inspect.explain import explain, held_up, state_of
+from daemon.inspect.explain import NOBODY, explain, held_up, state_of
 from daemon.inspect.open_registry import LIVE_INCARNATIONS, open_registry
 from daemon.inspect.queues import Queues, read_queues
 from daemon.inspect.session_detail import read_detail
@@ -44,11 +44,19 @@ class Examined:
 
 
 def sessions_report(
-    data_dir: Path, clock: Clock, *, limit: int = 1000, budget_s: float = BUDGET_S
+    data_dir: Path,
+    clock: Clock,
+    *,
+    limit: int = 1000,
+    budget_s: float = BUDGET_S,
+    stopped: Mapping[str, str] = NOBODY,
 ) -> list[dict[str, Any]]:
-    """Return one entry for each session, those with work first. Raise DataFolderError, RegistryGoneError."""
+    """Return one entry for each session, those with work first. Raise DataFolderError, RegistryGoneError.
+
+    `stopped`: the agents whose budget of today is used up, and what of it.
+    """
     with open_registry(data_dir) as central:
-        return [_summary(one) for one in examine_registered(data_dir, central, clock, limit, budget_s)]
+        return [_summary(one, stopped) for one in examine_registered(data_dir, central, clock, limit, budget_s)]
 
 
 def session_report(
@@ -60,6 +68,7 @@ def session_report(
     limit: int = 20,
     limits: ReadLimits | None = None,
     held: str | None = None,
+    stopped: Mapping[str, str] = NOBODY,
 ) -> dict[str, Any]:
     """Return everything about one session, `limit` rows of each kind. Raise UnknownSessionError, DataFolderError, RegistryGoneError.
 
@@ -84,8 +93,8 @@ def session_report(
     examined = Examined(registry, live, state_of(registry, live, queues, now), queues, now, _changed_at(folder))
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
-        **_summary(examined),
-        "held_up": held_up(registry, live, examined.queues or Queues(), now),
+        **_summary(examined, stopped),
+        "held_up": held_up(registry, live, examined.queues or Queues(), now, stopped),
         "folder": str(folder.root),
         "registry": registry,
         "incarnation": live,
@@ -144,13 +153,13 @@ def unregistered(agent: str, session: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(one: Examined) -> dict[str, Any]:
+def _summary(one: Examined, stopped: Mapping[str, str]) -> dict[str, Any]:
     queues = one.queues
     return {
         "agent": one.registry["agent"],
         "session": one.registry["session"],
         "state": one.state,
-        "explanation": explain(one.registry, one.live, queues or Queues(), one.at),
+        "explanation": explain(one.registry, one.live, queues or Queues(), one.at, stopped),
         "created_at": one.registry["created_at"],
         "changed_at": one.changed_at,
         "next_due_at": one.registry["next_due_at"],

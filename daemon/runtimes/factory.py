@@ -143,11 +143,15 @@ class SpecMaker:
         files.prepare_home()
         if self._gate is not None:
             self._gate.open(key.agent, key.session)
+        self.write_destinations(key, files)
+
+    def write_destinations(self, key: SessionKey, files: SessionFiles) -> frozenset[tuple[str, str]]:
+        """Write where the session's agent may write to now, also while a container runs. Return the places it lost."""
         agent = self._agents.get(key.agent)
         if agent is None:
-            return
+            return frozenset()
         with files.inbound() as db:
-            destinations.write(
+            return destinations.write(
                 db, self._places(key.agent), own_place=bool(agent.runner), keep_brought=agent.destinations is None
             )
 

@@ -18,8 +18,12 @@ _COLUMNS: Final = "name, display_name, type, channel_type, platform_id, agent_gr
 _Row = tuple[str, str, str, str | None, str | None, str | None, str]
 
 
-def write(db: Writer, places: Sequence[NamedPlace], *, own_place: bool, keep_brought: bool) -> None:
-    """Make the host's rows of the table be these places. Nothing is written when they are already.
+def write(
+    db: Writer, places: Sequence[NamedPlace], *, own_place: bool, keep_brought: bool
+) -> frozenset[tuple[str, str]]:
+    """Make the host's rows of the table be these places. Return (channel, place) of those that it takes away.
+
+    Nothing is written when they are already.
 
     The session's own place comes first, as OWN_PLACE, if there are other places or `own_place` asks for it, as runners do
     that answer only to a name. `keep_brought`: leave rows that another system wrote.
@@ -32,11 +36,13 @@ def write(db: Writer, places: Sequence[NamedPlace], *, own_place: bool, keep_bro
     rows = {one[0]: one for one in wanted if one[0] not in kept}
     here = db.all(f"SELECT {_COLUMNS} FROM destinations")
     if {row["name"]: tuple(row) for row in here if row["name"] not in kept} == rows:
-        return
+        return frozenset()
+    before = granted(db)
     with db.transaction():
         db.execute("DELETE FROM destinations WHERE source IS NOT NULL OR ?", (not keep_brought,))
         for values in rows.values():
             db.execute(f"INSERT INTO destinations({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    return before - granted(db)
 
 
 def granted(db: Reader) -> frozenset[tuple[str, str]]:

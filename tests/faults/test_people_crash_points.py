@@ -1,4 +1,5 @@
-"""SIGKILL of a real daemon between every two durable steps of routing, pairing, approval, a schedule's firing and a refill.
+"""SIGKILL of a real daemon between every two durable steps of routing, pairing, approval, copying an event's files, a
+schedule's firing and a refill.
 
 As in test_crash_points.py: the scenario is lived once to learn its points, then once for each, with the death there, by a
 client that repeats what it asked for. Each time a stranger is let in once, everything said is stored and answered once,
@@ -7,6 +8,7 @@ and the schedule fires once.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import sqlite3
@@ -50,17 +52,18 @@ senders = "known"
 STEPS: Final = frozenset(
     {
         "people_verbs.change_user", "people.ask", "people_verbs.decide_pairing", "routes.note_mentioned", "ingress.store",
-        "row_verbs.change_row", "schedule_steps.sweep", "host_verbs._refill", "routes.note_refused", "agent_usage.write",
+        "Attachments.write", "Attachments.sync", "Attachments.placed", "row_verbs.change_row", "schedule_steps.sweep", "host_verbs._refill", "routes.note_refused", "agent_usage.write",
     }
 )  # fmt: skip
 AT_ONCE_MS: Final = 1_500  # from the scenario's begin to its schedule's instant
 
 
 MESSAGES: Final = 3
+FILE: Final = ("plan.txt", b"bytes of a file")
 
 
 class PeopleTrial(Trial):
-    """Ann is a member; Tom asks, is let in and speaks; a schedule fires; the budget is refilled."""
+    """Ann is a member and sends a file; Tom asks, is let in and speaks; a schedule fires; the budget is refilled."""
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -102,11 +105,15 @@ class PeopleTrial(Trial):
             (refills,) = db.all("SELECT count(*) AS n FROM agent_refills")
         with open_reader(self.daemon.data / "mailbox.db") as db:
             answers = len(db.all("SELECT 1 FROM mailbox_replies"))  # of each message, also where a turn had two
+        inbox = self.daemon.folder("echo", "talk") / "in" / "inbox"
+        files = [(path.name, path.read_bytes()) for path in inbox.rglob("*") if path.is_file()]
         found: dict[str, Any] = {
+            "files": files,
             "users": users, "roles": roles, "pairings": pairings, "mentioned": mentioned, "refills": refills["n"],
             "texts": sorted(self._texts("talk")), "fired": len(self._texts("timed")), "answers": answers,
         }  # fmt: skip
         wanted = {
+            "files": [FILE],
             "users": [("ann", "ann"), ("tom", "tom")], "roles": ["ann", "tom"], "pairings": ["approved"], "mentioned": 1,
             "refills": 1, "texts": ["e1", "e3"], "fired": 1, "answers": MESSAGES,
         }  # fmt: skip
@@ -144,6 +151,8 @@ class PeopleTrial(Trial):
 
     def _say(self, sender: str, key: str) -> dict[str, Any]:
         event = {"id": key, "place": "kitchen", "text": key, "sender": sender, "mention": sender == "ann"}
+        if sender == "ann":
+            event["files"] = [{"name": FILE[0], "data": base64.b64encode(FILE[1]).decode()}]
         with self.daemon.client() as client:
             return client.event(event)
 

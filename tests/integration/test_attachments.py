@@ -32,6 +32,41 @@ def test_the_agent_reads_the_file_where_its_turn_says(make_daemon: Callable[...,
     daemon.at_rest = True
 
 
+PLACE = """
+[[routes]]
+name = "{name}"
+channel = "local"
+place = "team"
+agent = "{name}"
+senders = "anyone"
+session = "team"
+"""
+
+
+def test_a_file_that_is_sent_to_a_place_goes_to_every_agent_that_the_routes_name(
+    make_daemon: Callable[..., RealDaemon],
+) -> None:
+    names = ("one", "two")
+    tables = "".join(command_agent(name, (sys.executable, "-I", "-c", READER)) for name in names)
+    daemon = make_daemon(tables + "".join(PLACE.format(name=name) for name in names))
+    daemon.start()
+    path = daemon.root / "a report.pdf"
+    path.write_bytes(b"%PDF-1.7\n" + bytes(range(256)) * 4000)
+    sent = ("send", "look", "--place", "team", "--id", "e1", "--file", str(path))
+    assert [one["duplicate"] for one in daemon.cli(*sent).result["messages"]] == [False, False]
+    assert [one["duplicate"] for one in daemon.cli(*sent).result["messages"]] == [True, True]
+    answers = eventually("both answer", lambda: daemon.entries("team")[1:] and daemon.entries("team"))
+    assert [one["content"]["text"] for one in answers] == ["a report.pdf application/pdf True"] * 2
+    nowhere = daemon.cli("send", "look", "--place", "hall", "--file", str(path))
+    assert nowhere.error == "NOBODY_REACHED"
+    path.write_bytes(b"other")
+    assert daemon.cli(*sent).error == "ID_CONFLICT", "the same event with another file is another event"
+    eventually(
+        "settled", lambda: all("delivered" in daemon.life(one, "team", answers[0]["in_reply_to"]) for one in names)
+    )
+    daemon.at_rest = True
+
+
 SENDER = """
 import json, os, sys
 home = os.environ["HOME"]
@@ -68,13 +103,15 @@ def test_the_sender_gets_the_file_that_the_agent_made_and_reads_why_others_did_n
     assert {one["name"]: one["reason"] for one in answer["files_refused"]} == {
         "link.txt": "is a link",
         "pipe.txt": "is a fifo, a socket or a device",
-        "missing.txt": "is not there",
+        "missing.txt": "is not there; paths are relative to HOME, or absolute and below it",
         "outbound.db": "is not below HOME, the session's own folder",
         "passwd": "is not below HOME, the session's own folder",
         ".hidden": "is empty, or begins or ends with a character that misleads",
         "a\u202eb.txt": "holds a character that cannot be seen",
         "report.pdf": "has the name of another file of this message, or looks the same",
     }
+    run = daemon.people("run", "show", sent.result["message_id"])
+    assert f"missing.txt is not there; paths are relative to HOME, or absolute and below it (looked for {daemon.folder('prog', 's')}/home/missing.txt)" in run  # fmt: skip
     again = daemon.cli("mailbox", "cli", "--save", str(target))
     assert again.result["entries"][0]["files"][0]["saved"] == str(target / "report.pdf"), "not saved a second time"
     assert [path.name for path in target.iterdir()] == ["report.pdf"]

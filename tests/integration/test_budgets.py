@@ -43,10 +43,16 @@ def test_what_is_over_the_budget_waits_untried_until_a_refill_a_raised_limit_or_
     assert "2 of 2 turns" in daemon.people("agent", "show", "echo")
     for view in ("status", "top"):
         assert "echo: 2 of 2 turns of today" in daemon.people(view)
+    why = "Its agent's budget of the day is used up. echo has used 2 of 2 turns"
+    (session,) = daemon.cli("session", "list").result["sessions"]
+    assert session["explanation"].startswith(why)
+    assert daemon.cli("session", "show", "echo/s").result["held_up"].startswith(why)
+    assert daemon.status()["attention"][0]["explanation"].endswith("`clawbus agent refill echo`")
     assert 'clawbus_agent_budget_stops_total{agent="echo"} 1.0' in daemon.metrics()
 
     daemon.stop()
     assert "echo: 2 of 2 turns of today" in daemon.people("status")
+    assert daemon.cli("session", "list").result["sessions"][0]["explanation"].startswith(why)
     daemon.start()  # it goes on from what was counted, and a place is told once a day
     finding = found(daemon, "BUDGET_USED_UP")
     assert len(notices(daemon)) == 1

@@ -96,6 +96,66 @@ def test_a_message_is_answered_from_a_locked_down_container(daemon: RealDaemon, 
     daemon.at_rest = True
 
 
+SCHEDULES = "".join(
+    f"""
+[schedules.{key}]
+agent = "prog"
+session = "s"
+text = "say {key}"
+every_s = 1
+count = {count}
+catch_up = "all"
+check = {json.dumps(check)}
+"""
+    for key, count, check in (
+        ("told", 2, "cat news; test -w /workspace/agent && ! test -w /workspace/in && echo in the container"),
+        ("quiet", 1, "test -e nothing || true"),
+        ("wrong", 1, "echo half; exit 3"),
+    )
+)
+SCHEDULED = {
+    "told": ["told\n\nrain\nin the container"] * 2,
+    "quiet": [],
+    "wrong": ["The agent could not answer this message. Reference: {id}."],
+}
+
+
+def test_schedules_of_the_configuration_and_of_the_agent_in_a_container(make_daemon: Make, image: str) -> None:
+    """Their check programs run in the container, in the agent's folder; a death of the daemon loses and doubles none."""
+    daemon = make_daemon(
+        agents(image).replace("[agents.bare]", "min_schedule_s = 1\n[agents.bare]") + SCHEDULES, runtime="docker"
+    )
+    give_program(daemon)
+    (daemon.data / "agents" / "prog" / "news").write_text("rain\n", encoding="utf-8")
+    daemon.start()
+    assert daemon.ask("plan 1 say own", agent="prog", session="s")["text"] == "planned"
+    daemon.kill()
+    daemon.start()
+
+    def states() -> dict[str, tuple[str, int]]:
+        rows = daemon.rows("prog", "s", "SELECT key, state, sent FROM schedules")
+        return {row["key"]: (row["state"], row["sent"]) for row in rows}
+
+    over = {"told": ("over", 2), "quiet": ("over", 1), "wrong": ("over", 1), "own": ("over", 2)}
+    eventually("all have fired", lambda: states() == over)
+    ends = "SELECT id, status FROM messages_in WHERE id LIKE 'schedule:%' ORDER BY seq"
+    eventually("all have ended", lambda: all(row["status"] != "pending" for row in daemon.rows("prog", "s", ends)))
+    ended = [(row["id"].rpartition("@")[0], row["status"]) for row in daemon.rows("prog", "s", ends)]
+    assert sorted(ended) == [
+        *[("schedule:own", "completed")] * 2, ("schedule:quiet", "completed"), *[("schedule:told", "completed")] * 2,
+        ("schedule:wrong", "failed"),
+    ]  # fmt: skip
+    for key, texts in SCHEDULED.items():
+        eventually("answered", lambda: len(daemon.entries(key)) >= len(texts))  # noqa: B023
+        entries = daemon.entries(key)
+        said = [text.format(id=entry["in_reply_to"]) for text, entry in zip(texts, entries, strict=True)]
+        assert [entry["content"]["text"] for entry in entries] == said
+    eventually("the agent's own", lambda: len(daemon.entries()) >= 2)
+    said = [entry["content"]["text"] for entry in daemon.entries()]
+    assert said in (["planned", "own"], ["planned", "own", "own"]), "two that are due at once may share a turn"
+    daemon.at_rest = True
+
+
 def test_the_program_sees_nothing_of_the_runner_and_cannot_write_its_inbox(daemon: RealDaemon) -> None:
     seen = daemon.ask("look", agent="bare", session="s")
     assert seen["importable"] == []

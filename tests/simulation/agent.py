@@ -14,6 +14,8 @@ from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMess
 from container_runner.shared.errors import TurnDeferredError, TurnFailedError
 from schema.ids import row_id
 from schema.questions import Option, Question
+from schema.rows import Kind
+from tests.simulation.own_schedules import request_for
 from tests.simulation.world import World
 
 POISON = "poison"  # a content that takes down whoever works on it
@@ -55,6 +57,7 @@ class SimProvider:
             await anyio.sleep(world.rng.expovariate(2.0))
         if self._asks.random() < 0.25:
             await self._ask(turn, progress)
+        await self._plan_ahead(turn, progress)
         seen = list(turn.messages)
         if self.accepts_follow_ups and world.chance(0.5):
             with anyio.move_on_after(world.between(0.1, 5.0)):
@@ -76,6 +79,16 @@ class SimProvider:
         assert decision is not None
         world.step(self._container, f"{identity} is {decision.outcome.value}")
         world.decisions.append((turn.agent, turn.session, identity, decision))
+
+    async def _plan_ahead(self, turn: Turn, progress: Progress) -> None:
+        """Make a schedule of its own, or change one, as a program's line does."""
+        world = self._world
+        about = next(message.id for message in turn.messages if message.trigger)
+        wanted = request_for(world.seed, about)
+        if wanted is not None:
+            world.step(self._container, f"asks for {wanted}")
+            world.counts["schedules_asked"] += 1
+            await progress.say(OutMessage(content=wanted, kind=Kind.SYSTEM))
 
     async def _go_wrong(self, progress: Progress) -> None:
         world = self._world

@@ -84,7 +84,7 @@ def draw_config(world: World) -> Config:
             max_sends_per_channel=2 + world.seed % 5,
         ),
         retention=retention,
-        agents={name: Agent() for name in AGENTS},
+        agents={name: Agent(min_schedule_s=1) for name in AGENTS},
     )
 
 

@@ -27,6 +27,7 @@ from schema.errors import ClawbusError
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root
 from tests.simulation.operators import Records
+from tests.simulation.own_schedules import broken, still_active
 from tests.simulation.pruning import Witness
 from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.scenario import Ledger, Scenario
@@ -116,6 +117,7 @@ def _session_unrest(daemon: SimDaemon, key: SessionKey) -> str | None:
                 " AND coalesce(julianday(process_after), 0) <= julianday('now', ?)",
                 (f"{(now - _real_now()) / 1000 + 30 * 86400:.3f} seconds",),
             )
+            scheduled = still_active(db.all)
             open_rows = db.all("SELECT message_out_id, state FROM delivery_attempts WHERE state <> 'dead'")
     except ClawbusError as error:
         return f"unreadable: {error}"
@@ -127,7 +129,7 @@ def _session_unrest(daemon: SimDaemon, key: SessionKey) -> str | None:
         return f"to be delivered: {[tuple(item) for item in open_rows]}"
     if row is not None and row["active"]:
         return "active"
-    return None
+    return scheduled
 
 
 def _real_now() -> int:
@@ -149,6 +151,7 @@ def violations(scenario: Scenario, claims: Claims, witness: Witness) -> Iterator
         yield from _declared(scenario.daemon, scenario.receivers, key)
         yield from _gone(scenario.daemon, witness, key)
         yield from _questions(scenario, key)
+        yield from _schedules(scenario.daemon, witness, key)
     yield from _effects(scenario.receivers, asked)
     yield from _order(scenario.daemon, scenario.receivers, witness, asked, scenario.sessions)
 
@@ -179,6 +182,7 @@ def _work(db: Reader) -> Iterator[int]:
     pending = [dict(row) for row in db.all("SELECT * FROM messages_in WHERE status = 'pending' AND trigger = 1")]
     tracked = [dict(row) for row in db.all("SELECT * FROM delivery_attempts WHERE state <> 'dead'")]
     yield from (due for _, due in (*messages_due(pending), *sends_due(tracked)))
+    yield from (row["next_at"] for row in db.all("SELECT next_at FROM schedules WHERE state = 'active'"))
 
 
 def _operated(daemon: SimDaemon, witness: Witness, asked: Records, key: SessionKey) -> Iterator[str]:
@@ -254,6 +258,15 @@ def _questions(scenario: Scenario, key: SessionKey) -> Iterator[str]:
         ends = {row["outcome"]} if row["outcome"] != "cancelled" else {"cancelled", "timeout"}
         if decision.outcome.value not in ends or row["choice"] != decision.choice:
             yield f"{key}: {identity} is {row['outcome']} {row['choice']}, and a turn was told {decision}"
+
+
+def _schedules(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:
+    """What an agent scheduled for itself: see own_schedules."""
+    outbound = _rows(daemon, key, "SELECT id, kind, content FROM messages_out", outbound=True)
+    written = [*outbound, *witness.of(key, "messages_out")]
+    kept = _rows(daemon, key, "SELECT id, seq FROM messages_in")
+    for text in broken(lambda sql: _rows(daemon, key, sql), written, witness.of(key, "messages_in"), kept):
+        yield f"{key}: {text}"
 
 
 def _gone(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator[str]:

@@ -48,7 +48,7 @@ from daemon.runtimes.protocol import Exit
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
 from schema.rows import MessageIn
-from tests.simulation import mutations_operator, mutations_retention
+from tests.simulation import mutations_operator, mutations_retention, mutations_schedules
 from tests.simulation.run import SCOPES, run_seed
 
 LIMIT: Final = 600
@@ -373,6 +373,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         "a requeue is accepted and not stored": _yes_without_requeue,
         **mutations_operator.MUTATIONS,
         **mutations_retention.MUTATIONS,
+        **mutations_schedules.MUTATIONS,
     }
 )
 

@@ -4,7 +4,7 @@ say X - answers X · file NAME X - sends a file with X · exit N - ends with cod
 none · pid - answers its parent's pid, which is the runner · hang FILE - makes FILE, waits until FILE.go is there, and
 answers `done` · places - answers the names of its destinations · to NAME X - sends X to NAME and answers `sent` · thread NAME T X - sends X to NAME in the
 thread T · wait FILE NAME X - the same
-after `hang FILE` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
+after `hang FILE` · plan S X - has X sent to itself twice, every S seconds, and answers `planned` · later MS X - answers X, to be delivered at the epoch millisecond · die N - kills the runner, until the
 counter in the file of its own folder is N · context - answers all it was given · look - answers
 what it can see and do here · ask {...} - asks the question of these fields and answers what became of it · tell A B FILE - says A and edits it to B at once, reports `half way`, makes FILE, waits for FILE.go and answers
 done · eat N - takes N MiB of memory.
@@ -59,6 +59,10 @@ def main() -> int:  # noqa: PLR0912 -- one branch a verb
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(int(due) / 1000)) + f".{int(due) % 1000:03d}Z"
         print(json.dumps({"type": "message", "text": "at once"}))
         print(json.dumps({"type": "message", "text": words, "deliver_after": when}))
+    elif verb == "plan":
+        every, _, words = rest.partition(" ")
+        print(json.dumps({"type": "schedule", "key": "own", "text": words, "every_s": float(every), "count": 2}))
+        print(json.dumps({"type": "message", "text": "planned"}))
     elif verb == "die":
         die(int(rest))
     elif verb == "context":

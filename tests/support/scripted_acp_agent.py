@@ -4,7 +4,7 @@ Options: version=N · garbage · silent · login · modes=a,b · mode_option=a,b
 stay (ignores the end of its input and SIGTERM) · twins (two options with one id) · chatty (sends an update after each response). A prompt: say X · memory
 (what it was told in this session) · tool NAME FILE (a tool that runs until FILE is there) · ask KIND (a permission) ·
 askcall KIND (the same, its kind told by an earlier update alone) · hang FILE (makes FILE, works until it is cancelled) · deaf FILE (the same, and ignores the cancellation) ·
-endless (thinks until it is cancelled) · orphan FILE (leaves a child that holds its output, and ends) · exit N · kill · mcp NAME JSON (calls a tool of the server that it was given) · fail N · abort · flood N · long N · image · empty · stop REASON · parts · fs · mode X · leave FILE · big N.
+endless (thinks until it is cancelled) · orphan FILE (leaves a child that holds its output, and ends) · exit N · kill · mcp NAME JSON (calls a tool of the server that it was given) · fail N · abort · flood N · long N · image · files JSON (these content blocks) · empty · stop REASON · parts · fs · mode X · leave FILE · big N.
 A second prompt while one runs aborts the first, as two real agents do.
 """
 
@@ -286,8 +286,12 @@ class Agent:
             self.say("x" * 1000)
 
     def do_image(self, _: str) -> None:
-        self.update(sessionUpdate="agent_message_chunk", content={"type": "image", "data": "AAAA", "mimeType": "i/p"})
+        self.update(sessionUpdate="agent_message_chunk", content={"type": "image", "data": "?", "mimeType": "i/p"})
         self.say(" and words")
+
+    def do_files(self, text: str) -> None:
+        for content in json.loads(text):
+            self.update(sessionUpdate="agent_message_chunk", content=content)
 
     def do_empty(self, _: str) -> None:
         pass

@@ -21,6 +21,7 @@ from container_runner.providers.acp.listener import Listener
 from container_runner.providers.acp.permissions import read_policies
 from container_runner.providers.acp.prompt import prompt_text
 from container_runner.providers.acp.reply import Reply
+from container_runner.providers.acp.reply_files import ReplyFiles
 from container_runner.providers.acp.rpc import NotSentError, Params
 from container_runner.providers.acp.usage import Meter, tokens_of
 from container_runner.providers.protocol import Answer, DeclaredTimeout, OutMessage, Progress, ProviderContext, Turn
@@ -180,7 +181,8 @@ class AcpProvider:
     async def _prompt(self, turn: Turn, listener: Listener, *, restored: bool) -> Answer:
         agent = cast("Agent", self._agent)
         settings = self._context.settings
-        reply = Reply(settings.max_answer_bytes)
+        files = ReplyFiles(self._context.home, settings.max_files, settings.max_file_bytes)
+        reply = Reply(settings.max_answer_bytes, files)
         listener.begin(agent.session_id, reply)
         if listener.failure is not None:  # stopped before the prompt
             raise listener.failure
@@ -209,11 +211,15 @@ class AcpProvider:
         kept = {"session": agent.session_id, "agent": agent.name, "cost": meter.total, "currency": meter.currency}
         state, usage = {STATE_KEY: json.dumps(kept)}, meter.turn(response)
         ignored = tuple(dict.fromkeys(reply.left_out))
-        if not text:
+        files = reply.files
+        if not text and not files.links and not files.embedded:
             note = TurnNote("NOTHING_SENT", f"{agent.name} ended its turn ({stop_reason[:100]}) without any text.")
             return Answer(state=state, ignored=ignored, note=note, usage=usage)
         notice = "" if restored else f"{NEW_MEMORY}\n\n"
-        messages = (OutMessage(content={"text": notice + text}),)
+        content: dict[str, object] = {"text": notice + text}
+        if files.links:
+            content["files"] = list(files.links)
+        messages = (OutMessage(content=content, attached=tuple(files.embedded)),)
         return Answer(messages=messages, state=state, ignored=ignored, usage=usage)
 
     async def _cancel(self, agent: Agent, prompting: _Prompting) -> None:

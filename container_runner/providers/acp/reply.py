@@ -1,4 +1,4 @@
-"""Collects an agent's updates of one prompt: the text of its answer and the tools that run. Pure."""
+"""Collects an agent's updates of one prompt: the text and files of its answer, and the tools that run. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
 
+from container_runner.providers.acp.reply_files import ReplyFiles
 from container_runner.shared.errors import AnswerTooLargeError
 from schema.json_text import whole_text
 
@@ -21,11 +22,14 @@ _STOPPED: Final[Mapping[str, str]] = {
 
 @dataclass(slots=True)
 class Reply:
-    """What the agent has said in this turn so far. `max_bytes` bounds its text."""
+    """What the agent has said in this turn so far. `max_bytes` bounds its text; `files` takes its files."""
 
     max_bytes: int
+    files: ReplyFiles
     tools: dict[str, str] = field(default_factory=dict[str, str])  # tools under way: id -> name
-    left_out: list[str] = field(default_factory=list[str])  # types of content that are not text
+    left_out: list[str] = field(
+        default_factory=list[str]
+    )  # types of content that are neither text nor a file that can be sent
     _parts: list[list[str]] = field(default_factory=list[list[str]])
     _by_message: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _latest: str | None = None
@@ -54,6 +58,8 @@ class Reply:
 
     def _chunk(self, update: Mapping[str, object]) -> None:
         content = _mapping(update.get("content"))
+        if self.files.take(content):
+            return
         text = _content_text(content)
         if content.get("type") not in ("text", "resource_link", "resource") and len(self.left_out) < _MAX_TOOLS:
             self.left_out.append(whole_text(str(content.get("type")))[:_MAX_NAME])

@@ -46,7 +46,7 @@ class Talk:
         self.state: dict[str, str] = {}
         self.children = Children()
         given = {"provider": "acp", "command": (sys.executable, str(AGENT), *options), "timeout_s": 60.0, **settings}
-        context = ProviderContext(RunnerSettings(**given), folder, os.environ, self.children)
+        context = ProviderContext(RunnerSettings(**given), folder, os.environ, self.children, home=folder)
         self.provider = AcpProvider(context, times)
 
     async def turn(self, *texts: str, tries: int = 0) -> Answer:
@@ -275,6 +275,28 @@ async def test_a_tool_is_declared_and_its_text_stays_in_order(tmp_path: Path) ->
 async def test_what_becomes_of_its_output(tmp_path: Path, options: list[str], text: str, answer: str) -> None:
     talk = Talk(tmp_path, *options, mode="a" if "modes=a" in options else "")
     assert await talk.say(text) == answer
+    await talk.provider.close()
+
+
+async def test_images_resources_and_links_below_home_go_with_the_answer_as_files(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, max_file_bytes=8)
+    blocks = [
+        {"type": "image", "data": "AAAA", "mimeType": "image/png"},
+        {"type": "resource", "resource": {"uri": "mem:/x/IMAGE.png", "blob": "AAAB", "mimeType": "image/png"}},
+        {"type": "resource_link", "name": "plot", "uri": f"file://{tmp_path}/my%20plot.svg"},
+        {"type": "resource_link", "name": "elsewhere", "uri": "file:///etc/passwd"},
+        {"type": "audio", "data": "AAAA", "mimeType": "audio/wav"},
+    ]
+    answer = await talk.turn(f"files {json.dumps(blocks)}")
+    (message,) = answer.messages
+    assert [(one.name, one.data) for one in message.attached] == [
+        ("image.png", b"\0\0\0"), ("IMAGE-2.png", b"\0\0\1")
+    ]  # fmt: skip
+    assert message.content["files"] == [f"{tmp_path}/my plot.svg"]
+    assert message.content["text"] == "elsewhere: file:///etc/passwd(audio content, which cannot be sent here)"
+    assert answer.ignored == ("audio",), "it is over the limit"
+    only = await talk.turn(f"files {json.dumps(blocks[:1])}")
+    assert [message.content["text"] for message in only.messages] == [""]
     await talk.provider.close()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from daemon.channels.local import LocalChannel
 from daemon.channels.webhook import WebhookChannel
+from daemon.engine import ingress
 from daemon.engine.agent_channel import AgentChannel
 from daemon.runtimes.process import ProcessRuntime
 from daemon.runtimes.process_records import RecordStore
-from daemon.store import data_folder, rebuild, session_files
+from daemon.store import attachments, data_folder, rebuild, session_files
 from daemon.store.session_files import SessionFiles
 from schema import connect
 from tests.support.crash_points.points import Points
@@ -34,6 +35,9 @@ def arm(folder: str) -> None:
     ):
         for name in names:
             points.wrap(owner, name, f"{owner.__name__}.{name}")
+    for name in ("_write", "_sync"):
+        points.wrap(attachments, name, f"Attachments.{name.strip('_')}")
+    points.wrap(ingress, "place_attachments", "Attachments.placed")
     # The single steps of making a file: a label that begins with a capital is no transaction.
     for module, names in (
         (session_files, ("make_whole",)),

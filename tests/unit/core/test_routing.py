@@ -3,9 +3,11 @@
 Source: nanocoai/nanoclaw src/router.ts (evaluateEngage, routeInbound, deliverToAgent) and src/session-manager.ts. Its words
 in ours: pattern `.` is always; drop/accumulate is ignore/context; sender_scope all/known and unknown_sender_policy
 public/strict/request_approval are senders anyone/known with unknown refuse/ask; agent-shared is a session with a fixed name.
-Three things differ on purpose: a pattern that cannot be read is refused when it is written (NanoClaw lets it match everything);
-a stranger's message is no context either where the route admits known senders only; and only a mention makes a thread sticky
-(in NanoClaw a message that was kept as context did as well).
+Four things differ on purpose: a pattern that cannot be read is refused when it is written (NanoClaw lets it match everything);
+a stranger's message is no context either where the route admits known senders only; only a mention makes a thread sticky
+(in NanoClaw a message that was kept as context did as well); and `shared` is one session in a place with threads, too (NanoClaw
+makes that one for each thread). Its command gate is tests/unit/maintenance/test_user_commands.py's, and one message id in
+several agents' sessions tests/unit/engine/test_router.py's.
 """
 
 from dataclasses import replace
@@ -81,7 +83,9 @@ BEFORE = (("andy", "chat", "room", "t1"),)
 STICKY = route(engage=Engage.STICKY)
 NANOCLAW = (
     Row("a place that is wired to nobody", [], event(), ["NO_ROUTE"]),
+    Row("a mention there, which registers nothing by itself", [], event(mention=True), ["NO_ROUTE"]),
     Row("pattern . is always", [route()], event(""), [ANDY]),
+    Row("no pattern at all is .", [route(engage=Engage.PATTERN)], event("x"), [ANDY]),
     Row("a pattern that matches anywhere", [route(engage=Engage.PATTERN, pattern=Pattern(r"\bbuild\b"))], event("now build it"), [ANDY]),
     Row("a pattern that does not", [route(engage=Engage.PATTERN, pattern=Pattern(r"\bbuild\b"))], event("rebuilding"), ["NOT_ENGAGED"]),
     Row("a pattern ignores mentions", [route(engage=Engage.PATTERN, pattern=Pattern("x"))], event(mention=True), ["NOT_ENGAGED"]),
@@ -95,24 +99,44 @@ NANOCLAW = (
     Row("sticky: a place without threads", [STICKY], event(), [ANDY], (("andy", "chat", "room", ""),)),
     Row("sticky: never in a direct chat", [STICKY], event(direct=True), ["NOT_ENGAGED"], (("andy", "chat", "room", ""),)),
     Row("sticky: a mention in a direct chat", [STICKY], event(direct=True, mention=True), [ANDY]),
+    Row("sticky: the mention of a refused sender", [replace(STICKY, senders=Senders.KNOWN)], event(thread="t1", mention=True, sender="tom"), ["UNKNOWN_SENDER"]),
+    Row("sticky, accumulate: before any mention", [replace(STICKY, otherwise=Otherwise.CONTEXT)], event(thread="t1"), [f"({ANDY}:t1)"]),
+    Row("not engaged, drop", [route(engage=Engage.MENTION, otherwise=Otherwise.IGNORE)], event(), ["NOT_ENGAGED"]),
     Row("not engaged, accumulate", [route(engage=Engage.MENTION, otherwise=Otherwise.CONTEXT)], event(), [f"({ANDY})"]),
     Row("engaged and refused is no context", [route(senders=Senders.KNOWN, otherwise=Otherwise.CONTEXT)], event(sender="tom"), ["UNKNOWN_SENDER"]),
     Row("fan-out: each for itself", [route("a"), route("b", agent="bob", engage=Engage.MENTION)], event(), [ANDY, "NOT_ENGAGED"]),
     Row("fan-out: both, the higher priority first", [route("a"), route("b", agent="bob", priority=1)], event(), ["bob/chat:room", ANDY]),
+    Row("fan-out: the sender is known to one agent alone", [route("a", senders=Senders.KNOWN), route("b", agent="bob", senders=Senders.KNOWN)], event(), [ANDY, "ROLE_TOO_LOW"]),
+    Row("fan-out: one wakes, one accumulates", [route("a"), route("b", agent="bob", engage=Engage.MENTION, otherwise=Otherwise.CONTEXT)], event(), [ANDY, "(bob/chat:room)"]),
+    Row("fan-out: each with its own session mode", [route("a", session=SessionMode.SHARED), route("b", agent="bob")], event(thread="t1"), [ANDY, "bob/chat:room:t1"]),
     Row("an agent that is gone", [route("a", agent="gone"), route("b")], event(), [ANDY, "AGENT_GONE"]),
     Row("public", [route(senders=Senders.KNOWN, unknown=Unknown.ADMIT)], event(sender="tom"), [ANDY]),
+    Row("public, sender_scope known: one wiring is stricter", [route("a"), route("b", agent="bob", senders=Senders.KNOWN)], event(sender="tom"), [ANDY, "UNKNOWN_SENDER"]),
     Row("strict", [route(senders=Senders.KNOWN)], event(sender="tom"), ["UNKNOWN_SENDER"]),
     Row("strict, no sender at all", [route(senders=Senders.KNOWN)], event(sender=None), ["UNKNOWN_SENDER"]),
     Row("request_approval", [route(senders=Senders.KNOWN, unknown=Unknown.ASK)], event(sender="tom"), ["APPROVAL_PENDING"]),
     Row("known: a member", [route(senders=Senders.KNOWN)], event(), [ANDY]),
     Row("known: a member of another agent", [route(senders=Senders.KNOWN, agent="bob")], event(), ["ROLE_TOO_LOW"]),
+    Row("known: an admin of the agent", [route(senders=Senders.KNOWN)], event(sender="max"), [ANDY]),
+    Row("known: the same id on another channel", [route(channel="mail", senders=Senders.KNOWN)], event(channel="mail"), ["UNKNOWN_SENDER"]),
     Row("known: a global owner", [route(senders=Senders.KNOWN, agent="bob")], event(sender="olga"), ["bob/chat:room"]),
-    Row("shared: one for the place", [route(session=SessionMode.SHARED)], event(thread="t1"), [ANDY]),
+    Row("shared: a place without threads", [route(session=SessionMode.SHARED)], event(), [ANDY]),
+    Row("shared: a direct chat", [route(session=SessionMode.SHARED)], event(thread="t1", direct=True), [ANDY]),
+    Row("shared: another place of the channel", [route(place="hall", session=SessionMode.SHARED)], event(place="hall"), ["andy/chat:hall"]),
+    Row("per-thread: a place without threads", [route()], event(), [ANDY]),
     Row("per-thread", [route()], event(thread="t1"), [f"{ANDY}:t1"]),
     Row("per-thread: a direct chat has one", [route()], event(thread="t1", direct=True), [ANDY]),
-    Row("agent-shared: one across channels", [route(session=parse("main"))], event(thread="t1"), ["andy/main"]),
+    Row("agent-shared: one for all places", [route(session=parse("main"))], event(thread="t1"), ["andy/main"]),
+    Row("agent-shared: and across channels", [route(channel="mail", session=parse("main"))], event(channel="mail"), ["andy/main"]),
 )  # fmt: skip
 OURS = (
+    Row("shared: one for a place with threads", [route(session=SessionMode.SHARED)], event(thread="t1"), [ANDY]),
+    Row("a thread that looks like another", [route()], event(thread="\uff541"), [f"{ANDY}:%EF%BD%941"]),
+    Row("a place that is equal after normalisation", [route(place="\uff52oom")], event(), ["NO_ROUTE"]),
+    Row("a sender that is equal after normalisation", [route(senders=Senders.KNOWN)], event(sender="\uff41nn"), ["UNKNOWN_SENDER"]),
+    Row("a sender with a zero-width character", [route(senders=Senders.KNOWN)], event(sender="ann\u200b"), ["BAD_NAME"]),
+    Row("a sender with a space at the end", [route()], event(sender="ann "), ["BAD_NAME"]),
+    Row("a field with a direction mark", [route(session=parse("x-{body.n}"))], event(fields={"body": {"n": "a\u202eb"}}), ["andy/x-a%E2%80%AEb"]),
     Row("context also asks who writes", [route(engage=Engage.MENTION, otherwise=Otherwise.CONTEXT, senders=Senders.KNOWN)], event(sender="tom"), ["UNKNOWN_SENDER"]),
     Row("a revoked user, where anyone may write", [route()], event(sender="eve"), ["SENDER_REVOKED"]),
     Row("a revoked owner", [route(senders=Senders.OWNER, unknown=Unknown.ADMIT)], event(sender="eve"), ["SENDER_REVOKED"]),

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from daemon.channels.protocol import PlaceMessage, Routed
+from daemon.channels.protocol import Incoming, PlaceMessage, Routed
 from daemon.config.routes import RouteTable
+from daemon.core.attachments import Attachment
 from daemon.core.commands import AddRoute, RemoveRoute
 from daemon.core.routing import PlaceEvent
 from daemon.engine.ingress import Ingress
@@ -53,6 +54,25 @@ async def test_an_event_is_stored_once_for_each_agent(kit: BusKit) -> None:
     assert [one.duplicate for one in again.accepted] == [True, True]
     assert (row["platform_id"], row["thread_id"]) == ("room", "t")
     assert json.loads(history["detail"])["route"] == "all"
+
+
+async def test_a_text_with_a_file_is_a_message_and_answers_no_question(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer to a question could not keep the file."""
+    taken: list[Incoming] = []
+    real = Ingress.accept
+
+    async def accept(self: Ingress, incoming: Incoming) -> Any:
+        taken.append(incoming)
+        return await real(self, incoming)
+
+    monkeypatch.setattr(Ingress, "accept", accept)
+    async with kit.running():
+        for number, files in enumerate(((), (Attachment("a.txt", b"1"),))):
+            event = PlaceEvent("fake", "room", str(number), "yes", mention=True)
+            await kit.bus.router.event(PlaceMessage(event, {"text": "yes"}, Address("fake", "room"), files=files))
+    assert [one.plain for one in taken] == ["yes", "yes", None, None]
 
 
 async def test_what_follows_a_mention_reaches_the_agent_after_a_restart_too(kit: BusKit) -> None:

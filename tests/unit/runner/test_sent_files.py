@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> FileSource:
 
 def test_paths_become_names_and_what_is_refused_says_why(source: FileSource) -> None:
     paths = ["a.txt", "./sub/b.txt", f"{source.home}/A.TXT", "sub/../a.txt", "/etc/passwd", "", "c"]
-    content, files = source.attach({"text": "x", "files": paths})
+    content, files, left = source.attach({"text": "x", "files": paths})
     assert [one.name for one in files] == ["a.txt", "b.txt"]
     assert content["files"] == ["a.txt", "b.txt"]
     refused = content["files_refused"]
@@ -39,6 +39,24 @@ def test_paths_become_names_and_what_is_refused_says_why(source: FileSource) -> 
         ("passwd", "is not below HOME"),
         ("", "is empty"),
     ], "after more refusals than files are allowed, no further path is looked at"
+    assert left[2].detail.endswith("(looked for /etc/passwd)"), "the agent and the operator see the path"
+
+
+def test_a_file_that_is_not_there_says_where_paths_begin_and_what_was_looked_for(source: FileSource) -> None:
+    content, files, (refused,) = source.attach({"text": "x", "files": ["out/plot.png"]})
+    assert files == ()
+    assert content["files_refused"] == [
+        {"name": "plot.png", "reason": "is not there; paths are relative to HOME, or absolute and below it"}
+    ], "a sender may be a stranger, and learns no path"
+    assert refused.detail.endswith(f"(looked for {source.home}/out/plot.png)")
+
+
+def test_files_that_were_brought_count_with_those_that_are_named(source: FileSource) -> None:
+    brought = (OutFile("A.txt", b"12345"),)
+    content, files, refused = source.attach({"text": "x", "files": ["a.txt", "c", "d"]}, brought)
+    assert [one.name for one in files] == content["files"] == ["A.txt", "c"]
+    assert [one.path for one in refused] == ["a.txt", "d"]
+    assert source.attach({"text": "x"}, brought)[:2] == ({"text": "x", "files": ["A.txt"]}, brought)
 
 
 def test_number_and_size_are_limited_over_all_files(source: FileSource) -> None:
@@ -56,7 +74,7 @@ def test_number_and_size_are_limited_over_all_files(source: FileSource) -> None:
     "content", [{"text": "x"}, {"files": []}, {"files": "a.txt"}, {"files": [1]}, {"files": [["a"]]}]
 )
 def test_content_without_a_list_of_paths_stays_as_it_is(source: FileSource, content: dict[str, object]) -> None:
-    assert source.attach(content) == (content, ())
+    assert source.attach(content) == (content, (), ())
 
 
 def test_the_folder_is_whole_after_a_crash_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
