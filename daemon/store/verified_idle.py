@@ -106,12 +106,12 @@ def recorded(
     """
     if not db.columns(_TABLE):
         return []
-    upper = " AND (v.agent, v.session) <= (?, ?)" if last is not None else ""
+    upper = " AND (s.agent, s.session) <= (?, ?)" if last is not None else ""
     upper += "" if scheduled else " AND s.schedules = 0"
     # A record from the future means that the clock was set back; dates in that session's files may be in the future too.
     rows = db.all(
         f"SELECT v.agent, v.session, v.at, v.stamp FROM {_TABLE} AS v JOIN sessions AS s USING (agent, session)"
-        f" WHERE v.at BETWEEN ? AND ? AND {_IDLE} AND (v.agent, v.session) >= (?, ?){upper}",
+        f" WHERE v.at BETWEEN ? AND ? AND {_IDLE} AND (s.agent, s.session) >= (?, ?){upper}",
         (now - VALID_MS, now, *first, *(last or ())),
     )
     return [Verified(*row) for row in rows]

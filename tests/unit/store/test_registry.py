@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+import schema.connect
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
 from schema.errors import SchemaTooNewError
 
@@ -230,3 +232,24 @@ def test_a_live_incarnation_stays_even_when_the_clock_has_made_it_look_followed(
     lived(registry, "i2", KEY, NOW, None)
     assert prune(registry, NOW + 100 * DAY) == 0
     assert incarnations(tmp_path / "central.db") == ["i1", "i2"]
+
+
+def test_a_page_of_verified_sessions_costs_the_page_and_not_all_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, statements = Registry(tmp_path / "central.db"), list[str]()
+    registry.add_sessions([SessionKey("a", "s")], 1)
+    connect = schema.connect._connect
+
+    def tracing(path: Path, mode: str) -> sqlite3.Connection:
+        connection = connect(path, mode)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(schema.connect, "_connect", tracing)
+    registry.verified_idle(9, SessionKey("a", "s"), SessionKey("a", "t"))
+    [sql] = [one for one in statements if "verified_idle AS v" in one]
+    with closing(sqlite3.connect(tmp_path / "central.db")) as connection:
+        plan = [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+    assert plan[0].endswith("((agent,session)>(?,?) AND (agent,session)<(?,?))"), plan
+    assert not any(line.startswith("SCAN") for line in plan), plan
