@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Final
+
 from daemon.app.bus import Bus
-from daemon.core.events import AnswerDeadLettered, DeployEnded, MessageDeadLettered, SessionQuarantined, SpawnFailed
+from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, WINDOW_MS, Pace, pace_of
+from daemon.core.events import (
+    AnswerDeadLettered,
+    AnswersDelivered,
+    ContainerSpawned,
+    ContainerStuck,
+    DeployEnded,
+    MessageAccepted,
+    MessageDeadLettered,
+    SessionQuarantined,
+    SpawnFailed,
+)
 from daemon.core.slots import Deploy, Health, SlotState
 from daemon.engine.supervisor.slots import Phase
 
+_MOST_SAMPLES: Final = 2000
+
+
+class Samples:
+    """How long the latest pieces of one kind of work took: pairs of when, and milliseconds."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[int, int]] = deque(maxlen=_MOST_SAMPLES)
+
+    def add(self, at: int, took_ms: int) -> None:
+        """Keep one. `at` is epoch milliseconds."""
+        self._kept.append((at, max(0, took_ms)))
+
+    def pace(self, now: int) -> Pace:
+        """Return the pace of the last hour."""
+        return pace_of([took for at, took in self._kept if now - at <= WINDOW_MS])
+
 
 class BusEngine:
-    """The running bus as a deploy sees it. Counts what went wrong since it was built."""
+    """The running bus as a deploy sees it. Counts what went wrong, and times what was done, since it was built."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._stuck = 0
+        self._spawned: set[tuple[str, str]] = set()  # sessions whose agent this release started
+        self._accepted, self._delivered = Samples(), Samples()
+        bus.events.subscribe(ContainerSpawned, self._spawn_ended)
+        bus.events.subscribe(ContainerStuck, self._stuck_one)
+        bus.events.subscribe(MessageAccepted, self._accept)
+        bus.events.subscribe(AnswersDelivered, self._deliver)
         self._dead_letters = self._quarantined = self._spawn_failures = 0
         bus.events.subscribe(MessageDeadLettered, self._dead)
         bus.events.subscribe(AnswerDeadLettered, self._dead)
@@ -53,7 +91,13 @@ class BusEngine:
             self._spawn_failures,
             {str(one["what"]): str(one["why"]) for one in self._bus.problems.degraded()},
             tuple(one.name for one in self._bus.pulse.stale()),
+            self._stuck,
+            self._pace(),
         )
+
+    def _pace(self) -> dict[str, Pace]:
+        now = self._bus.clock.now_ms()
+        return {ACCEPTANCE: self._accepted.pace(now), ROUND_TRIP: self._delivered.pace(now)}
 
     def report(self, deploy: Deploy, at: int) -> None:
         """Publish a deploy that is over."""
@@ -71,3 +115,19 @@ class BusEngine:
 
     def _spawn(self, _: object) -> None:
         self._spawn_failures += 1
+
+    def _spawn_ended(self, event: ContainerSpawned) -> None:
+        self._spawned.add((event.agent, event.session))
+
+    def _stuck_one(self, event: ContainerStuck) -> None:
+        """Count it if this release started the agent: one that was adopted is the prior release's."""
+        self._stuck += (event.agent, event.session) in self._spawned
+
+    def _accept(self, event: MessageAccepted) -> None:
+        self._accepted.add(event.at, event.at - event.span.at)
+
+    def _deliver(self, event: AnswersDelivered) -> None:
+        for answer in event.answers:
+            due = answer.cause.due_at if answer.cause is not None else None
+            if due is not None and answer.attempt == 1:
+                self._delivered.add(event.at, event.at - due)

@@ -12,12 +12,14 @@ from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
-from daemon.core.deploy_errors import DeployRefusedError
+from daemon.core.deploy_errors import DeployRefusedError, SourceUnknownError
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
-from daemon.core.slots import FAILURE_ACTIONS, SlotState, as_json, other, runtime_verdict, verdict
+from daemon.core.slots import FAILURE_ACTIONS, UNKNOWN, SlotState, as_json, other, runtime_verdict, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from daemon.deploy.drift import SourceReport
 
 _LOOK_S: Final = 0.2
 _ROLLED_BACK: Final = "DEPLOY_ROLLED_BACK"
@@ -180,7 +182,7 @@ def verify_runtime(invocation: Invocation) -> Outcome:
     """Judge the deploy under way or the last one, and what must hold without one. Changes nothing.
 
     Use it in CI, in a timer and by hand. Exit code 0: pass, 1: fail or rolled back,
-    75: a deploy is under way.
+    75: not known yet (a deploy is under way, or something could not be checked).
 
     \b
     Example:
@@ -200,10 +202,9 @@ def verify_runtime(invocation: Invocation) -> Outcome:
     else:
         standing = [_condition("serving", *_serving(state, live))]
     found = drift.report(invocation.config, origin(), live)
-    drifts = "; ".join(str(one) for one in found.drifts)
-    standing.append(_condition("source", "fail" if found.drifts else "pass", drifts))
-    bad = [one for one in standing if one["status"] == "fail"]
-    word, code = runtime_verdict(state, sound=not bad)
+    standing.append(_condition("source", *_source(found)))
+    bad = [one for one in standing if one["status"] != "pass"]
+    word, code = runtime_verdict(state, [one["status"] for one in bad])
     result = _verdict_report(word, state, standing)
 
     def people(console: Console) -> None:
@@ -241,6 +242,11 @@ def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mappi
         why = "; ".join(one.rstrip(".") for one in [*reasons, *(one["reason"] for one in bad)] if one)
         fix = _fix(state) if breached else "Correct what is named: `clawbus status` and `clawbus source` show it."
         return Problem(_ROLLED_BACK if word == "rolled_back" else _FAILED, f"{word}: {why}.", fix)
+    if word == UNKNOWN:
+        why = "; ".join(one["reason"].rstrip(".") for one in bad)
+        return Problem(
+            SourceUnknownError.code, f"not everything could be checked: {why}.", SourceUnknownError.default_hint
+        )
     if code:
         return Problem("DEPLOY_RUNNING", "a deploy is under way.", "Wait for its end: `clawbus deploy status`.")
     return None
@@ -248,6 +254,13 @@ def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mappi
 
 def _condition(name: str, status: str, reason: str = "") -> dict[str, str]:
     return {"condition": name, "status": status, "reason": reason}
+
+
+def _source(found: SourceReport) -> tuple[str, str]:
+    """Return whether there is one source. A drift counts for more than what could not be checked beside it."""
+    if found.drifts:
+        return "fail", "; ".join(str(one) for one in found.drifts)
+    return (UNKNOWN, "; ".join(found.unchecked)) if found.unchecked else ("pass", "")
 
 
 def _serving(state: SlotState, live: Mapping[str, Any]) -> tuple[str, str]:
@@ -284,6 +297,8 @@ def _next(word: str, state: SlotState) -> tuple[NextAction, ...]:
         return (NextAction("clawbus deploy status", "how it stands"),)
     if word == "pass":
         return ()
+    if word == UNKNOWN:
+        return (NextAction("clawbus source", "what could not be checked"),)
     return (
         NextAction("clawbus deploy status", "which gate failed, and what was measured"),
         NextAction("clawbus source", "what differs from what was installed"),

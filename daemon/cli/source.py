@@ -9,6 +9,7 @@ import typer
 from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
+from daemon.core.deploy_errors import SourceUnknownError
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def source(
     """Compare installed files, manifests, images and the running daemon, and name each difference.
 
     Use it after an installation, and when something behaves like another version. A file that was changed after its
-    installation is found. Exit code 0 means that there is one source.
+    installation is found. Exit code 0: there is one source, 1: a drift, 75: not everything could be checked.
 
     \b
     Example:
@@ -56,11 +57,17 @@ def source(
             say_wrapped(console, "repaired  ", one)
         for one in found.drifts:
             say_wrapped(console, "drift  ", one)
-        for one in found.unknown:
+        for one in (*found.unchecked, *found.absent):
             say_wrapped(console, "unknown  ", one)
         if not found.drifts:
-            say(console, "one source: no drift")
+            say(console, "no drift in what could be checked" if found.unchecked else "one source: no drift")
 
+    if not found.drifts and found.unchecked:
+        why = "; ".join(one.rstrip(".") for one in found.unchecked)
+        problem = Problem(
+            SourceUnknownError.code, f"not everything could be checked: {why}.", SourceUnknownError.default_hint
+        )
+        return Outcome(result, people, (), problem, exit_code=75)
     if not found.drifts:
         return Outcome(result, people)
     problem = Problem("SOURCE_DRIFT", "; ".join(str(one) for one in found.drifts) + ".", _fix(found.drifts))

@@ -210,6 +210,7 @@ class Deploy(Table):
     unready_s: float = Field(default=6.0, gt=0, le=600)
     bake_s: float = Field(default=600.0, ge=0, le=86400)
     bake_check_s: float = Field(default=5.0, gt=0, le=600)
+    slow_s: float = Field(default=5.0, gt=0, le=3600)
     cooldown_s: float = Field(default=900.0, ge=0, le=3600)
 
     @field_validator("root")

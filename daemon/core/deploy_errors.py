@@ -52,6 +52,13 @@ class SourceDriftError(ClawbusError):
     default_hint = "`clawbus source --repair` repairs what does not serve."
 
 
+class SourceUnknownError(ClawbusError):
+    """Nothing differs in what could be checked, but not everything could: the message says what. This is not a pass."""
+
+    code = "SOURCE_UNKNOWN"
+    default_hint = "Make what is named reachable (`clawbus doctor` shows it), then repeat the command."
+
+
 class NotServingError(ClawbusError):
     """The slot does not serve, so it may not take the data folder. Nothing was changed."""
 

@@ -6,12 +6,13 @@ crash the state is the one before or the one after a step, and `serving` names o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from daemon.core.deploy_errors import DeployCooldownError, DeployRefusedError, DeployRunningError, NotServingError
+from daemon.core.deploy_pace import Pace
 
 BLUE: Final = "blue"
 GREEN: Final = "green"
@@ -30,6 +31,7 @@ FAILURE_ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
 )
 Status = Literal["pending", "running", "pass", "fail", "skipped"]
 DEPLOY_STATES: Final = ("running", "passed", "failed", "aborted", "rolled_back", "unhealthy")
+UNKNOWN: Final = "unknown"  # a standing condition that could not be checked
 KEPT: Final = 20  # finished deploys that the state keeps
 
 
@@ -238,12 +240,17 @@ def check_schema(prior: Mapping[str, int], new: Mapping[str, int], *, no_rollbac
     return None
 
 
-def cut_over(state: SlotState, now: int) -> SlotState:
-    """Return the state in which the new slot serves: the one step that moves the work."""
+def cut_over(state: SlotState, now: int, pace_ms: Mapping[str, int] | None = None) -> SlotState:
+    """Return the state in which the new slot serves: the one step that moves the work.
+
+    `pace_ms` are the limits of the release's pace, which the bake reads.
+    """
     deploy = state.active
     if deploy is None or state.serving != deploy.from_slot:
         raise NotServingError("no deploy is ready for its cutover.")
     moved = deploy.with_gate("cutover", status="running", since=now)
+    if pace_ms:
+        moved = moved.with_gate("bake", limit={**deploy.gate("bake").limit, "p95_ms": dict(pace_ms)})
     return replace(state, serving=deploy.to_slot, release=deploy.to_release, epoch=state.epoch + 1, deploy=moved)
 
 
@@ -358,6 +365,8 @@ class Health:
     spawn_failures: int = 0
     degraded: Mapping[str, str] = field(default_factory=dict[str, str])
     late: tuple[str, ...] = ()
+    stuck: int = 0  # agents of this release that made no progress and were ended
+    pace: Mapping[str, Pace] = field(default_factory=dict[str, Pace])
 
 
 _HOSTS: Final = frozenset({"runtime", "disk", "storage"})
@@ -382,6 +391,8 @@ def judge(baseline: Health, now: Health) -> tuple[str | None, list[str]]:
         return f"{now.quarantined - baseline.quarantined} sessions were quarantined", excused
     if now.spawn_failures > baseline.spawn_failures and not host:
         return f"{now.spawn_failures - baseline.spawn_failures} containers could not be started", excused
+    if now.stuck > baseline.stuck and not host:
+        return f"{now.stuck - baseline.stuck} agents made no progress and were ended", excused
     if now.dead_letters > baseline.dead_letters and not receiver and not host:
         return f"{now.dead_letters - baseline.dead_letters} new dead letters", excused
     return None, excused
@@ -400,11 +411,14 @@ def verdict(state: SlotState) -> tuple[str, int]:
     return (deploy.state if deploy.state in {"aborted", "rolled_back"} else "fail"), 1
 
 
-def runtime_verdict(state: SlotState, *, sound: bool) -> tuple[str, int]:
-    """Return (verdict, exit code) of what serves now. `sound`: every standing condition holds.
+def runtime_verdict(state: SlotState, standing: Collection[str]) -> tuple[str, int]:
+    """Return (verdict, exit code) of what serves now. `standing` are the results of the standing conditions.
 
-    An abort proves nothing against what serves, so after one only the standing conditions count.
+    An abort proves nothing against what serves, so after one only the standing conditions count. A condition that could
+    not be checked is `unknown`: it is never a pass.
     """
     deploy = state.deploy
     word, code = ("pass", 0) if deploy is not None and deploy.state == "aborted" else verdict(state)
-    return ("fail", 1) if word == "pass" and not sound else (word, code)
+    if word == "pass" and "fail" in standing:
+        return "fail", 1
+    return (UNKNOWN, 75) if word == "pass" and UNKNOWN in standing else (word, code)

@@ -19,6 +19,7 @@ import structlog
 from daemon.config.models import Config
 from daemon.core.clock import Clock
 from daemon.core.deploy_errors import DeployRefusedError, SlotStateError
+from daemon.core.deploy_pace import judge_pace, pace_json, pace_limits
 from daemon.core.slots import (
     Deploy,
     Gate,
@@ -298,7 +299,12 @@ class Conductor:
         )  # fmt: skip
         if not found.get("ok"):
             raise GateFailedError("callback_probe", str(found.get("reason", "it gave no reason")), found)
-        return {name: found[name] for name in ("plain", "interrupted")}
+        warm: Mapping[str, int] = found.get("warm") or {}  # a release from before it was timed has none
+        slow = {name: took for name, took in warm.items() if took > self._config.slow_s * 1000}
+        if slow:
+            reason = f"a round trip to a running agent takes {max(slow.values())} ms ({', '.join(slow)})"
+            raise GateFailedError("callback_probe", reason, found)
+        return {name: found[name] for name in ("plain", "warm", "interrupted") if name in found}
 
     async def _drain(self) -> dict[str, Any]:
         started = self._clock.monotonic()
@@ -311,7 +317,8 @@ class Conductor:
 
     async def _cut_over(self) -> None:
         """Write the one state that moves the work, then leave. A failed write leaves this slot serving."""
-        state = cut_over(await self._read(), self._clock.now_ms())
+        limits = pace_limits(self._engine.health().pace, self._config.slow_s)
+        state = cut_over(await self._read(), self._clock.now_ms(), limits)
         await self._write(state)
         if state.deploy is not None:
             self._event(state.deploy, state.deploy.gate("cutover"))
@@ -322,15 +329,22 @@ class Conductor:
         baseline = self._engine.health()
         started = self._clock.monotonic()
         checks, excused = 0, dict[str, None]()
+        deploy = (await self._insist(self._read)).active
+        limits: Mapping[str, Any] = (deploy.gate("bake").limit.get("p95_ms") if deploy is not None else None) or {}
         while (took := self._clock.monotonic() - started) < self._config.bake_s:
             await anyio.sleep(min(self._config.bake_check_s, max(0.05, self._config.bake_s - took)))
-            reason, others = judge(baseline, self._engine.health())
+            health = self._engine.health()
+            reason, others = judge(baseline, health)
             excused |= dict.fromkeys(others)
             checks += 1
+            if reason is None and not excused:  # what others' troubles held up takes longer, whatever the release
+                reason = judge_pace(limits, health.pace)
             if reason is not None:
                 await self._insist(partial(self._breach, reason))
                 return
-        measured = {"checks": checks, "not_the_release": list(excused)}
+        measured = {
+            "checks": checks, "not_the_release": list(excused), "pace": pace_json(self._engine.health().pace),
+        }  # fmt: skip
         state = await self._change(lambda state: passed(state, self._clock.now_ms(), measured))
         if state.deploy is not None:
             self._event(state.deploy, state.deploy.gate("bake"))
@@ -409,7 +423,7 @@ class Conductor:
         own = self._config
         return {
             "warm": {"window_s": own.warm_s, "limit_s": own.warm_limit_s, "restarts": 0},
-            "callback_probe": {"limit_s": own.probe_s, "probes": 2},
+            "callback_probe": {"limit_s": own.probe_s, "probes": 2, "warm_s": own.slow_s},
             "drain": {"limit_s": own.drain_s, "in_flight": 0},
             "cutover": {"limit_s": own.cutover_s},
             "bake": {"window_s": own.bake_s, "check_s": own.bake_check_s, "restarts": 0},

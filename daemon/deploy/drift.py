@@ -17,11 +17,16 @@ from daemon.workers.source import Origin, digest_of_source
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """Which release runs or would run, each drift, and what could not be checked."""
+    """Which release runs or would run, each drift, and what could not be checked.
+
+    `unchecked` belongs to what serves and may hide a drift. `absent` is what is not there to be compared: no daemon, or a
+    command that runs from elsewhere.
+    """
 
     release: str | None
     drifts: tuple[Drift, ...]
-    unknown: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the command's result."""
@@ -32,7 +37,7 @@ class SourceReport:
                  "repairable": one.repairable}
                 for one in self.drifts
             ],
-            "unknown": list(self.unknown),
+            "unknown": [*self.unchecked, *self.absent],
         }  # fmt: skip
 
 
@@ -67,7 +72,8 @@ def report(config: Config, origin: Origin, live: Mapping[str, Any] | None) -> So
     releases = Releases(config.deploy.root)
     running = running_of(live)
     drifts: list[Drift] = []
-    unknown: list[str] = []
+    unchecked: list[str] = []
+    absent: list[str] = []
     checked: dict[str, Manifest | None] = {}
     slots = releases.slots()
     for slot, name in slots.items():
@@ -79,15 +85,15 @@ def report(config: Config, origin: Origin, live: Mapping[str, Any] | None) -> So
             checked[name] = release.manifest
             found, not_known = check_release(config, releases, release)
             drifts += found
-            unknown += not_known
+            unchecked += not_known
     if running is not None:
         drifts += _of_daemon(releases, running, slots)
     elif live is None:
-        unknown.append("daemon: none runs")
+        absent.append("daemon: none runs")
     if origin.manifest is None:
-        unknown.append(f"this command runs from {origin.prefix}, not from a release")
+        absent.append(f"this command runs from {origin.prefix}, not from a release")
     release = running.release if running is not None else None
-    return SourceReport(release, tuple(drifts), tuple(unknown))
+    return SourceReport(release, tuple(drifts), tuple(dict.fromkeys(unchecked)), tuple(absent))
 
 
 def _of_daemon(releases: Releases, running: Running, slots: Mapping[str, str]) -> list[Drift]:

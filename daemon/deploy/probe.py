@@ -1,7 +1,9 @@
-"""The callback probe: a message goes through a whole daemon and agent of this release, in a separate folder, and back.
+"""The callback probe: messages go through a whole daemon and agent of this release, in a separate folder, and back.
 
-Twice: once plainly, and once with the daemon and then the agent killed after the agent's answer is written and before
-the daemon has read it. Each answer must be delivered exactly once. Nothing of it touches the real data folder's files.
+Each goes by two ways, the local channel and a signed webhook; twice: once plainly, and once with the daemon and then the
+agents killed after the answers are written and before the daemon has read them. Each answer must be delivered exactly
+once. Between the two, round trips to an agent that already runs are timed. Nothing of it touches the real data folder's
+files.
 """
 
 from __future__ import annotations
@@ -14,52 +16,41 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from statistics import median
+from typing import Any, Final
 
 from daemon.config.models import Config
+from daemon.deploy.probe_ways import AGENT, Caller, Local, Way, Webhook
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 
-AGENT: Final = "probe"
-SESSION: Final = "probe"
+_TIMED: Final = 3  # round trips to a running agent
 _POLL_S: Final = 0.05
 _END_S: Final = 15.0
-
-
-class Caller(Protocol):
-    """What is needed of a client of the probe's daemon."""
-
-    def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one message."""
-        ...
-
-    def read_mailbox(self, name: str, after: int, limit: int, wait_s: float = 0.0) -> list[Any]:
-        """Return the mailbox's entries."""
-        ...
-
-    def close(self) -> None:
-        """Close the connection."""
-        ...
 
 
 class ProbeFailedError(Exception):
     """The probe did not pass; the message says at which step."""
 
 
-def configuration(config: Config, folder: Path) -> str:
-    """Return the probe's clawbus.toml: this host's runtime and image, one agent that repeats what it is sent."""
+def configuration(config: Config, folder: Path, more: Sequence[str] = ()) -> str:
+    """Return the probe's clawbus.toml: this host's runtime and image, one agent that repeats what it is sent.
+
+    `more` are further lines.
+    """
     docker = config.docker
     lines = [
         f"data_dir = {json.dumps(str(folder / 'data'))}",
-        "[runtime]", f'kind = "{config.runtime.kind}"', "max_containers = 1", "stop_grace_s = 2.0",
+        "[runtime]", f'kind = "{config.runtime.kind}"', "max_containers = 2", "stop_grace_s = 2.0",
         "[docker]", f"host = {json.dumps(docker.host)}", f"image = {json.dumps(docker.image)}", 'network = "none"',
         "[podman]", f"host = {json.dumps(config.podman.host)}",
         "[sweep]", "interval_s = 1.0", "backoff_base_s = 0.2",
         "[deploy]", f"root = {json.dumps(config.deploy.root)}",
-        f"[agents.{AGENT}]", 'provider = "echo"', "",
+        f"[agents.{AGENT}]", 'provider = "echo"', *more, "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -75,17 +66,24 @@ class Probe:
     limit_s: float
     process: subprocess.Popen[bytes] | None = None
     deadline: float = 0.0
+    ways: tuple[Way, ...] = ()
 
     def run(self) -> dict[str, Any]:
-        """Return {ok, reason, plain, interrupted}. Blocks; ends everything that it started."""
+        """Return {ok, reason, plain, warm, interrupted}. Blocks; ends everything that it started."""
         self.deadline = time.monotonic() + self.limit_s
-        result: dict[str, Any] = {"ok": False, "reason": "", "plain": None, "interrupted": None}
+        result: dict[str, Any] = {"ok": False, "reason": "", "plain": None, "warm": None, "interrupted": None}
+        hook = Webhook()
+        self.ways = (Local(self._client), hook)
         try:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(mode=0o700, parents=True)
-            (self.folder / "clawbus.toml").write_text(configuration(self.config, self.folder), encoding="utf-8")
+            text = configuration(self.config, self.folder, hook.configuration())
+            (self.folder / "clawbus.toml").write_text(text, encoding="utf-8")
+            self._start()
             result["plain"] = self._plain()
+            result["warm"] = self._warm()
             result["interrupted"] = self._interrupted()
+            _refuse_forged(hook)
             result["ok"] = True
         except ProbeFailedError as error:
             result["reason"] = str(error)
@@ -93,65 +91,68 @@ class Probe:
             result["reason"] = f"{type(error).__name__}: {error}"
         finally:
             self._end()
+            hook.close()
         return result
 
     def _plain(self) -> dict[str, Any]:
-        self._start()
+        """Send by each way and wait for the answers."""
+        return {way.name: self._round_trip(way) for way in self.ways}
+
+    def _warm(self) -> dict[str, Any]:
+        """Time round trips to the agents, which run by now. Return the median of each way."""
+        return {way.name: int(median(self._round_trip(way)["took_ms"] for _ in range(_TIMED))) for way in self.ways}
+
+    def _round_trip(self, way: Way) -> dict[str, Any]:
         began = time.monotonic()
-        message, nonce = self._send()
-        self._delivered_once(message, nonce)
+        message, nonce = self._send(way)
+        self._delivered_once(way, message, nonce)
         return {"message": message, "took_ms": int((time.monotonic() - began) * 1000)}
 
     def _interrupted(self) -> dict[str, Any]:
-        """Kill the daemon when the message is durable, and the agent when its answer is; then start the daemon again."""
+        """Kill the daemon when the messages are durable, and the agents when their answers are; then start the daemon again."""
         began = time.monotonic()
-        message, nonce = self._send()
+        sent = [(way, *self._send(way)) for way in self.ways]
         self._kill_daemon()
-        self._wait("the agent's answer", lambda: self._answered(message))
+        for way, message, _ in sent:
+            self._wait(f"the agent's answer ({way.name})", partial(self._answered, way, message))
         done = self._clawbus("session", "kill", "--all")
         if done.returncode != 0:
-            raise ProbeFailedError(f"the agent could not be ended: {done.stderr.decode(errors='replace')[-300:]}")
+            raise ProbeFailedError(f"the agents could not be ended: {done.stderr.decode(errors='replace')[-300:]}")
         self._start()
-        self._delivered_once(message, nonce)
-        return {"message": message, "took_ms": int((time.monotonic() - began) * 1000)}
+        for way, message, nonce in sent:
+            self._delivered_once(way, message, nonce)
+        return {"messages": [message for _, message, _ in sent], "took_ms": int((time.monotonic() - began) * 1000)}
 
-    def _send(self) -> tuple[str, str]:
+    def _send(self, way: Way) -> tuple[str, str]:
         nonce = secrets.token_hex(8)
-        client = self._client()
-        try:
-            address = {"channel_type": "local", "platform_id": AGENT}
-            message = {"agent": AGENT, "session": SESSION, "content": {"text": nonce}, "address": address}
-            return str(client.accept(message)["message_id"]), nonce
-        finally:
-            client.close()
+        found: list[str] = []
 
-    def _delivered_once(self, message: str, nonce: str) -> None:
-        """Wait for the answer in the mailbox, the ack and the receipt; there must be exactly one."""
-        self._wait("the answer in the mailbox", lambda: self._entries(message))
-        self._wait("the message's completion", lambda: self._status(message) == "completed")
-        found = self._entries(message)
+        def taken() -> bool:
+            message = way.send(nonce)
+            found.extend([message] if message is not None else [])
+            return bool(found)
+
+        self._wait(f"the acceptance of a message ({way.name})", taken)
+        return found[0], nonce
+
+    def _delivered_once(self, way: Way, message: str, nonce: str) -> None:
+        """Wait for the answer at its receiver and the message's completion; there must be exactly one answer."""
+        self._wait(f"the delivery of the answer ({way.name})", lambda: way.answers(message))
+        self._wait(f"the message's completion ({way.name})", lambda: self._status(way, message) == "completed")
+        found = way.answers(message)
         if len(found) != 1 or nonce not in found[0]:
-            raise ProbeFailedError(f"{len(found)} answers were delivered instead of one")
+            raise ProbeFailedError(f"{len(found)} answers were delivered instead of one ({way.name})")
 
-    def _entries(self, message: str) -> list[str]:
-        client = self._client()
-        try:
-            return [one.content for one in client.read_mailbox(AGENT, 0, 100) if one.in_reply_to == message]
-        except Exception:  # noqa: BLE001 - it is starting, or ended: the deadline tells
-            return []
-        finally:
-            client.close()
-
-    def _answered(self, message: str) -> bool:
+    def _answered(self, way: Way, message: str) -> bool:
         sql = "SELECT count(*) FROM messages_out WHERE in_reply_to = ?"
-        return self._read("out/outbound.db", sql, message) not in (None, 0)
+        return self._read(way, "out/outbound.db", sql, message) not in (None, 0)
 
-    def _status(self, message: str) -> str | None:
-        found = self._read("in/inbound.db", "SELECT status FROM messages_in WHERE id = ?", message)
+    def _status(self, way: Way, message: str) -> str | None:
+        found = self._read(way, "in/inbound.db", "SELECT status FROM messages_in WHERE id = ?", message)
         return str(found) if found is not None else None
 
-    def _read(self, name: str, sql: str, message: str) -> object:
-        path = self.folder / "data" / "sessions" / AGENT / SESSION / name
+    def _read(self, way: Way, name: str, sql: str, message: str) -> object:
+        path = self.folder / "data" / "sessions" / AGENT / way.session / name
         try:
             with open_reader(path) as db:  # the probe's own files, of a folder that no other agent sees
                 row = db.one(sql, (message,))
@@ -213,6 +214,11 @@ class Probe:
             with contextlib.suppress(subprocess.SubprocessError, OSError):
                 self._clawbus("session", "kill", "--all")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _refuse_forged(hook: Webhook) -> None:
+    if hook.forged:
+        raise ProbeFailedError(f"{hook.forged} answers to the webhook had a wrong signature")
 
 
 def own_command() -> list[str]:

@@ -12,6 +12,7 @@ import daemon.deploy.conductor as module
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import DeployRefusedError, DeployRunningError, SlotStateError
+from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, Pace
 from daemon.core.slots import BLUE, Deploy, Health, SlotState, claim, cut_over, roll_back
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.releases import Releases
@@ -33,6 +34,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.held = False
         self.left = 0
+        self.first = Health()
         self.later = Health()  # what every look after the first one sees
         self.looks = 0
         self.reported: list[str] = []
@@ -58,7 +60,7 @@ class FakeEngine:
 
     def health(self) -> Health:
         self.looks += 1
-        return self.later if self.looks > 1 else Health()
+        return self.later if self.looks > 1 else self.first
 
 
 class FakeStandby:
@@ -161,6 +163,10 @@ def fail_the_probe(stage: Stage) -> None:
     stage.probe.update(ok=False, reason="2 answers were delivered instead of one")
 
 
+def be_slow(stage: Stage) -> None:
+    stage.probe.update(warm={"local": 4, "webhook": 5001})
+
+
 def hang_in_a_send(stage: Stage) -> None:
     stage.engine.left = 1
 
@@ -176,7 +182,7 @@ def raise_a_bug(stage: Stage) -> None:
     ("spoil", "gate"),
     [
         (change_a_file, "preflight"), (die_once, "warm"), (run_another, "warm"), (not_answer, "warm"),
-        (fail_the_probe, "callback_probe"), (hang_in_a_send, "drain"), (raise_a_bug, "warm"),
+        (fail_the_probe, "callback_probe"), (be_slow, "callback_probe"), (hang_in_a_send, "drain"), (raise_a_bug, "warm"),
     ],
 )  # fmt: skip
 async def test_a_gate_that_fails_leaves_the_old_slot_serving(
@@ -235,10 +241,10 @@ async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monke
     assert (state.deploy.state, state.deploy.gate("warm").reason) == ("aborted", "aborted by ann")
 
 
-async def bake(stage: Stage, *, no_rollback: bool = False) -> SlotState:
-    """The bake in the new slot's daemon, from a cutover on; returns the state after it."""
+async def bake(stage: Stage, *, no_rollback: bool = False, limits: dict[str, int] | None = None) -> SlotState:
+    """The bake in the new slot's daemon, from a cutover on; returns the state after it. `limits`: of its pace."""
     deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=no_rollback)
-    moved = cut_over(replace(stage.state(), deploy=deploy), 2)
+    moved = cut_over(replace(stage.state(), deploy=deploy), 2, limits)
     write_state(stage.data, claim(moved, "green", stage.new_id, 3, "boot"))
     conductor = Conductor(Place(stage.config, "green", SystemClock(), stage.leave), stage.engine)
     async with anyio.create_task_group() as tasks:
@@ -270,6 +276,41 @@ async def test_a_receiver_that_is_down_during_the_bake_is_not_the_release_s_faul
     assert state.deploy is not None
     assert state.deploy.state == "passed"
     assert state.deploy.gate("bake").measured["not_the_release"] == ["channel hook: connection refused"]
+
+
+@pytest.mark.parametrize(
+    ("later", "outcome"),
+    [
+        (Health(pace={ROUND_TRIP: Pace(50, 6001)}), "rolled_back"),
+        (Health(pace={ROUND_TRIP: Pace(50, 6000)}), "passed"),
+        (Health(pace={ROUND_TRIP: Pace(49, 60000)}), "passed"),
+        (Health(pace={ACCEPTANCE: Pace(50, 60000)}), "passed"),
+        (Health(pace={ROUND_TRIP: Pace(50, 6001)}, degraded={"channel hook": "refused"}), "passed"),
+        (Health(stuck=1), "rolled_back"),
+    ],
+    ids=[
+        "slow",
+        "as fast as allowed",
+        "too few",
+        "the prior release has too few",
+        "a receiver is down",
+        "agents are stuck",
+    ],
+)
+async def test_a_release_that_is_slow_or_whose_agents_are_stuck_goes_back(
+    stage: Stage, later: Health, outcome: str
+) -> None:
+    stage.engine.later = later
+    state = await bake(stage, limits={ROUND_TRIP: 6000})
+    assert state.deploy is not None
+    assert state.deploy.state == outcome, state.deploy.reason
+
+
+async def test_the_bake_s_limits_are_what_the_prior_release_took(stage: Stage) -> None:
+    stage.engine.first = Health(pace={ACCEPTANCE: Pace(50, 7), ROUND_TRIP: Pace(99, 4000)})
+    state = await stage.deploy()
+    assert state.deploy is not None
+    assert state.deploy.gate("bake").limit["p95_ms"] == {ACCEPTANCE: 5000, ROUND_TRIP: 8000}
 
 
 async def test_without_a_way_back_a_breach_leaves_the_new_slot_serving_and_unhealthy(stage: Stage) -> None:

@@ -1,0 +1,51 @@
+"""Decides whether a release is slow: the 95th percentiles of acceptance and round trip, against the prior release's. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+ACCEPTANCE: Final = "acceptance"  # from a message's arrival to its commit
+ROUND_TRIP: Final = "round_trip"  # from accepted, or due, to the receipt of its answer's first send
+WINDOW_MS: Final = 3_600_000  # how far back the prior release's pace counts
+_LEAST: Final = 50  # samples from which a percentile says something
+_TIMES: Final = 2  # so many times the prior release's percentile is slow
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long one kind of work took: the number of samples, and their 95th percentile in milliseconds."""
+
+    samples: int
+    p95_ms: int
+
+
+def pace_of(took_ms: Collection[int]) -> Pace:
+    """Return the pace of samples (milliseconds)."""
+    if not took_ms:
+        return Pace(0, 0)
+    ordered = sorted(took_ms)
+    return Pace(len(ordered), ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)])
+
+
+def pace_limits(prior: Mapping[str, Pace], slow_s: float) -> dict[str, int]:
+    """Return {kind: milliseconds}: what the next release's percentiles may be. Kinds with too few samples have no limit."""
+    floor = int(slow_s * 1000)
+    return {kind: max(floor, _TIMES * one.p95_ms) for kind, one in prior.items() if one.samples >= _LEAST}
+
+
+def judge_pace(limits: Mapping[str, object], now: Mapping[str, Pace]) -> str | None:
+    """Return why the release is slow, or None. `limits` are as `pace_limits` made them, perhaps in another release."""
+    for kind, one in now.items():
+        limit = limits.get(kind)
+        if isinstance(limit, int) and one.samples >= _LEAST and one.p95_ms > limit:
+            return (
+                f"slow: 95 of 100 have a {kind.replace('_', ' ')} of up to {one.p95_ms} ms, and {limit} ms is the limit"
+            )
+    return None
+
+
+def pace_json(paces: Mapping[str, Pace]) -> dict[str, dict[str, int]]:
+    """Return what a gate shows of it."""
+    return {kind: {"samples": one.samples, "p95_ms": one.p95_ms} for kind, one in paces.items()}

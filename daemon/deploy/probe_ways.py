@@ -1,0 +1,181 @@
+"""The two ways by which a probe's message comes in and its answer goes out: the local channel, and a signed webhook.
+
+The webhook's other side is written here from docs/channels.md, and shares no code with the channel that it tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, Protocol
+
+AGENT: Final = "probe"
+_HOOK: Final = "probe"
+_CALL_S: Final = 10.0
+_MOST_BODY: Final = 1024**2
+_MOST_POSTS: Final = 100
+
+
+class Caller(Protocol):
+    """What is needed of a client of the probe's daemon."""
+
+    def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one message."""
+        ...
+
+    def read_mailbox(self, name: str, after: int, limit: int, wait_s: float = 0.0) -> list[Any]:
+        """Return the mailbox's entries."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class Way(Protocol):
+    """One way in and out. `session` is the session of the probe's agent that it leads to."""
+
+    name: str
+    session: str
+
+    def send(self, nonce: str) -> str | None:
+        """Send a message and return its id; None when it was not taken, and may be sent again."""
+        ...
+
+    def answers(self, message: str) -> list[str]:
+        """Return the distinct answers to a message that arrived, as text."""
+        ...
+
+
+class Local:
+    """The control socket and a mailbox."""
+
+    name = "local"
+    session = "probe"
+
+    def __init__(self, connect: Callable[[], Caller]) -> None:
+        self._connect = connect
+
+    def send(self, nonce: str) -> str | None:
+        """Send over the control socket. Raise what the client raises."""
+        address = {"channel_type": "local", "platform_id": AGENT}
+        message = {"agent": AGENT, "session": self.session, "content": {"text": nonce}, "address": address}
+        client = self._connect()
+        try:
+            return str(client.accept(message)["message_id"])
+        finally:
+            client.close()
+
+    def answers(self, message: str) -> list[str]:
+        """Read the mailbox."""
+        client = self._connect()
+        try:
+            return [str(one.content) for one in client.read_mailbox(AGENT, 0, 1000) if one.in_reply_to == message]
+        except Exception:  # noqa: BLE001 - the daemon is starting, or ended: the probe's deadline decides
+            return []
+        finally:
+            client.close()
+
+
+class Webhook:
+    """A hook of the probe's daemon, and the receiver of its answers on a loopback port. Close it."""
+
+    name = "webhook"
+    session = "hook"
+
+    def __init__(self) -> None:
+        self._secret, self._reply_secret = secrets.token_hex(16), secrets.token_hex(16)
+        self._port = _free_port()
+        self._received: dict[str, tuple[str, str]] = {}  # {idempotency key: (message, body)}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._receive))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="probe's receiver", daemon=True)
+        self._thread.start()
+        self.forged = 0  # posts whose signature was wrong
+
+    def configuration(self) -> list[str]:
+        """Return the lines of clawbus.toml that define the hook."""
+        receiver = f"http://127.0.0.1:{self._server.server_port}/answers"
+        return [
+            "[channels.webhook]", f'listen = "127.0.0.1:{self._port}"',
+            f"[channels.webhook.hooks.{_HOOK}]", f'agent = "{AGENT}"', f'session = "{self.session}"', 'kind = "chat"',
+            f'secret = "{self._secret}"', f'reply_url = "{receiver}"', f'reply_secret = "{self._reply_secret}"',
+        ]  # fmt: skip
+
+    def send(self, nonce: str) -> str | None:
+        """Post a signed request. The nonce is its id, so a repetition is a duplicate."""
+        path, at, body = f"/hooks/{_HOOK}", str(int(time.time())), nonce.encode()
+        signed = f"{at}\n{path}\n{nonce}\n".encode() + body
+        headers = {
+            "content-type": "text/plain", "x-clawbus-id": nonce, "x-clawbus-timestamp": at,
+            "x-clawbus-signature": _signature(self._secret, signed),
+        }  # fmt: skip
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_CALL_S)
+        try:
+            connection.request("POST", path, body, headers)
+            with connection.getresponse() as response:
+                response.read(_MOST_BODY)
+                return nonce if response.status == http.HTTPStatus.ACCEPTED else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def answers(self, message: str) -> list[str]:
+        """Return what was posted. Two posts with one idempotency key are one answer, as for every receiver."""
+        return [body for about, body in list(self._received.values()) if about == message]
+
+    def _receive(self, headers: Mapping[str, str], body: bytes) -> bool:
+        """Keep an answer. Return whether it is accepted."""
+        signed = headers.get("x-clawbus-timestamp", "").encode("latin-1", "replace") + b"." + body
+        if not hmac.compare_digest(_signature(self._reply_secret, signed), headers.get("x-clawbus-signature", "")):
+            self.forged += 1
+            return False
+        if len(self._received) < _MOST_POSTS:
+            text = body.decode("utf-8", "replace")
+            self._received[headers.get("idempotency-key", "")] = (str(json.loads(text).get("in_reply_to")), text)
+        return True
+
+    def close(self) -> None:
+        """End the receiver."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(_CALL_S)
+
+
+def _handler(receive: Callable[[Mapping[str, str], bytes], bool]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            """Read one answer and pass it on."""
+            accepted = False
+            with suppress(ValueError, AttributeError):
+                size = min(_MOST_BODY, int(self.headers.get("content-length", "0")))
+                accepted = receive({name.lower(): value for name, value in self.headers.items()}, self.rfile.read(size))
+            self.send_response(200 if accepted else 401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            """Write nothing."""
+
+    return Handler
+
+
+def _signature(secret: str, signed: bytes) -> str:
+    return f"sha256={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"
+
+
+def _free_port() -> int:
+    """Return a loopback port that nothing listens on now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
