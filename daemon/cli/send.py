@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,6 +23,7 @@ from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, inter
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, addressed
 from daemon.cli.notes import LOOK_S
+from daemon.cli.patience import insist
 from daemon.cli.same_place import operand
 from daemon.cli.send_later import AtOption, EveryOption, ZoneOption, due_at, refuse_beside_every, send_every
 from daemon.cli.send_place import (
@@ -37,7 +38,7 @@ from daemon.cli.send_place import (
 from daemon.cli.standard_input import read_text, with_words
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.command_words import two_words
-from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError, NotListeningError
+from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError
 from daemon.core.waiting import what_it_waits_for
 from schema.errors import ClawbusError
 from schema.ids import check_message_id, new_id
@@ -48,10 +49,6 @@ if TYPE_CHECKING:
 
     from daemon.api.client import ControlClient
     from daemon.store.mailbox import MailboxEntry
-
-_HAND_OVER_S: Final = 10.0
-_HAND_OVER_LOOK_S: Final = 0.1
-
 
 SessionOption = Annotated[
     str | None,
@@ -211,7 +208,7 @@ def _send_and_wait(
     }
     try:
         with invocation.client() as client:
-            accepted = _accept(invocation, client, message)
+            accepted = insist(invocation, lambda: client.accept(message))
             known |= {**accepted, "accepted": True, "mailbox": _mailbox_of(accepted, mailbox)}
             if message["process_after"] is not None and not accepted.get("duplicate"):
                 known["due_at"] = message["process_after"]
@@ -229,24 +226,6 @@ def _send_and_wait(
         problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
         return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
     return _answered(known, answer, wait, why)
-
-
-def _accept(invocation: Invocation, client: ControlClient, message: dict[str, Any]) -> dict[str, Any]:
-    """Have the message accepted. A daemon that is starting, and a hand-over between slots, answer soon: try again for a while.
-
-    The message has its id, so an attempt whose answer was lost stores it no second time.
-    """
-    clock = SystemClock()
-    deadline = clock.monotonic() + _HAND_OVER_S
-    while True:
-        try:
-            return client.accept(message)
-        except (NotListeningError, LostAnswerError) as error:
-            starting = isinstance(error, NotListeningError) and invocation.silent_daemon() is not None
-            hand_over = (invocation.place.data_dir / "deploy" / "state.json").exists()
-            if clock.monotonic() > deadline or not (starting or hand_over):
-                raise
-            time.sleep(_HAND_OVER_LOOK_S)
 
 
 def _expiry(not_after: str | None, expires_in: str | None, due: int | None) -> int | None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from daemon.cli.attached_files import read_files
-from daemon.cli.envelope import NextAction, Outcome, Problem
+from daemon.cli.envelope import NextAction, Outcome, Problem, problem_of
 from daemon.cli.invocation import Invocation
+from daemon.cli.patience import insist
 from daemon.cli.same_place import operand
 from daemon.core.clock import SystemClock
+from daemon.core.errors import DaemonSilentError, LostAnswerError
 from schema.ids import new_id
 
 if TYPE_CHECKING:
@@ -46,14 +48,19 @@ def send_to_place(invocation: Invocation, text: str, event: LocalEvent) -> Outco
     """Send the event, and show which agents it reached. If it reached none, fail with each reason."""
     identity = event.message_id or new_id(SystemClock().now_ms())
     files = {"files": read_files(event.files, invocation.config)} if event.files else {}
+    said = {
+        "id": identity, "place": event.place, "text": text, "thread": event.thread, "sender": event.sender,
+        "mention": event.mention, "direct": event.direct, "not_after": event.not_after, **files,
+    }  # fmt: skip
     with invocation.client() as client:
-        done = client.event(
-            {
-                "id": identity, "place": event.place, "text": text, "thread": event.thread, "sender": event.sender,
-                "mention": event.mention, "direct": event.direct, "not_after": event.not_after,
-                **files,
-            }
-        )  # fmt: skip
+        try:
+            done = insist(invocation, lambda: client.event(said))
+        except (DaemonSilentError, LostAnswerError) as error:
+            problem = problem_of(error)
+            message = (
+                f"{problem.message.rstrip('.')}; event {identity} may have been accepted: send it again with this --id."
+            )
+            return Outcome({"event": identity, "place": event.place}, problem=replace(problem, message=message))
     result = {"event": identity, "place": event.place, **done}
     steps = (NextAction(f"clawbus mailbox {operand(event.place)}", "read the answers"),)
     if not done["messages"]:
