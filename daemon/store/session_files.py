@@ -87,14 +87,14 @@ class SessionFiles:
         return size == 0
 
     def prepare_outbound(self) -> None:
-        """Create outbound.db with its tables, and `outbox/`, if they are missing. Call it only while no container runs.
+        """Create outbound.db with its tables, and the folders that a container needs, if they are missing. Call it only while no container runs.
 
         Other runners may expect the tables at their start. The file is created outside `out/` and moved there, so that a crash
         leaves no file or a complete one. Raise StorageError or HostileFileError.
         """
         target, draft = self.folder.outbound_db, self.folder.root / f"{OUTBOUND_DB}.new"
         try:
-            self._make_outbox()
+            self._make_folders()
             if _holds_something(target) or self.has_journal():
                 return
             for leftover in (draft, draft.with_name(f"{draft.name}-journal")):
@@ -121,7 +121,15 @@ class SessionFiles:
         except OSError as error:
             raise host_error(error, f"{home} cannot be made") from error
 
-    def _make_outbox(self) -> None:
+    def _make_folders(self) -> None:
+        """Make `out/` and `logs/` again where they were removed, which loses what was in them, and `out/outbox/`."""
+        with suppress(FileExistsError):
+            self.folder.logs.mkdir(mode=0o700)
+        if not os.path.lexists(self.folder.outbox):
+            self.folder.outbox.mkdir(mode=0o755)
+            self.folder.outbox.chmod(0o755)
+            if self._owner is not None:
+                os.chown(self.folder.outbox, *self._owner, follow_symlinks=False)
         folder = self.folder.outbox / OUTBOX_FILES
         if os.path.lexists(folder):  # it belongs to the container, whatever the container made of it
             return

@@ -1,5 +1,6 @@
 """What a session's files hold before its first container: outbound.db with its tables, whole or not at all."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -32,6 +33,15 @@ def test_the_tables_are_there_and_nothing_else_is_left(files: SessionFiles) -> N
     assert (files.folder.outbox / "outbox").is_dir()
     assert {path.name for path in files.folder.root.iterdir()} == {"in", "out", "logs"}
     assert {path.name for path in files.folder.outbox.iterdir()} == {"outbound.db", "outbox"}
+
+
+def test_a_folder_that_somebody_removed_keeps_no_session_from_its_next_container(files: SessionFiles) -> None:
+    files.prepare_outbound()
+    shutil.rmtree(files.folder.outbox)
+    shutil.rmtree(files.folder.logs)
+    files.prepare_outbound()
+    assert set(OUTBOUND_TABLES) <= tables(files.folder.outbound_db)
+    assert (files.folder.outbox.stat().st_mode & 0o777, files.folder.logs.stat().st_mode & 0o777) == (0o755, 0o700)
 
 
 def test_a_session_of_an_earlier_version_gets_its_home_at_the_next_start(files: SessionFiles) -> None:
