@@ -96,7 +96,7 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
         "help": Entry(
             "show_help",
             "More",
-            "Show what a command is for, its options and an example; or what a code or a state means and what to do.",
+            "Show what a command is for, its options and an example; or what a code, state or log event means.",
         ),
         "completion": Entry(
             "completion",

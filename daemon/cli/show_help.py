@@ -1,8 +1,9 @@
-"""`clawbus help [COMMAND]`: what `--help` prints, for a command that is named in words; or what a code or a state means."""
+"""`clawbus help [COMMAND]`: what `--help` prints, for a command that is named in words; or what a code, a state or a log event means."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib import resources
@@ -26,12 +27,12 @@ def help_(
     command: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[COMMAND]...", help="The command's words, or a code or state; none for the list of all."
+            metavar="[COMMAND]...", help="A command's words, or a code, state or log event; none for the list of all."
         ),
     ] = None,
     man: Annotated[bool, typer.Option("--man", help="The manual page of all commands, for `man -l -`.")] = False,
 ) -> Outcome:
-    """Show what a command is for, its options and an example; or what a code or a state means and what to do.
+    """Show what a command is for, its options and an example; or what a code, state or log event means.
 
     Use it to find a command, or after an error. Every command also takes `--help`.
 
@@ -41,6 +42,7 @@ def help_(
       clawbus help session show
       clawbus help DELIVERY_PERMANENT
       clawbus help backing_off
+      clawbus help container_stuck
       clawbus help --man | man -l -
     """
     from importlib import metadata  # noqa: PLC0415
@@ -62,17 +64,36 @@ def every_help(context: Any) -> Iterator[tuple[str, str]]:
 
 
 def _explained(word: str, commands: Iterable[str]) -> Outcome:
-    """Return what a code or a state means. Raise a usage error for an unknown word."""
-    text = resources.files("daemon.cli").joinpath("error_codes.json").read_text(encoding="utf-8")
-    codes = cast("dict[str, list[str]]", json.loads(text))
-    code = word.upper().replace("-", "_")
-    if code not in codes:
-        close = get_close_matches(word.lower(), list(commands)) or get_close_matches(code, list(codes), cutoff=0.7)
+    """Return what a code, a state or a log event means. Raise a usage error for an unknown word."""
+    codes = cast("dict[str, list[str]]", json.loads(_text("error_codes.json")))
+    events = log_events()
+    code, event = word.upper().replace("-", "_"), word.lower()
+    if code not in codes and event not in events:
+        close = get_close_matches(word.lower(), [*commands, *events]) or get_close_matches(
+            code, list(codes), cutoff=0.7
+        )
         meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else " docs/error-codes.md lists the codes."
-        raise typer.BadParameter(f"there is no command and no code {word!r}.{meant}")
-    what, hint = codes[code]
-    shown = f"{code}: {what}" + (f"\nfix: {hint}" if hint else "")
-    return Outcome({"code": code, "what": what, "hint": hint}, text=shown)
+        raise typer.BadParameter(f"there is no command, code or log event {word!r}.{meant}")
+    what, hint = codes.get(code, ("", ""))
+    names, meaning = events.get(event, ("", ""))
+    lines = [
+        f"{code}: {what}" if what else "",
+        f"fix: {hint}" if hint else "",
+        f"{names} (log): {meaning}" if names else "",
+    ]
+    result = {"code": code if what else event, "what": what or meaning, "hint": hint}
+    return Outcome({**result, "log_event": meaning} if names else result, text="\n".join(filter(None, lines)))
+
+
+def log_events() -> dict[str, tuple[str, str]]:
+    """Return for each log event the events that are explained with it, itself included, and the explanation."""
+    areas = cast("dict[str, dict[str, str]]", tomllib.loads(_text("log_events.toml")))
+    rows = [row for area in areas.values() for row in area.items()]
+    return {event: (names, meaning) for names, meaning in rows for event in names.split(", ")}
+
+
+def _text(name: str) -> str:
+    return resources.files("daemon.cli").joinpath(name).read_text(encoding="utf-8")
 
 
 def _context_of(context: Any, words: list[str]) -> Any:

@@ -1,6 +1,5 @@
-"""The table of commands in docs/cli.md, made from their help. `python -m tests.docs.cli_table` rewrites it."""
+"""The table of commands in docs/cli.md, made from their summaries. `python -m tests.docs.cli_table` rewrites it."""
 
-import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +12,6 @@ END: Final = "<!-- /commands -->"
 GLOBAL: Final = frozenset(
     {"--json", "--no-json", "--pretty", "--output", "-o", "--config", "--data", "--debug", "--help", "-h"}
 )
-SHARED: Final = frozenset({"--agent", "--session", "--since", "--limit", "--reason"})  # the page explains them once
 
 
 def leaves() -> dict[str, Any]:
@@ -27,37 +25,17 @@ def leaves() -> dict[str, Any]:
 
 
 def table() -> str:
-    """Return one table in Markdown for each section of `clawbus --help`: commands with arguments, sentence and options."""
+    """Return one table in Markdown for each section of `clawbus --help`: commands, those below them, and what they are for."""
+    root: Any = command_tree()
     lines: list[str] = []
     section = ""
-    for path, command in leaves().items():
-        if (own := COMMANDS[path.partition(" ")[0]].section) != section:
-            section = own
-            lines += ["", f"### {section}", "", "| command | what it does, its options |", "| --- | --- |"]
-        lines.append(f"| `{usage(path, command)}` | {what(command)} |")
+    for name, entry in COMMANDS.items():
+        if entry.section != section:
+            section = entry.section
+            lines += ["", f"### {section}", "", "| command | what it is for |", "| --- | --- |"]
+        below = ", ".join(getattr(root.commands[name], "commands", ()))
+        lines.append(f"| `{name}` {below} | {entry.summary.rstrip('.')} |".replace("  ", " "))
     return "\n".join([*lines[1:], ""])
-
-
-def usage(path: str, command: Any) -> str:
-    """Return the command's path and the names of its arguments, in brackets where they may be left out."""
-    names = [
-        (parameter.metavar or parameter.name.upper(), parameter.required)
-        for parameter in command.params
-        if parameter.param_type_name == "argument"
-    ]
-    return " ".join([path, *(name if required or name[0] == "[" else f"[{name}]" for name, required in names)])
-
-
-def what(command: Any) -> str:
-    """Return the first sentence of the help, and the long names of its options, without the shared ones."""
-    paragraph = " ".join((command.help or "").partition("\n\n")[0].split())
-    sentence = re.split(r"(?<=\.) (?=[A-Z`])", paragraph, maxsplit=1)[0]
-    own = [
-        f"`{parameter.opts[0]}`"
-        for parameter in command.params
-        if parameter.param_type_name == "option" and parameter.opts[0] not in GLOBAL | SHARED
-    ]
-    return " ".join([sentence, *own]).replace("|", "\\|")
 
 
 def with_table(page: str) -> str:

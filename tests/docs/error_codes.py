@@ -1,4 +1,4 @@
-"""The table of error codes in docs/error-codes.md and what `clawbus help CODE` says, made from the error classes and the pages.
+"""The list of error codes in docs/error-codes.md and what `clawbus help CODE` says, made from the error classes and the pages.
 
 `python -m tests.docs.error_codes` rewrites both.
 """
@@ -22,6 +22,17 @@ PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "error-codes.md"
 DATA: Final = PAGE.parents[1] / "daemon" / "cli" / "error_codes.json"
 # Other tables of codes: the column of what to do is the last of three.
 TABLES: Final = ("error-codes.md", "findings.md", "routing.md", "reference.md")
+AREAS: Final = (  # the beginning of a module's name, and what its codes are about
+    ("daemon.core.errors", "Messages, people, channels, the daemon"),
+    ("schema.", "Files and the host"),
+    ("daemon.core.repair_errors", "Repairs and backups"),
+    ("container_runner.providers.acp", "Agents over ACP"),
+    ("container_runner.", "Agents and their runner"),
+    ("daemon.channels.", "Answers to webhooks"),
+    ("daemon.egress.", "The gate"),
+    ("daemon.core.deploy_errors", "Releases and deploys"),
+    ("daemon.inngest.", "`clawbus inngest`"),
+)
 BEGIN: Final = "<!-- error-codes -->\n"
 END: Final = "<!-- /error-codes -->"
 _CELL: Final = r" ((?:[^|\n]|\\\|)+) \|"
@@ -60,9 +71,17 @@ def explained() -> dict[str, tuple[str, str]]:
 
 
 def table() -> str:
-    """Return the table in Markdown, without what to do: every error prints its own hint, which knows the case."""
-    rows = [f"| `{code}` | {cell(first_sentence(what))} |" for code, (what, _) in explained().items()]
-    return "\n".join(["| code | what happened |", "| --- | --- |", *rows]) + "\n"
+    """Return the codes in Markdown, a line for each area. `clawbus help CODE` has the texts."""
+    codes: dict[str, set[str]] = {}
+    for one in error_classes():
+        codes.setdefault(next(title for module, title in AREAS if one.__module__.startswith(module)), set()).add(
+            one.code
+        )
+    titles = dict.fromkeys(title for _, title in AREAS)
+    return (
+        "\n\n".join(f"**{title}**: {', '.join(f'`{code}`' for code in sorted(codes[title]))}." for title in titles)
+        + "\n"
+    )
 
 
 def data(page: str) -> str:
@@ -93,16 +112,6 @@ def sentence(cell: str) -> str:
     text = re.sub(r"\[([^]]+)\]\((\w[\w-]*\.md)[^)]*\)", r"\1 (docs/\2)", cell.strip())
     text = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", text).replace("\\|", "|")
     return f"{text[0].upper()}{text[1:]}".rstrip(".") + "." if text and text != "nothing" else ""
-
-
-def first_sentence(text: str) -> str:
-    """Return the text up to the first full stop that a capital follows, without that stop."""
-    return re.split(r"\.(?: (?=[A-Z`])|$)", text, maxsplit=1)[0]
-
-
-def cell(text: str) -> str:
-    """Return a text as it may stand in a table's cell."""
-    return text.replace("|", "\\|")
 
 
 def with_table(page: str) -> str:

@@ -1,4 +1,4 @@
-"""docs/log-events.md has every log event, docs/error-codes.md every error code, and neither has one that does not exist."""
+"""Every log event and every error code is explained and listed in the pages, and none that does not exist."""
 
 import ast
 import re
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from schema.errors import ClawbusError
+from tests.docs import log_events
 from tests.docs.error_codes import BEGIN, DATA, END, PAGE, data, error_classes, with_table
+from tests.docs.test_readme import test_every_named_command_is_one
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-EVENTS: Final = ROOT / "docs" / "log-events.md"
 LEVELS: Final = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 
 
@@ -34,16 +35,10 @@ def logged_events(tree: ast.AST) -> Iterator[str]:
                 pass
 
 
-def told_events() -> set[str]:
-    """The events in the first cells of the page's tables."""
-    cells = re.findall(r"^\| (`[^|]*`) \|", EVENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {event for cell in cells for event in re.findall(r"`([a-z_.]+)`", cell)}
-
-
 def test_every_logged_event_is_told() -> None:
     logged = {event for tree in sources() for event in logged_events(tree)}
     assert len(logged) > 50, "the search for log calls has gone blind"
-    assert sorted(logged - told_events()) == [], "add a row to docs/log-events.md"
+    assert sorted(logged - set(log_events.names())) == [], "add it to daemon/cli/log_events.toml"
 
 
 def test_no_event_is_told_that_nothing_logs() -> None:
@@ -53,7 +48,22 @@ def test_no_event_is_told_that_nothing_logs() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    assert sorted(told_events() - literals) == []
+    assert sorted(set(log_events.names()) - literals) == []
+    assert len(set(log_events.names())) == len(log_events.names())
+
+
+def test_the_page_lists_every_event() -> None:
+    page = log_events.PAGE.read_text(encoding="utf-8")
+    assert page == log_events.with_table(page), "run: python -m tests.docs.log_events"
+
+
+def test_what_is_said_about_events_is_a_sentence_and_names_commands_that_exist() -> None:
+    meanings = [meaning for rows in log_events.EVENTS.values() for meaning in rows.values()]
+    assert [one for one in meanings if not one[0].isupper() or one[-1] not in ".?)"] == []
+    calls = [call for one in meanings for call in re.findall(r"`(clawbus [a-z][^`]*)`", one)]
+    assert calls
+    for call in calls:
+        test_every_named_command_is_one("log_events.toml", call)
 
 
 def test_event_names_are_names() -> None:
@@ -67,7 +77,7 @@ def test_every_error_code_is_told() -> None:
     assert page() == with_table(page()), "run: python -m tests.docs.error_codes"
     assert DATA.read_text(encoding="utf-8") == data(page()), "run: python -m tests.docs.error_codes"
     table = page().partition(BEGIN)[2].partition(END)[0]
-    assert {one.code for one in error_classes()} == set(re.findall(r"^\| `([A-Z0-9_]+)` \|", table, flags=re.MULTILINE))
+    assert {one.code for one in error_classes()} == set(re.findall(r"`([A-Z0-9_]+)`", table))
 
 
 def test_every_error_says_what_to_do() -> None:
