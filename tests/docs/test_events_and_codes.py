@@ -59,7 +59,7 @@ def test_the_page_lists_every_event() -> None:
 
 def test_what_is_said_about_events_is_a_sentence_and_names_commands_that_exist() -> None:
     meanings = [meaning for rows in log_events.EVENTS.values() for meaning in rows.values()]
-    assert [one for one in meanings if not one[0].isupper() or one[-1] not in ".?)"] == []
+    assert [one for one in meanings if one[0].islower() or one[-1] not in ".?)`"] == []
     calls = [call for one in meanings for call in re.findall(r"`(clawbus [a-z][^`]*)`", one)]
     assert calls
     for call in calls:
