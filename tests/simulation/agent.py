@@ -51,13 +51,13 @@ class SimProvider:
                 world.put_off[message.id] += 1
                 world.fault("agent_later", self._container)
                 raise TurnDeferredError("busy", after_s=world.rng.choice((None, 0.0, 1.0, 30.0)))
+        await self._plan_ahead(turn, progress)
         if world.chance(world.faults.agent):
             await self._go_wrong(progress)
         else:
             await anyio.sleep(world.rng.expovariate(2.0))
         if self._asks.random() < 0.25:
             await self._ask(turn, progress)
-        await self._plan_ahead(turn, progress)
         seen = list(turn.messages)
         if self.accepts_follow_ups and world.chance(0.5):
             with anyio.move_on_after(world.between(0.1, 5.0)):
