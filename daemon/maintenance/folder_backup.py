@@ -124,9 +124,9 @@ def _copies(
         if small is not None:
             yield small
     # Before the sessions: a session that is made meanwhile is found by its folder at the restored daemon's start.
-    for path, role in ((layout.central_db, Role.CENTRAL), (layout.mailbox_db, Role.MAILBOX)):
-        if path.is_file():
-            yield _database(path, into / path.name, path.name, role, owner=owner)
+    if layout.central_db.is_file():
+        name = layout.central_db.name
+        yield _database(layout.central_db, into / name, name, Role.CENTRAL, owner=owner)
     for agent in sorted(layout.agents_dir.iterdir()) if layout.agents_dir.is_dir() else ():
         relative = f"agents/{agent.name}"
         yield from copy_tree(agent, into / relative, relative, max_bytes=limits.max_bytes, max_files=limits.max_files)
@@ -135,6 +135,11 @@ def _copies(
         tell(str(key), number, len(keys))
         yield from _session(layout, key, into, limits, owner=owner)
         found.sessions += 1
+    # After the sessions: of an answer that arrives meanwhile the copy has the entry without its receipt, and the restored
+    # daemon's repetition is recognised. The other way round it would be lost.
+    if layout.mailbox_db.is_file():
+        name = layout.mailbox_db.name
+        yield _database(layout.mailbox_db, into / name, name, Role.MAILBOX, owner=owner)
     tell("done", len(keys), len(keys))
 
 

@@ -6,7 +6,9 @@ from typing import Final
 from daemon.maintenance.folder_backup import FolderLimits, back_up_folder
 from daemon.maintenance.folder_restore import restore_folder
 from daemon.store.data_folder import DataFolder
+from daemon.store.mailbox import Mailbox, NewEntry
 from daemon.store.registry import Registry
+from daemon.store.session_files import SessionFiles
 from schema.connect import ReadLimits
 
 NOW: Final = 1_763_000_000_000
@@ -30,3 +32,22 @@ def test_two_restores_within_one_second_move_what_was_there_aside_twice(tmp_path
         ["since 0"], ["since 1"], ["since 2"],
     ]  # fmt: skip
     assert (data / "central.db").is_file()
+
+
+def test_an_answer_that_arrives_during_a_backup_is_in_its_mailbox(tmp_path: Path) -> None:
+    """Its receipt may be in the session's copy, so that nothing would send it again."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        mailbox = Mailbox(folder.mailbox_db)
+        mailbox.prepare()
+        SessionFiles(folder.sessions_dir / "a" / "s", ReadLimits()).create()
+        arrived: list[int] = []
+
+        def arrives(what: str, _done: int, _total: int) -> None:
+            if what == "a/s":
+                arrived.append(mailbox.put(NewEntry("cli", "o1", "a", "s", None, "chat", None, "{}", NOW)))
+
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, arrives, owner=True)
+    assert arrived
+    assert [one.cursor for one in Mailbox(backup / "mailbox.db").read("cli", 0, 10)] == arrived
