@@ -24,7 +24,7 @@ from tests.conftest import base_image_name
 # After the time is over a part may take this long to heal, to count and to take its containers away.
 _GRACE_S: Final = 420.0
 _ROWS: Final = (
-    "seeds", "steps", "sigkills", "kills", "freezes", "dockerd_restarts", "files", "accepted", "answered",
+    "seeds", "steps", "sigkills", "kills", "freezes", "dockerd_restarts", "files", "accepted", "answered", "questions",
     "dead_lettered", "repeated_in_doubt", "lost", "double_receipts", "trials", "fired", "seconds", "failed", "skipped",
 )  # fmt: skip
 

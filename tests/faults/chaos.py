@@ -178,6 +178,7 @@ class Chaos:
             time.sleep(0.2)
         else:
             self.report.problems.append(f"it is not at rest {patience_s:g} s after the last blow")
+        self._load.person.stop()
         self._daemon.end_quietly()
         self._daemon.end_agents()
         self.report.problems += data_folder_violations(self._daemon.data, at_rest=True)

@@ -26,6 +26,7 @@ import httpx
 from daemon.api.client import ControlClient
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 from schema.connect import open_reader
+from tests.faults.talk import Person, faults_of_talk
 
 MAILBOX: Final = {"channel_type": "local", "platform_id": "load"}
 HOOK: Final = {"channel_type": "webhook", "platform_id": "work"}
@@ -88,8 +89,11 @@ def receiver(seed: int, refuse: float = 0.05) -> Iterator[Receiver]:
 class Load:
     """Sends to the sessions in turn from threads of its own, `per_second` in all, until `stop`."""
 
-    def __init__(self, socket: Path, sessions: list[tuple[str, str]], *, per_second: float, threads: int = 3) -> None:
+    def __init__(
+        self, socket: Path, sessions: list[tuple[str, str]], *, per_second: float, person: Person, threads: int = 3
+    ) -> None:
         self._socket = socket
+        self.person = person
         self._sessions = sessions
         self._pause = threads / per_second
         self._over = threading.Event()
@@ -99,6 +103,7 @@ class Load:
         self._threads = [threading.Thread(target=self._send, args=(number, threads)) for number in range(threads)]
 
     def start(self) -> None:
+        self.person.start()
         for thread in self._threads:
             thread.start()
 
@@ -149,6 +154,7 @@ class Account:
 
     accepted: int = 0
     answered: int = 0
+    questions: int = 0
     dead: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])  # of the dead letters
     lost: list[str] = field(default_factory=list[str])
@@ -161,7 +167,8 @@ def account(data: Path, load: Load, posted: Receiver, doubts: list[tuple[float, 
     """Count. `doubts`: spans of monotonic time in which the daemon was killed or frozen. Nothing may run any more."""
     answers = _answers(data, posted)
     rows = {key: row for pair in {key[:2] for key in load.accepted} for key, row in _rows(data, *pair).items()}
-    found = Account(accepted=len(load.accepted))
+    found = Account(accepted=len(load.accepted), questions=load.person.questions)
+    found.lost, found.doubled = faults_of_talk(data, posted.bodies, load.person)
     for key, place in load.accepted.items():
         row, seen = rows.get(key), answers.get(key, set())
         found.tries += row["tries"] if row else 0
@@ -201,11 +208,11 @@ def _answers(data: Path, posted: Receiver) -> dict[Key, set[str]]:
     """Which outbound rows answered each message, at both ends."""
     found: dict[Key, set[str]] = defaultdict(set)
     with open_reader(data / "mailbox.db") as db:
-        for row in db.all("SELECT agent, session, message_out_id, in_reply_to, content FROM mailbox"):
+        for row in db.all("SELECT agent, session, message_out_id, in_reply_to, content FROM mailbox WHERE final = 1"):
             for message in _answered(row["in_reply_to"], json.loads(row["content"])):
                 found[row["agent"], row["session"], message].add(row["message_out_id"])
     for body in posted.bodies.values():
-        for message in _answered(body["in_reply_to"], body["content"]):
+        for message in _answered(body["in_reply_to"], body["content"]) if body["final"] else ():
             found[body["agent"], body["session"], message].add(body["id"])
     return found
 

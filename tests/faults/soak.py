@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tests.faults.chaos import ANY, CONFIG, SOAK_BLOWS, SOAK_DOCKER_BLOWS, Chaos, Goal, Report
-from tests.faults.load import Load, receiver
+from tests.faults.load import HOOK, MAILBOX, Load, Receiver, receiver
+from tests.faults.talk import AGENT, TABLE, Person
 from tests.faults.victims import DockerVictims, ProcessVictims
 from tests.support.agent_image import agent_image
 from tests.support.daemon import RealDaemon
@@ -43,9 +44,8 @@ def process_chaos(
     with receiver(seed) as posted, contextlib.ExitStack() as stack:
         daemon = RealDaemon()
         stack.callback(daemon.close)
-        daemon.configure(CONFIG.format(kind="process", image="unused", port=free_port(), url=posted.url))
-        names = [(("echo", "shell")[number % 2], f"s{number}") for number in range(sessions)]
-        load = Load(daemon.socket, names, per_second=per_second)
+        daemon.configure(CONFIG.format(kind="process", image="unused", port=free_port(), url=posted.url) + TABLE)
+        load = _load(daemon, posted, seed, sessions, per_second)
         chaos = Chaos(daemon, ProcessVictims(daemon), load, posted, seed, more_blows=more_blows)
         try:
             chaos.run(seconds, over, goal)
@@ -67,9 +67,8 @@ def docker_chaos(
         stack.callback(daemon.close)
         environ = dict(os.environ) if dockerd is None else dockerd.environ
         daemon.environment = {name: value for name, value in environ.items() if name == "DOCKER_HOST"}
-        daemon.configure(CONFIG.format(kind="docker", image=image, port=free_port(), url=posted.url))
-        names = [(("echo", "shell")[number % 2], f"s{number}") for number in range(sessions)]
-        load = Load(daemon.socket, names, per_second=per_second)
+        daemon.configure(CONFIG.format(kind="docker", image=image, port=free_port(), url=posted.url) + TABLE)
+        load = _load(daemon, posted, seed, sessions, per_second)
         chaos = Chaos(
             daemon, DockerVictims(daemon, environ), load, posted, seed, pause_s=pause_s, dockerd=dockerd,
             more_blows=more_blows,
@@ -80,6 +79,13 @@ def docker_chaos(
         except AssertionError as error:
             chaos.report.problems.append(str(error))
         return chaos.report
+
+
+def _load(daemon: RealDaemon, posted: Receiver, seed: int, sessions: int, per_second: float) -> Load:
+    """Send to all three agents in turn; a person answers what one of them asks."""
+    names = [(("echo", "shell", AGENT)[number % 3], f"s{number}") for number in range(sessions)]
+    person = Person(daemon.socket, posted.bodies, MAILBOX["platform_id"], HOOK, seed)
+    return Load(daemon.socket, names, per_second=per_second, person=person)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "dockerd_restarts": report.dockerd_restarts,
         "accepted": report.account.accepted,
         "answered": report.account.answered,
+        "questions": report.account.questions,
         "dead_lettered": report.account.dead,
         "reasons": dict(report.account.reasons),
         "tries": report.account.tries,
