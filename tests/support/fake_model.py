@@ -1,9 +1,10 @@
-"""A model server on loopback for real agents: Anthropic Messages and OpenAI Responses, both streamed.
+"""A model server on loopback for real agents: Anthropic Messages, OpenAI Responses and Chat Completions, Gemini; streamed.
 
 A prompt with `RUN command` asks for the agent's shell tool once; any other is answered with the number of messages that
 it came with. It keeps each request's path and key.
 """
 
+import contextlib
 import json
 import re
 import threading
@@ -16,27 +17,54 @@ _RUN = re.compile(r"RUN ([^\"\\]+)")
 
 
 class FakeModel:
-    """What the server was asked: (path, key), in order."""
+    """What the server was asked: (path, key), in order. A prompt `SLOW` sets `slow` and waits for `go_on`."""
 
-    def __init__(self, port: int, asked: list[tuple[str, str]]) -> None:
-        self.port = port
-        self.asked = asked
+    def __init__(self) -> None:
+        self.port = 0
+        self.asked: list[tuple[str, str]] = []
+        self.slow = threading.Event()
+        self._going = threading.Event()
+
+    def go_on(self) -> None:
+        """Answer what waits, and forget that anything did."""
+        self._going.set()
+        self._going = threading.Event()
+        self.slow.clear()
+
+    def hold(self) -> None:
+        """Wait until `go_on`, or a minute."""
+        going = self._going
+        self.slow.set()
+        going.wait(60)
 
 
 @contextmanager
 def fake_model() -> Iterator[FakeModel]:
-    asked: list[tuple[str, str]] = []
+    model = FakeModel()
 
     class Model(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"{}")
-            asked.append((self.path, str(self.headers.get("x-api-key") or self.headers.get("authorization"))))
+            model.asked.append((self.path, next((key for name in _KEYS if (key := self.headers.get(name))), "none")))
+            path = self.path.partition("?")[0]
+            if path.endswith(":generateContent"):  # Gemini CLI asks beside the conversation which model to use
+                self.answer("application/json", [json.dumps(gemini_says({"text": _ROUTED}))])
+                return
+            form = next(made for end, made in _FORMS if path.endswith(end))
+            sent = [*form(body)]
+            if "SLOW" in json.dumps(newest(body)) and not model.slow.is_set():
+                model.hold()
+            names = [f"event: {one['type']}\n" if form in (anthropic, openai) else "" for one in sent]
+            parts = [f"{name}data: {json.dumps(one)}\n\n" for name, one in zip(names, sent, strict=True)]
+            self.answer("text/event-stream", [*parts, *(["data: [DONE]\n\n"] if form is chat else [])])
+
+        def answer(self, kind: str, parts: list[str]) -> None:
             self.send_response(200)
-            self.send_header("content-type", "text/event-stream")
+            self.send_header("content-type", kind)
             self.end_headers()
-            events = anthropic(body) if "/messages" in self.path else openai(body)
-            for event in events:
-                self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+            with contextlib.suppress(ConnectionError):  # whoever asked has gone
+                for part in parts:
+                    self.wfile.write(part.encode())
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
             """Say nothing."""
@@ -45,9 +73,16 @@ def fake_model() -> Iterator[FakeModel]:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield FakeModel(server.server_address[1], asked)
+            model.port = server.server_address[1]
+            yield model
         finally:
             server.shutdown()
+
+
+def newest(body: Mapping[str, Any]) -> object:
+    """The last entry that a request comes with."""
+    told = body.get("messages") or body.get("input") or body.get("contents") or [None]
+    return told[-1]
 
 
 def anthropic(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -85,3 +120,67 @@ def openai(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "response.output_text.delta", **at, "delta": text}
     yield {"type": "response.output_item.done", "output_index": 0, "item": item}
     yield {"type": "response.completed", "response": {"id": "r1", "output": [item], "usage": usage}}
+
+
+def chat(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Chat Completions (platform.openai.com/docs/api-reference/chat-streaming)."""
+    told = body["messages"]
+    wanted = _RUN.search(json.dumps(told)) if told[-1]["role"] == "user" else None
+    names = [one["function"]["name"] for one in body.get("tools", [])]
+    shell = next((name for name in names if name in _SHELLS), None)
+    delta: dict[str, Any] = {"role": "assistant", "content": f"{len(told)} messages"}
+    if wanted is not None and shell is not None:
+        function = {
+            "name": shell,
+            "arguments": json.dumps({"command": wanted.group(1), "description": "asked for", "is_background": False}),
+        }
+        delta = {
+            "role": "assistant",
+            "tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": function}],
+        }
+    base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": body.get("model")}
+    yield {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    reason = "tool_calls" if "tool_calls" in delta else "stop"
+    yield {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+    yield {**base, "choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}}
+
+
+def gemini(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """streamGenerateContent (ai.google.dev/api/generate-content)."""
+    told = body["contents"]
+    last = json.dumps(told[-1])
+    wanted = _RUN.search(json.dumps(told)) if "functionResponse" not in last and body.get("tools") else None
+    part: dict[str, Any] = {"text": f"{len(told)} messages"}
+    if wanted is not None:
+        part = {
+            "functionCall": {
+                "name": "run_shell_command",
+                "args": {"command": wanted.group(1), "description": "asked for"},
+            }
+        }
+    yield gemini_says(part)
+
+
+def gemini_says(part: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer of one part."""
+    usage = {"promptTokenCount": 12, "candidatesTokenCount": 3, "totalTokenCount": 15}
+    return {
+        "candidates": [{"index": 0, "content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}],
+        "usageMetadata": usage,
+    }
+
+
+_KEYS = ("x-api-key", "x-goog-api-key", "authorization")
+_ROUTED = json.dumps(
+    {
+        "reasoning": "x",
+        "model_choice": "flash",
+        "complexity_reasoning": "x",
+        "complexity_score": 1,
+        "next_speaker": "user",
+    }
+)
+_SHELLS = ("bash", "run_shell_command", "terminal", "Bash")
+_FORMS = (
+    ("/messages", anthropic), ("/responses", openai), ("/chat/completions", chat), (":streamGenerateContent", gemini),
+)  # fmt: skip
