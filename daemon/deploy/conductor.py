@@ -319,7 +319,11 @@ class Conductor:
         """Write the one state that moves the work, then leave. A failed write leaves this slot serving."""
         limits = pace_limits(self._engine.health().pace, self._config.slow_s)
         state = cut_over(await self._read(), self._clock.now_ms(), limits)
-        await self._write(state)
+        try:
+            await self._write(state)
+        except (SlotStateError, StorageError):  # the file may have been replaced all the same
+            if (await self._insist(self._read)).serving == self._place.slot:
+                raise
         if state.deploy is not None:
             self._event(state.deploy, state.deploy.gate("cutover"))
         self._place.leave()

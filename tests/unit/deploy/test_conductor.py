@@ -350,6 +350,20 @@ async def test_a_full_disk_at_the_cutover_leaves_the_old_slot_serving(
     assert (state.serving, state.deploy.state, stage.left, stage.engine.held) == ("blue", "failed", False, False)
 
 
+async def test_a_cutover_that_is_written_and_reported_as_failed_is_done(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(data: Path, state: SlotState) -> None:
+        write_state(data, state)
+        if state.serving == "green":
+            raise SlotStateError("the folder cannot be synced: Input/output error.")
+
+    monkeypatch.setattr(module, "write_state", write)
+    state = await stage.deploy()
+    assert state.active is not None
+    assert (state.serving, stage.left, stage.engine.held) == ("green", True, True)
+
+
 def test_a_state_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
     path = state_path(tmp_path)
     path.parent.mkdir()
