@@ -8,7 +8,9 @@ TEXT = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_line_of_the_table_names_tests_that_are_there() -> None:
-    rows = re.findall(r"^\| (?!requirement|---)(.+?) \| (.+) \|$", TEXT.split("## Deploys, by requirement")[1], re.MULTILINE)
+    rows = re.findall(
+        r"^\| (?!requirement|---)(.+?) \| (.+) \|$", TEXT.split("## Deploys, by requirement")[1], re.MULTILINE
+    )
     assert len(rows) >= 16
     for requirement, tests in rows:
         named = re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`(?: \(([^)]*)\))?", tests)
