@@ -41,7 +41,7 @@ from daemon.egress.rules import Rules
 from daemon.egress.secrets import Secrets
 from daemon.egress.sockets import discard, gate_folder, listen_in
 from daemon.egress.upstream import GuardedBackend, Upstream
-from daemon.http.resolver import Resolver
+from daemon.http.resolver import Resolver, lookups_are_of
 from schema.errors import StorageError
 from schema.os_faults import typed_host_errors
 
@@ -201,6 +201,7 @@ class Gate:
 
     async def _serve(self, door: _Door, sock: socket.socket, slots: anyio.Semaphore) -> None:
         client = Client(sock, self._config.max_body_bytes)
+        lookups_are_of(door.key[0])
         try:
             try:
                 self._connections.acquire_nowait()

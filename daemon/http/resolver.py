@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,13 +24,23 @@ from daemon.core.clock import Clock
 HUNG_S: Final = 4.0  # a lookup that takes longer is not waited for by those who come later
 FAILED_S: Final = 1.0  # for so long a failure is the answer to everybody
 MAX_LOOKUPS: Final = 256  # threads; a name has one
+MAX_OF_ONE: Final = 64  # of them for one asker, such as an agent that may reach any name below a domain
+
+# For whom the present task looks up names; empty for the daemon itself.
+_asker: Final[ContextVar[str]] = ContextVar("asker", default="")
 
 GetAddrInfo = Callable[..., Sequence[tuple[Any, ...]]]
+
+
+def lookups_are_of(asker: str) -> None:
+    """Let the lookups of this task, and of those that it starts, count as this asker's."""
+    _asker.set(asker)
 
 
 @dataclass(slots=True)
 class _Lookup:
     began: float
+    asker: str
     done: anyio.Event = field(default_factory=anyio.Event)
     addresses: tuple[str, ...] = ()
     error: OSError | None = None
@@ -69,7 +80,10 @@ class Resolver:
         under_way = {name: one for name, one in self._lookups.items() if one.ended is None}
         if len(under_way) >= MAX_LOOKUPS:
             raise OSError(f"{len(under_way)} lookups of other names have not finished")
-        lookup = _Lookup(now)
+        asker = _asker.get()
+        if asker and sum(one.asker == asker for one in under_way.values()) >= MAX_OF_ONE:
+            raise OSError(f"{MAX_OF_ONE} lookups of other names for {asker} have not finished")
+        lookup = _Lookup(now, asker)
         loop = asyncio.get_running_loop()
 
         def finish(addresses: tuple[str, ...], error: OSError | None) -> None:

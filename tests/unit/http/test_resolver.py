@@ -100,6 +100,28 @@ async def test_more_names_than_threads_is_an_error_and_no_queue(
     assert await resolver.resolve("127.0.0.1") == ("127.0.0.1",)
 
 
+async def test_one_agent_s_names_that_hang_leave_threads_for_the_others(
+    names: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_OF_ONE", 3)
+    resolver = Resolver(MovedClock(), names)
+    refused: list[str] = []
+
+    async def hog() -> None:
+        module.lookups_are_of("hog")
+        for number in range(4):
+            with anyio.move_on_after(0):
+                try:
+                    await resolver.resolve(f"hung{number}.test")
+                except OSError as error:
+                    refused.append(str(error))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hog)
+    assert refused == ["3 lookups of other names for hog have not finished"]
+    assert await resolver.resolve("good.test") == ("127.0.0.1",)
+
+
 async def test_a_failure_is_remembered_for_a_moment_and_a_success_is_not(names: NameServer) -> None:
     clock = MovedClock()
     resolver = Resolver(clock, names)
