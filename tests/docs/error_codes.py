@@ -8,6 +8,7 @@ import inspect
 import json
 import pkgutil
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +21,10 @@ from schema.errors import ClawbusError
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "error-codes.md"
 DATA: Final = PAGE.parents[1] / "daemon" / "cli" / "error_codes.json"
-# Other tables of codes: the column of what to do is the last of three.
-TABLES: Final = ("error-codes.md", "findings.md", "routing.md", "reference.md")
+# Codes that no error class has, by area: what happened, and what to do.
+OTHERS: Final[dict[str, dict[str, list[str]]]] = tomllib.loads(
+    (PAGE.parents[1] / "daemon" / "cli" / "explained.toml").read_text(encoding="utf-8")
+)
 AREAS: Final = (  # the beginning of a module's name, and what its codes are about
     ("daemon.core.errors", "Messages, people, channels, the daemon"),
     ("schema.", "Files and the host"),
@@ -78,23 +81,22 @@ def table() -> str:
             one.code
         )
     titles = dict.fromkeys(title for _, title in AREAS)
-    return (
-        "\n\n".join(f"**{title}**: {', '.join(f'`{code}`' for code in sorted(codes[title]))}." for title in titles)
-        + "\n"
-    )
+    lists = [(title, sorted(codes[title])) for title in titles]
+    lists += [(title, [code for key in rows for code in key.split(", ")]) for title, rows in OTHERS.items()]
+    return "\n\n".join(f"**{title}**: {', '.join(f'`{code}`' for code in names)}." for title, names in lists) + "\n"
 
 
-def data(page: str) -> str:
-    """Return the JSON of `clawbus help CODE`: the classes' codes, then those of tables: this page's, findings, refusals, states."""
+def data() -> str:
+    """Return the JSON of `clawbus help CODE`: the classes' codes, those of explained.toml, refusals of routes, states."""
     classes = explained()
     found: dict[str, list[str]] = {code: list(texts) for code, texts in classes.items()}
-    _, _, rest = page.partition(END)
-    for text in (rest, *((PAGE.parent / name).read_text(encoding="utf-8") for name in TABLES[1:])):
-        for codes, what, hint in re.findall(_ROW, text, flags=re.MULTILINE):
-            for code in re.findall(r"[A-Z_]+", codes):
-                before = found.setdefault(code, [sentence(what), sentence(hint)])
-                if code not in classes and sentence(what) != before[0]:  # one code of answers and of events
-                    found[code] = [f"{before[0]} Or: {sentence(what)}", before[1] or sentence(hint)]
+    rows = [(key, *texts) for area in OTHERS.values() for key, texts in area.items()]
+    rows += re.findall(_ROW, (PAGE.parent / "routing.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for codes, what, hint in rows:
+        for code in re.findall(r"[A-Z_]+", codes):
+            before = found.setdefault(code, [sentence(what), sentence(hint)])
+            if code not in classes and sentence(what) != before[0]:  # one code of answers and of events
+                found[code] = [f"{before[0]} Or: {sentence(what)}", before[1] or sentence(hint)]
     for state, what, hint in states((PAGE.parent / "reference.md").read_text(encoding="utf-8")):
         found.setdefault(state.upper(), [sentence(what), sentence(hint)])
     return json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n"
@@ -123,4 +125,4 @@ def with_table(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    DATA.write_text(data(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    DATA.write_text(data(), encoding="utf-8")

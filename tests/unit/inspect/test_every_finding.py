@@ -1,4 +1,4 @@
-"""Every code that `doctor` can print: docs/findings.md has a row of it, and here is who tries that its repair ends it.
+"""Every code that `doctor` can print: daemon/cli/explained.toml explains it, and here is who tries that its repair ends it.
 
 A new code without a row here fails.
 """
@@ -6,7 +6,7 @@ A new code without a row here fails.
 from __future__ import annotations
 
 import ast
-import re
+import tomllib
 from pathlib import Path
 from typing import Final
 
@@ -102,12 +102,7 @@ def test_each_row_names_a_test_that_speaks_of_the_code() -> None:
         assert f'"{code}"' in (ROOT / where).read_text(encoding="utf-8"), (code, where)
 
 
-def test_the_operator_s_page_has_a_row_of_each_code() -> None:
-    page = (ROOT / "docs/findings.md").read_text(encoding="utf-8")
-    table = page.partition("## Codes")[2].partition("## The order of truth")[0]
-    told = [
-        code
-        for cell in re.findall(r"^\| (`[^|]*`) \|", table, flags=re.MULTILINE)
-        for code in re.findall(r"`(\w+)`", cell)
-    ]
+def test_each_code_is_explained_once() -> None:
+    text = (ROOT / "daemon/cli/explained.toml").read_text(encoding="utf-8")
+    told = [code for key in tomllib.loads(text)["Findings of `doctor`"] for code in key.split(", ")]
     assert sorted(told) == sorted(codes()), "each once"
