@@ -32,6 +32,7 @@ EXPECTED = {
         ("opendir", "out"), ("stat", "outbound.db"), ("stat", "outbound.db-wal"), ("stat", "mailbox.db"),
         ("mkdir", "in"), ("rename", "inbound.db"), ("rename", "*.json"), ("unlink", "inbound.db-journal"),
         ("fsync", "inbound.db"), ("fsync", "in"), ("read", "outbound.db"), ("write", "inbound.db"),
+        ("mkdir", ".partial"), ("fsync", "given.txt"), ("rename", "m*"), ("open", "made.txt"), ("fsync", "made.txt"),
         ("write", "inbound.db-journal"), ("lock", "inbound.db"), ("utime", ".bell"), ("write", "clawbus.log"),
     )),
     *(Site(RUNNER, operation, name) for operation, name in (
