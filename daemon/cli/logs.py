@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -43,6 +45,12 @@ def logs(
     level: Annotated[
         Literal["debug", "info", "warning", "error"], typer.Option("--level", help="Only of this level and above.")
     ] = "debug",
+    event: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--event", "-e", metavar="NAME", help="Only events of this name, such as container_*. Repeatable."
+        ),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The lines as they are in the file.")] = False,
     journal: Annotated[bool, typer.Option("--journal", help="From the systemd journal instead of the file.")] = False,
     unit: Annotated[
@@ -57,12 +65,14 @@ def logs(
     Example:
       clawbus logs -f --session echo/demo --level warning
       clawbus logs --agent echo --since 2h
+      clawbus logs --event 'container_*' --event spawn_failed
     """
     path = invocation.place.data_dir / "logs" / "clawbus.log"
     named = pair(session, None) if session is not None else None
     begun = since_of(since, SystemClock().now_ms())
     known_agent(invocation, agent)
-    wanted = _Wanted(EventFilter("/".join(named) if named is not None else None, message, level, agent, begun))
+    events = tuple(event or ())
+    wanted = _Wanted(EventFilter("/".join(named) if named is not None else None, message, level, agent, begun, events))
     try:
         found = _from_journal(unit, lines, wanted) if journal else last_lines(path, lines, wanted)
         if follow:
@@ -71,13 +81,29 @@ def logs(
         raise DataFolderError(f"{path} may not be read.", hint="Run this as the daemon's user.") from error
     if named is not None and not found and not session_path(invocation.place.data_dir / "sessions", *named).is_dir():
         raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log has nothing of one.")
+    if not found:
+        _known_events(events)
     if raw:
         for line in found:
             _write_raw(line)
         return Outcome(silent=True)
-    events = [parse_event(line) for line in found]
+    parsed = [parse_event(line) for line in found]
     place = {"source": "journal", "unit": unit} if journal else {"source": "files", "file": str(path)}
-    return Outcome({**place, "events": events}, lambda console: _print(console, events))
+    return Outcome({**place, "events": parsed}, lambda console: _print(console, parsed))
+
+
+def _known_events(patterns: tuple[str, ...]) -> None:
+    """Raise a usage error where a pattern matches no event that the daemon or a runner logs."""
+    if not patterns:
+        return
+    from daemon.cli.show_help import log_events  # noqa: PLC0415
+
+    known = list(log_events())
+    for one in patterns:
+        if not any(fnmatchcase(name, one) for name in known):
+            close = get_close_matches(one, known)
+            meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else " docs/log-events.md lists them."
+            raise typer.BadParameter(f"there is no log event {one!r}.{meant}")
 
 
 class _Wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -17,25 +18,31 @@ LEVELS: Final[Mapping[str, int]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """`session` is AGENT/SESSION, `since` epoch ms. An event without a level, or without a time, passes only where none is asked for."""
+    """`session` is AGENT/SESSION, `since` epoch ms, `events` patterns of names with `*` and `?`.
+
+    An event without a level, or without a time, passes only where none is asked for.
+    """
 
     session: str | None = None
     message: str | None = None
     level: str = "debug"
     agent: str | None = None
     since: int | None = None
+    events: tuple[str, ...] = ()
 
     @property
     def everything(self) -> bool:
         """Whether the filter is empty: then even a line that is not an event passes."""
         asked = (self.session, self.message, self.agent, self.since)
-        return all(one is None for one in asked) and LEVELS[self.level] <= LEVELS["debug"]
+        return not self.events and all(one is None for one in asked) and LEVELS[self.level] <= LEVELS["debug"]
 
     def wants(self, event: Mapping[str, Any]) -> bool:
         """Return whether this event is wanted."""
         if self.everything:
             return True
         if LEVELS.get(str(event.get("level")), 0) < LEVELS[self.level]:
+            return False
+        if self.events and not any(fnmatchcase(str(event.get("event")), one) for one in self.events):
             return False
         if self.session is not None and f"{event.get('agent')}/{event.get('session')}" != self.session:
             return False

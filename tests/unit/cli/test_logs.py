@@ -42,6 +42,15 @@ def test_filters_count_what_they_let_through(cli: CommandLine, log: Path) -> Non
     assert names(cli("logs", "--level", "error").result) == ["event_3"]
 
 
+def test_events_are_chosen_by_name_or_pattern(cli: CommandLine, log: Path) -> None:
+    assert names(cli("logs", "--event", "event_3", "--event", "event_[45]").result) == ["event_3", "event_4", "event_5"]
+    assert names(cli("logs", "-e", "event_*", "--session", "a/s").result) == ["event_3", "event_5"]
+    assert names(cli("logs", "-e", "container_*").result) == []
+    answer = cli("logs", "-e", "container_stukc")
+    assert (answer.code, answer.envelope["error"]["code"]) == (2, "USAGE")
+    assert "'container_stuck'" in answer.envelope["error"]["message"]
+
+
 def test_people_see_no_control_byte(cli: CommandLine, log: Path) -> None:
     answer = cli("logs", "--pretty")
     assert "event_5" in answer.out
