@@ -57,6 +57,7 @@ class Calls:
         self._allowed = allowed
         self._sleep = sleep
         self._said: Counter[tuple[MessageLife, str, str]] = Counter()
+        self._claimed_at = ""
         self._tools: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
             "send_message": self._send_message,
             "edit_message": self._edit_message,
@@ -256,6 +257,9 @@ class Calls:
         turn = self._insist(self._session.turn)
         if turn is None:
             raise ToolError("NO_TURN", "no turn is running.", "Use this tool while you work on a message.")
+        if turn.claimed_at != self._claimed_at:  # another try, which may say the same again, lives in the same server
+            self._claimed_at = turn.claimed_at
+            self._said.clear()
         return turn
 
     def _place(self, name: str) -> Address:

@@ -40,10 +40,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class RunningTurn:
-    """What the turn works on: its first trigger, and where that came from."""
+    """What the turn works on: its first trigger, and where that came from. `claimed_at` tells one try from the next."""
 
     life: MessageLife
     address: Address | None
+    claimed_at: str
 
 
 class ToolSession:
@@ -59,14 +60,16 @@ class ToolSession:
         """Return the turn that runs, or None between two turns. Raise ClawbusError."""
         with self._both() as db:
             row = db.one(
-                f"SELECT id, seq, timestamp, {_PLACE} FROM inbound.messages_in WHERE trigger <> 0 AND id IN (SELECT message_id"
-                " FROM main.processing_ack WHERE status = 'processing') ORDER BY seq LIMIT 1"
+                f"SELECT id, seq, timestamp, {_PLACE}, a.status_changed FROM inbound.messages_in AS m"
+                " JOIN main.processing_ack AS a ON a.message_id = m.id"
+                " WHERE m.trigger <> 0 AND a.status = 'processing' ORDER BY seq LIMIT 1"
             )
             if row is None:
                 return None
             routing = db.one(f"SELECT {_PLACE} FROM inbound.session_routing WHERE id = 1")
             life = MessageLife(*self.names, row["id"], row["seq"], row["timestamp"])
-            return RunningTurn(life, _address(row) or (_address(routing) if routing is not None else None))
+            address = _address(row) or (_address(routing) if routing is not None else None)
+            return RunningTurn(life, address, row["status_changed"])
 
     def places(self) -> list[Place]:
         """Return the destinations by name. Raise ClawbusError."""

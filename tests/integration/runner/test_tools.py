@@ -219,3 +219,15 @@ def test_a_request_for_a_change_is_asked_once(client: Client, kit: SessionKit) -
     ]
     assert client.call("request_change", **{**wanted, "kind": "root"})["error"]["code"] == "BAD_REQUEST"
     assert client.call("request_change", **{**wanted, "what": "x" * 2000})["error"]["code"] == "BAD_REQUEST"
+
+
+def test_a_later_try_in_the_same_container_says_nothing_twice(client: Client, kit: SessionKit) -> None:
+    def said() -> list[dict[str, Any]]:
+        return [client.call("send_message", text="working"), client.call("send_message", text="working")]
+
+    first = said()
+    with kit.runner_file() as db, db.transaction():  # the turn failed, and this one works on the same message
+        db.execute("UPDATE processing_ack SET status_changed = '2026-11-21T00:00:01.000Z'")
+    again = said()
+    assert [one["id"] for one in again] == [one["id"] for one in first]
+    assert [one["sent_before"] for one in (*first, *again)] == [False, False, True, True]
