@@ -36,6 +36,9 @@ from tests.support.invariants import data_folder_violations
 from tests.support.invariants_session import epoch_ms, messages_due, sends_due
 
 _OVER: Final = ("completed", "failed")
+LATE_LOOKS: Final = (
+    30  # five seconds apart: longer than any sweep's interval of a run, and shorter than most full passes
+)
 
 
 @dataclass
@@ -95,10 +98,21 @@ def unrest(scenario: Scenario) -> str | None:
     if bus.delivery.senders or bus.delivery._dirty:
         return "delivery is at work"
     for key in scenario.sessions:
+        _punctual(scenario, key)
         why = _session_unrest(scenario.daemon, key)
         if why is not None:
             return f"{key}: {why}"
     return None
+
+
+def _punctual(scenario: Scenario, key: SessionKey) -> None:
+    """While everything works, no occurrence stays due for long, also where nothing else happens in its session."""
+    now = scenario.world.clock.now_ms()
+    due = _rows(scenario.daemon, key, f"SELECT key FROM schedules WHERE state = 'active' AND next_at < {now}")
+    held = scenario.operator.quarantine_reason(key) is not None
+    scenario.late[key] = scenario.late[key] + 1 if due and not held else 0
+    if scenario.late[key] > LATE_LOOKS:
+        scenario.world.broken(f"{key}: the schedules {[row['key'] for row in due]} are due, and do not fire")
 
 
 def _session_unrest(daemon: SimDaemon, key: SessionKey) -> str | None:

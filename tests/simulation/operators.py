@@ -147,7 +147,7 @@ class Operator:
         while True:
             await anyio.sleep(20.0)
             for key in self.sessions:
-                reason = self._quarantine_reason(key) or ""
+                reason = self.quarantine_reason(key) or ""
                 if key not in self._examined and ("is a copy" in reason or reason.startswith(f"by {NAME}")):
                     self.ask(ReleaseSession(*key))
 
@@ -302,7 +302,7 @@ class Operator:
                 if verb.kill and result["running"] and alive:
                     broken(f"{key}: {verb.id} is cancelled with its container killed, and {alive} still runs")
             case QuarantineSession():
-                if self.records.held(key) is asked and not self._quarantine_reason(key):
+                if self.records.held(key) is asked and not self.quarantine_reason(key):
                     broken(f"{key}: is in quarantine by the answer, and central.db has no reason")
             case ApplyStale():
                 # A container that has finished a run by its own ack, which the host had not seen yet, may go on.
@@ -339,7 +339,8 @@ class Operator:
             return db.execute(sql, (message_id, incarnation)).fetchone() is not None
         return False
 
-    def _quarantine_reason(self, key: SessionKey) -> str | None:
+    def quarantine_reason(self, key: SessionKey) -> str | None:
+        """Why the session is in quarantine, by central.db; None if it is not."""
         with contextlib.suppress(sqlite3.Error), contextlib.closing(read_only(self.daemon.layout.central_db)) as db:
             sql = "SELECT quarantine_reason FROM sessions WHERE agent = ? AND session = ?"
             row = db.execute(sql, key).fetchone()

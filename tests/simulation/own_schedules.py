@@ -29,9 +29,9 @@ def request_for(seed: int, message_id: str) -> dict[str, object] | None:
     key = rng.choice(tuple(OCCURRENCES))
     if rng.random() < 0.3:
         return {"type": "change_schedule", "key": key, "action": rng.choice(("pause", "resume", "cancel", "run_now"))}
-    rule: dict[str, object] = {"every_s": rng.choice((1, 4, 30)), "count": OCCURRENCES[key]}
+    rule: dict[str, object] = {"every_s": rng.choice((1, 4, 120)), "count": OCCURRENCES[key]}
     if key == "instant":
-        rule = {"at": f"in {rng.choice((1, 10, 40))}s"}
+        rule = {"at": f"in {rng.choice((1, 10, 200))}s"}
     catch_up = rng.choice(("skip", "latest", "all"))
     # The text says which message asked, so that the checks can tell one request from another.
     return {

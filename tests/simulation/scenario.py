@@ -6,6 +6,7 @@ Drawn from the seed before and while it runs. Calm again after `active_s`; the r
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -58,6 +59,7 @@ class Scenario:
         self.sessions = [SessionKey(AGENTS[number % 2], f"s{number}") for number in range(count)]
         self.active_s = rng.choice((10.0, 20.0, 40.0, 150.0) if self.long else (10.0, 20.0, 30.0))
         self.clock_back_ms = 0
+        self.late: Counter[SessionKey] = Counter()  # looks in a row that found an overdue schedule and no reason for it
         self.backups = Backups(world, daemon)
         self.operator = Operator(world, daemon, host, self.sessions)
         self._replies_left = rng.choice((0, 0, 2, 4))
