@@ -48,7 +48,7 @@ class Outcome:
     problem: Problem | None = None
     exit_code: int | None = None  # None: 0 when ok, else 1
     text: str | None = None  # printed unchanged in place of `people`, without the console, which is slow to import
-    steps_shown: bool = False  # `people` prints the next actions itself
+    steps_shown: bool = False  # `people` prints the fix and the next actions itself
     silent: bool = False  # the command has already written all its output
 
     @property

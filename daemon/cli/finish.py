@@ -110,6 +110,8 @@ def _same_place(action: NextAction, options: Globals) -> NextAction:
 
 def _show_end(outcome: Outcome) -> None:
     if outcome.problem is not None:
-        progress(f"error: {outcome.problem.message}", f"fix: {outcome.problem.fix}")
+        progress(f"error: {outcome.problem.message}")
+        if not outcome.steps_shown:
+            progress(f"fix: {outcome.problem.fix}")
     if not outcome.steps_shown:
         progress(*(f"next: {action.command}  ({action.description})" for action in outcome.next_actions))

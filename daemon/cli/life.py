@@ -18,10 +18,13 @@ def life(invocation: Invocation, named: tuple[str, str], message: str) -> Outcom
     found = message_life(invocation.place.data_dir, *named, message)
 
     def people(console: Console) -> None:
-        from daemon.cli.present import brief, moment, say, table  # noqa: PLC0415
+        from daemon.cli.present import briefs, moment, say, table  # noqa: PLC0415
 
         first = found["life"][0]["at"] if found["life"] else None
-        rows = [(moment(event["at"], first), event["event"], brief(event["detail"])) for event in found["life"]]
+        details = briefs(console, [event["detail"] for event in found["life"]])
+        rows = [
+            (moment(event["at"], first), event["event"], one) for event, one in zip(found["life"], details, strict=True)
+        ]
         console.print(table(f"The life of {message} in {'/'.join(named)}", ("when", "what", "detail"), rows))
         say(console, *(f"could not be read: {error}" for error in found["errors"]))
 

@@ -65,7 +65,7 @@ def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:
     from daemon.cli.event_lines import container_line  # noqa: PLC0415
-    from daemon.cli.present import age, brief, moment, pairs, say, say_whole, table, usage_text, when  # noqa: PLC0415
+    from daemon.cli.present import age, briefs, moment, pairs, say, say_whole, table, usage_text, when  # noqa: PLC0415
 
     now = SystemClock().now_ms()
     durations: Mapping[str, Any] = result["durations"]
@@ -86,15 +86,10 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     if result["daemon"] != "up":
         facts["daemon"] = f"{result['daemon']} (read from the files)"
     pairs(console, facts)
+    details = briefs(console, [event["detail"] for event in result["events"]])
     rows = [
-        (
-            moment(event["at"], None),
-            _after(event["after_ms"]),
-            _after(event["took_ms"]),
-            event["event"],
-            brief(event["detail"]),
-        )
-        for event in result["events"]
+        (moment(event["at"], None), _after(event["after_ms"]), _after(event["took_ms"]), event["event"], detail)
+        for event, detail in zip(result["events"], details, strict=True)
     ]
     console.print(table("Its life", ("when", "after", "step", "what", "detail"), rows))
     for one in result["diagnoses"]:

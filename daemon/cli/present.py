@@ -21,6 +21,7 @@ from daemon.core.short_ids import shortened
 
 WIDE: Final = 10_000  # cells; a row has a few hundred
 _UNITS: Final = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"))
+_IDS: Final = ("incarnation", "container_id", "message_out_id")  # in the details of events
 
 
 def make_console(*, wide: bool = False) -> Console:
@@ -145,6 +146,20 @@ def usage_text(usage: Mapping[str, Any] | None) -> str | None:
     if usage.get("cost") is not None:
         parts.append(f"{usage['cost']:.4f} {usage.get('currency')}")
     return ", ".join(parts)
+
+
+def briefs(console: Console, details: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """Return each event's detail on one line, with ids in their short forms; with whole ones where the form is wide."""
+    found = list(dict.fromkeys(str(one[name]) for one in details if one for name in _IDS if one.get(name)))
+    cut = 64 if console.width >= WIDE else 12  # an engine's own id, as its tools cut it
+    short = {
+        whole: shown[:cut] if len(whole) == 64 else shown
+        for whole, shown in zip(found, short_ids(console, found), strict=True)
+    }
+    return [
+        brief({name: short.get(str(value), value) if name in _IDS else value for name, value in (one or {}).items()})
+        for one in details
+    ]
 
 
 def brief(detail: Mapping[str, Any] | None) -> str:
