@@ -10,7 +10,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bench.figures import Curve, Figure, Of, Result, Target
 from bench.floor import LEAST, SAME, RoundTripFloor, commits_cpu_ms
@@ -31,7 +31,7 @@ _ANSWER_S: Final = 30.0
 # Between two messages, so that each meets a bus at rest: nothing is in step with the product's own intervals.
 _GAP_S: Final = (0.010, 0.030)
 _CLIENT_NOTE: Final = (
-    "The client's figures count: from before its POST to the answer in its hands, two HTTP calls on the control socket"
+    "The client's figures count: from before its POST to the answer in its hands, an HTTP call on the control socket"
     " included. Those by the rows run from the message's timestamp to the receipt's."
 )
 # Durable commits of one message: the message, the mailbox entry, the settled status with the receipt; and the claim, the
@@ -64,15 +64,14 @@ class Asked:
 def ask(client: ControlClient, session: str, number: int) -> Asked:
     """Ask, and wait for the answer. Raises BenchFailed when none came."""
     sent_at, began = time.time() * 1000, time.perf_counter()
-    accepted = client.accept(
-        {
-            "agent": ECHO,
-            "session": session,
-            "content": {"text": f"question {number}"},
-            "address": {"channel_type": "local", "platform_id": "bench"},
-        }
-    )
-    entry = client.wait_reply(ECHO, session, accepted["message_id"], _ANSWER_S)
+    message = {
+        "agent": ECHO,
+        "session": session,
+        "content": {"text": f"question {number}"},
+        "address": {"channel_type": "local", "platform_id": "bench"},
+    }
+    accepted: dict[str, Any] = {}
+    entry = client.accept_and_wait(message, _ANSWER_S, accepted.update)
     if entry is None:
         raise BenchFailed(f"no answer to question {number} within {_ANSWER_S:g} s")
     return Asked(str(accepted["message_id"]), sent_at, (time.perf_counter() - began) * 1000)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 
-from daemon.api.envelopes import Handler, enveloped, http_error
+from daemon.api.envelopes import Handler, TwoEnvelopes, enveloped, http_error
 from daemon.api.operations import Operations
 from daemon.api.requests import (
     EventBody,
@@ -86,9 +86,11 @@ class _Handlers:
         self._max_file_text = max_file_text
 
     async def accept(self, request: Request) -> object:
+        wait_s, after = seconds(request, "wait_s"), self._after(request)
         body = parse_body(MessageBody, await read_body(request, self._max_body_bytes + self._max_file_text))
         address = body.address
         files = await anyio.to_thread.run_sync(decode_files, body.files) if body.files else ()
+        top = self._operations.mailbox_top
         accepted = await self._operations.accept(
             Incoming(
                 agent=body.agent,
@@ -108,7 +110,36 @@ class _Handlers:
                 files=files,
             )
         )
-        return asdict(accepted)
+        if not wait_s:
+            return asdict(accepted)
+        # The acceptance goes out before the wait begins: whatever happens then, the client knows that the message is stored.
+        message_id = accepted.requeued_as or accepted.message_id
+        return TwoEnvelopes(
+            request,
+            asdict(accepted),
+            lambda request: self._waited(
+                request,
+                (accepted.agent, accepted.session, message_id),
+                wait_s,
+                after,
+                None if accepted.duplicate else top,
+            ),
+        )
+
+    async def _waited(
+        self,
+        request: Request,
+        about: tuple[str, str, str],
+        wait_s: float,
+        after: int | None,
+        accepted_at: int | None = None,
+    ) -> object:
+        """Wait for the answer to a message: agent, session and id."""
+        entry = await until_gone(request, lambda: self._operations.wait_reply(*about, wait_s, after, accepted_at))
+        return {"entry": asdict(entry) if entry is not None else None}
+
+    def _after(self, request: Request) -> int | None:
+        return integer(request, "after", 0, 0, 2**63 - 1) if "after" in request.query_params else None
 
     async def event(self, request: Request) -> object:
         body = parse_body(EventBody, await read_body(request, self._max_body_bytes + self._max_file_text))
@@ -140,12 +171,8 @@ class _Handlers:
         message_id = request.query_params.get("message_id")
         if not message_id:
             raise RequestRefusedError("message_id is missing.")
-        wait_s = seconds(request, "wait_s")
-        after = integer(request, "after", 0, 0, 2**63 - 1) if "after" in request.query_params else None
-        entry = await until_gone(
-            request, lambda: self._operations.wait_reply(agent, session, message_id, wait_s, after)
-        )
-        return {"entry": asdict(entry) if entry is not None else None}
+        wait_s, after = seconds(request, "wait_s"), self._after(request)
+        return await self._waited(request, (agent, session, message_id), wait_s, after)
 
     async def mailbox(self, request: Request) -> object:
         name = request.path_params["name"]

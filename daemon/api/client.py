@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
@@ -127,6 +127,23 @@ class ControlClient:
         """Send a message. Return {message_id, agent, session, seq, duplicate}."""
         return self._call("POST", "/v1/messages", body=message)
 
+    def accept_and_wait(
+        self,
+        message: Mapping[str, Any],
+        wait_s: float,
+        on_accepted: Callable[[dict[str, Any]], object],
+        after: int | None = None,
+    ) -> MailboxEntry | None:
+        """Send a message and wait for its answer, as `accept` and one `wait_reply` would, in one call.
+
+        `on_accepted` is called with what `accept` returns, as soon as the message is stored; an error after that call is
+        about the wait alone.
+        """
+        wait = min(wait_s, _POLL_S)
+        query = {"wait_s": f"{wait:.3f}"} | ({"after": str(after)} if after is not None else {})
+        found = self._call("POST", "/v1/messages", query=query, body=message, wait_s=wait, first=on_accepted)
+        return _entry(found["entry"]) if found["entry"] is not None else None
+
     def wait_reply(
         self, agent: str, session: str, message_id: str, wait_s: float, after: int | None = None
     ) -> MailboxEntry | None:
@@ -235,7 +252,9 @@ class ControlClient:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         wait_s: float = 0.0,
+        first: Callable[[dict[str, Any]], object] | None = None,
     ) -> dict[str, Any]:
+        """Make one call and return its result. `first`, if given, gets the first of two results as soon as it is there."""
         content = json.dumps(body).encode() if body is not None else None
         target = f"{path}?{urlencode(query)}" if query else path
         connection = self._current = self._connection(self._answer_s + wait_s)
@@ -249,7 +268,10 @@ class ControlClient:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, content, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            status, answer = response.status, response.read()
+            status = response.status
+            if first is not None and status == http.client.OK:
+                first(_unwrap(status, response.readline()))
+            answer = response.read()
             keep = not response.will_close
         except TimeoutError as error:
             raise DaemonSilentError(f"the daemon on {self._path} did not answer in time.") from error
@@ -261,6 +283,8 @@ class ControlClient:
                 self._kept = connection, time.monotonic()
             else:
                 connection.close()
+        if first is not None and status == http.client.OK and not answer:
+            return {"entry": None}  # an older daemon does not wait
         return _unwrap(status, answer)
 
     def _connection(self, timeout_s: float) -> _UnixConnection:

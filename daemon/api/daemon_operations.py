@@ -65,12 +65,23 @@ class DaemonOperations:
         """See Ingress.accept."""
         return await self._router(incoming)
 
+    @property
+    def mailbox_top(self) -> int | None:
+        """See LocalChannel.top."""
+        return self._local.top
+
     async def event(self, message: PlaceMessage) -> Routed:
         """See Router.event."""
         return await self._router.event(message)
 
     async def wait_reply(
-        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+        self,
+        agent: str,
+        session: str,
+        message_id: str,
+        timeout_s: float,
+        after: int | None = None,
+        accepted_at: int | None = None,
     ) -> MailboxEntry | None:
         """Return the first answer to a message, or None when none arrived within `timeout_s` seconds.
 
@@ -80,7 +91,8 @@ class DaemonOperations:
         until = self._clock.monotonic() + timeout_s
         while True:
             left = until - self._clock.monotonic()
-            entry = await self._local.wait_reply(agent, session, message_id, max(0.0, min(left, _LOOK_S)), after)
+            step_s = max(0.0, min(left, _LOOK_S))
+            entry = await self._local.wait_reply(agent, session, message_id, step_s, after, accepted_at)
             if entry is not None or left <= _LOOK_S:
                 return entry
             error = await self._no_answer(_key(agent, session), message_id)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from schema.errors import ClawbusError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.os_faults import as_host_error
@@ -60,26 +61,55 @@ Handler = Callable[[Request], Awaitable[object]]
 
 
 def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Wrap a handler, so that its result or its error becomes an envelope."""
+    """Wrap a handler, so that its result or its error becomes an envelope. A handler may return a `Response` of its own."""
 
     async def endpoint(request: Request) -> Response:
         try:
-            return _json(200, {"ok": True, "result": await handler(request)})
-        except ClawbusError as error:
-            return _refused(error)
+            status, body = await _envelope(request, handler)
         except ClientDisconnect:
             return Response(status_code=499)
-        except Exception as error:  # noqa: BLE001 - the last handler: traceback to the log, a code to the client
-            host = as_host_error(error, "this request could not be answered")
-            if host is not None:
-                structlog.get_logger("control").warning(
-                    "control_request_refused", path=request.url.path, code=host.code, error=str(host), hint=host.hint
-                )
-                return _refused(host)
-            structlog.get_logger("control").exception("control_request_failed", path=request.url.path)
-            return _refusal(500, "INTERNAL", "the daemon failed at this request.", ClawbusError.default_hint)
+        result = body.get("result")
+        return result if isinstance(result, Response) else _json(status, body)
 
     return endpoint
+
+
+class TwoEnvelopes(Response):
+    """Two lines, each an envelope and each sent as soon as it is known: `first`, and what `rest` returns or raises."""
+
+    def __init__(self, request: Request, first: object, rest: Handler) -> None:
+        super().__init__(media_type="application/x-ndjson")
+        self._request = request
+        self._first = first
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        first = _dump({"ok": True, "result": self._first}) + b"\n"
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        _, body = await _envelope(self._request, self._rest)
+        await send({"type": "http.response.body", "body": _dump(body) + b"\n"})
+
+
+async def _envelope(request: Request, handler: Handler) -> tuple[int, dict[str, Any]]:
+    """Return the status and the envelope of a handler's result or error. Raise ClientDisconnect."""
+    try:
+        return 200, {"ok": True, "result": await handler(request)}
+    except ClawbusError as error:
+        return _refused(error)
+    except ClientDisconnect:
+        raise
+    except Exception as error:  # noqa: BLE001 - the last handler: traceback to the log, a code to the client
+        host = as_host_error(error, "this request could not be answered")
+        if host is not None:
+            structlog.get_logger("control").warning(
+                "control_request_refused", path=request.url.path, code=host.code, error=str(host), hint=host.hint
+            )
+            return _refused(host)
+        structlog.get_logger("control").exception("control_request_failed", path=request.url.path)
+        return _refusal(500, "INTERNAL", "the daemon failed at this request.", ClawbusError.default_hint)
 
 
 def status_of(error: ClawbusError) -> int:
@@ -95,17 +125,21 @@ async def http_error(_: Request, error: Exception) -> Response:
     """Answer a request that no route takes."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = {404: "no such route.", 405: "this route has another method."}.get(status, "refused.")
-    return _refusal(status, "REQUEST_REFUSED", message, "Use the clawbus command of the daemon's own version.")
+    return _json(*_refusal(status, "REQUEST_REFUSED", message, "Use the clawbus command of the daemon's own version."))
 
 
-def _refused(error: ClawbusError) -> Response:
+def _refused(error: ClawbusError) -> tuple[int, dict[str, Any]]:
     return _refusal(status_of(error), error.code, str(error), error.hint)
 
 
-def _refusal(status: int, code: str, message: str, fix: str) -> Response:
-    return _json(status, {"ok": False, "error": {"code": code, "message": message}, "fix": fix})
+def _refusal(status: int, code: str, message: str, fix: str) -> tuple[int, dict[str, Any]]:
+    return status, {"ok": False, "error": {"code": code, "message": message}, "fix": fix}
 
 
 def _json(status: int, body: object) -> Response:
+    return Response(_dump(body), status, media_type="application/json")
+
+
+def _dump(body: object) -> bytes:
     # ASCII, because content may hold lone surrogates that UTF-8 cannot.
-    return Response(json.dumps(body, separators=(",", ":"), default=str), status, media_type="application/json")
+    return json.dumps(body, separators=(",", ":"), default=str).encode()

@@ -28,13 +28,24 @@ class Operations(Protocol):
         ...
 
     async def wait_reply(
-        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+        self,
+        agent: str,
+        session: str,
+        message_id: str,
+        timeout_s: float,
+        after: int | None = None,
+        accepted_at: int | None = None,
     ) -> MailboxEntry | None:
         """Return the first mailbox entry that answers this message, or None after `timeout_s` seconds.
 
         An answer that exists already is returned at once. With `after` (a cursor), what was said in the middle of the
-        turn is returned too.
+        turn is returned too. `accepted_at` is `mailbox_top` from before the message was accepted for the first time.
         """
+        ...
+
+    @property
+    def mailbox_top(self) -> int | None:
+        """The highest cursor of all mailboxes; None while it is unknown."""
         ...
 
     async def read_mailbox(self, mailbox: str, after: int, limit: int, wait_s: float) -> list[MailboxEntry]:

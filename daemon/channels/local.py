@@ -153,6 +153,11 @@ class LocalChannel:
                 return entries, error
         return entries, None
 
+    @property
+    def top(self) -> int | None:
+        """The highest cursor that waiting clients were woken for; None while the channel does not run."""
+        return self._top
+
     async def read(self, mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
         """Return at most `limit` entries above the cursor `after`, oldest first. Only an empty list means there are no more."""
         return await anyio.to_thread.run_sync(once_more, partial(self._mailbox.read, mailbox, after, limit))
@@ -168,16 +173,25 @@ class LocalChannel:
         return await self._bells.wait_until(("mailbox", mailbox), look, timeout_s) or []
 
     async def wait_reply(
-        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+        self,
+        agent: str,
+        session: str,
+        message_id: str,
+        timeout_s: float,
+        after: int | None = None,
+        accepted_at: int | None = None,
     ) -> MailboxEntry | None:
         """Return the first entry that answers this message, or None when none arrived within `timeout_s` seconds.
 
-        With `after`, the first entry about it above this cursor, also one that is not final.
+        With `after`, the first entry about it above this cursor, also one that is not final. `accepted_at` is `top` from
+        before the message was accepted: while nothing has come since, the file is not opened.
 
         An entry answers a message when its in_reply_to or its content's "answers" holds the message's id.
         """
 
         async def look() -> MailboxEntry | None:
+            if accepted_at is not None and self._top == accepted_at:
+                return None
             look = partial(self._mailbox.first_reply, agent, session, message_id, after)
             return await anyio.to_thread.run_sync(once_more, look)
 

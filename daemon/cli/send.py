@@ -206,17 +206,31 @@ def _send_and_wait(
         "accepted": None,
         "mailbox": mailbox,
     }
+
+    clock, until = SystemClock(), 0.0
+
+    def note(accepted: dict[str, Any]) -> None:
+        nonlocal until
+        until = clock.monotonic() + (wait or 0.0)
+        known.update({**accepted, "accepted": True, "mailbox": _mailbox_of(accepted, mailbox)})
+        if message["process_after"] is not None and not accepted.get("duplicate"):
+            known["due_at"] = message["process_after"]
+
     try:
         with invocation.client() as client:
-            accepted = insist(invocation, lambda: client.accept(message))
-            known |= {**accepted, "accepted": True, "mailbox": _mailbox_of(accepted, mailbox)}
-            if message["process_after"] is not None and not accepted.get("duplicate"):
-                known["due_at"] = message["process_after"]
+            entry = insist(invocation, lambda: _accept(client, message, min(wait or 0.0, LOOK_S), note))
             if wait is None:
                 return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
             said: list[dict[str, Any]] = known.setdefault("said", [])
             hear, look = partial(_hear, invocation, said), _notes_shown(invocation, known)
-            entry = wait_for_reply(client, known, wait, SystemClock(), hear, look)
+            if entry is None or not entry.final:
+                after = 0
+                if entry is not None:
+                    hear(entry)
+                    after = entry.cursor
+                if look is not None:
+                    look()
+                entry = wait_for_reply(client, known, max(0.0, until - clock.monotonic()), clock, hear, look, after)
             why = _held_up(client, known) if entry is None else _reason(client, known)
             answer = None if entry is None else as_result(entry)
             _save(invocation, [*said, *([answer] if answer is not None else [])], save)
@@ -226,6 +240,31 @@ def _send_and_wait(
         problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
         return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
     return _answered(known, answer, wait, why)
+
+
+def _accept(
+    client: ControlClient, message: dict[str, Any], wait_s: float, note: Callable[[dict[str, Any]], None]
+) -> MailboxEntry | None:
+    """Have the message accepted, and wait `wait_s` seconds at most for an entry about it. `note` gets what the daemon says of it.
+
+    A connection that is lost after the acceptance ends the wait, and the message is not sent again.
+    """
+    if not wait_s:
+        note(client.accept(message))
+        return None
+    accepted = False
+
+    def noted(found: dict[str, Any]) -> None:
+        nonlocal accepted
+        accepted = True
+        note(found)
+
+    try:
+        return client.accept_and_wait(message, wait_s, noted, 0)
+    except LostAnswerError:
+        if not accepted:
+            raise
+        return None
 
 
 def _expiry(not_after: str | None, expires_in: str | None, due: int | None) -> int | None:
@@ -326,12 +365,14 @@ def wait_for_reply(
     clock: Clock,
     hear: Callable[[MailboxEntry], object] = lambda _: None,
     look: Callable[[], object] | None = None,
+    after: int = 0,
 ) -> MailboxEntry | None:
     """Long-poll until the answer is there or `wait_s` seconds have passed.
 
-    `hear` gets what the agent says before it. `look` is called every LOOK_S seconds meanwhile.
+    `hear` gets what the agent says before it, above the mailbox's cursor `after`. `look` is called every LOOK_S seconds
+    meanwhile.
     """
-    deadline, after = clock.monotonic() + wait_s, 0
+    deadline = clock.monotonic() + wait_s
     while True:
         started = clock.monotonic()
         left = max(0.0, deadline - started)

@@ -42,6 +42,7 @@ class FakeOperations:
     polls: int = 0
     polls_ended: int = 0
     polling: threading.Event = field(default_factory=threading.Event)
+    polling_again: threading.Event = field(default_factory=threading.Event)
 
     async def accept(self, incoming: Incoming) -> Accepted:
         if incoming.agent not in ("echo", "mute", "broken"):
@@ -82,8 +83,18 @@ class FakeOperations:
             )
         )
 
+    @property
+    def mailbox_top(self) -> int | None:
+        return len(self.entries)
+
     async def wait_reply(
-        self, agent: str, session: str, message_id: str, timeout_s: float, after: int | None = None
+        self,
+        agent: str,
+        session: str,
+        message_id: str,
+        timeout_s: float,
+        after: int | None = None,
+        accepted_at: int | None = None,
     ) -> MailboxEntry | None:
         for entry in self.entries:
             if (entry.agent, entry.session, entry.in_reply_to) == (agent, session, message_id):
@@ -105,6 +116,8 @@ class FakeOperations:
     async def _poll(self, timeout_s: float) -> None:
         self.polls += 1
         self.polling.set()
+        if self.polls > 1:
+            self.polling_again.set()
         try:
             with anyio.move_on_after(timeout_s):
                 await anyio.sleep_forever()

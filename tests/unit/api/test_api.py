@@ -1,6 +1,7 @@
 """The operator API over a real socket: routes, envelopes, refusals."""
 
 import errno
+import json
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from daemon.api.envelopes import status_of
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.core.attachments import Attachment
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, StorageError
 from schema.rows import Address
 from tests.docs.error_codes import error_classes
 from tests.support.fake_operations import FakeOperations, serving
@@ -157,6 +158,38 @@ def test_a_reply_is_waited_for(http: httpx.Client) -> None:
     assert found["content"] == '{"text": "hi"}'
     none = http.get("/v1/replies?agent=mute&session=s&message_id=m9&wait_s=0").json()["result"]
     assert none == {"entry": None}
+
+
+def test_a_message_is_accepted_and_its_answer_waited_for_in_one_call(
+    http: httpx.Client, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.loads(line) for line in http.post("/v1/messages?wait_s=5", json=message()).text.splitlines()]
+    assert [one["ok"] for one in lines] == [True, True]
+    assert (lines[0]["result"]["message_id"], lines[1]["result"]["entry"]["in_reply_to"]) == ("m1", "m1")
+
+    async def broken(*_: object) -> None:
+        raise StorageError("the disk image is malformed")
+
+    monkeypatch.setattr(operations, "wait_reply", broken)
+    first, second = http.post("/v1/messages?wait_s=5", json=message(id="m2")).text.splitlines()
+    assert json.loads(first)["result"]["message_id"] == "m2"
+    assert json.loads(second)["error"]["code"] == "STORAGE"
+
+
+def test_the_acceptance_is_sent_before_the_wait(http: httpx.Client, operations: FakeOperations) -> None:
+    with http.stream("POST", "/v1/messages?wait_s=60", json=message(agent="mute")) as answer:
+        assert json.loads(next(answer.iter_lines()))["result"]["message_id"] == "m1"
+        assert operations.polling.wait(10)
+    assert http.get("/v1/status").json()["ok"] is True
+
+
+@pytest.mark.parametrize("query", ["wait_s=x", "wait_s=1&after=x", "wait_s=1&after=-1"])
+def test_a_wrong_wait_is_refused_before_anything_is_stored(
+    http: httpx.Client, operations: FakeOperations, query: str
+) -> None:
+    answer = http.post(f"/v1/messages?{query}", json=message())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "REQUEST_REFUSED")
+    assert operations.received == []
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,38 @@ async def nobody(_: Incoming) -> Accepted:
     raise AssertionError("this channel takes nothing in by itself")
 
 
+@pytest.mark.parametrize("waits_already", [False, True])
+async def test_who_waits_since_the_acceptance_opens_the_file_only_if_something_came(
+    channel: LocalChannel, waits_already: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    real, got = channel._mailbox.first_reply, list[MailboxEntry | None]()
+
+    def first_reply(agent: str, session: str, message_id: str, after: int | None = None) -> MailboxEntry | None:
+        looks.append(message_id)
+        return real(agent, session, message_id, after)
+
+    monkeypatch.setattr(channel._mailbox, "first_reply", first_reply)
+
+    async def wait(top: int | None) -> None:
+        got.append(await channel.wait_reply("a", "s", "in-1", FAR, accepted_at=top))
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(channel.run, nobody)
+        await channel.deliver(outgoing(message_out_id="earlier", in_reply_to="in-0"))
+        top = channel.top
+        async with anyio.create_task_group() as waits:
+            if not waits_already:
+                await channel.deliver(outgoing())
+            waits.start_soon(wait, top)
+            await settle()
+            if waits_already:
+                await channel.deliver(outgoing())
+        tasks.cancel_scope.cancel()
+    assert [one.message_out_id for one in got if one] == ["out-1"]
+    assert looks == ([] if waits_already else ["in-1"])
+
+
 async def test_what_is_taken_in_a_thread_wakes_who_waits(channel: LocalChannel) -> None:
     got: list[MailboxEntry | None] = []
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.api import api
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DaemonSilentError
@@ -186,7 +187,8 @@ class TestAfterTheAcceptance:
         arguments = [*COMMAND, "send", "x", "-a", "mute", "-s", "s", "--wait", "60", "--id", "m1", "--mailbox", "mine"]
         arguments.append("--json" if json_wanted else "--pretty")
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert operations.polling.wait(20)
+            # The first wait is in the call that accepts, and may begin before the client has read that it is accepted.
+            assert operations.polling_again.wait(20)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=20)
         assert process.returncode == 130
@@ -369,7 +371,7 @@ def test_the_answer_of_the_message_that_does_the_work_again_is_waited_for(
     async def accept(incoming: Incoming) -> Accepted:
         return Accepted(str(incoming.message_id), "echo", "s", 2, True, incoming.address, "pending", "failed", "m1+r1")
 
-    async def wait_reply(agent: str, session: str, message_id: str, wait_s: float, after: int) -> None:
+    async def wait_reply(agent: str, session: str, message_id: str, *_: object) -> None:
         asked.append(message_id)
 
     monkeypatch.setattr(operations, "accept", accept)
@@ -378,6 +380,16 @@ def test_the_answer_of_the_message_that_does_the_work_again_is_waited_for(
     assert (result["duplicate"], result["previous"], result["requeued_as"]) == (True, "failed", "m1+r1")
     assert set(asked) == {"m1+r1"}
     assert "worked on again as m1+r1" in cli("send", "hello", *TO_ECHO, "--id", "m1", "--pretty").out
+
+
+def test_the_answer_of_an_older_daemon_is_asked_for_apart(
+    cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stores the message, says so, and knows nothing of a wait in the same call."""
+    real = api.seconds
+    monkeypatch.setattr(api, "seconds", lambda request, name: 0.0 if request.method == "POST" else real(request, name))
+    result = cli("send", "hello", *TO_ECHO, "--id", "m1", "--wait", "5").envelope["result"]
+    assert (result["message_id"], result["answer"]["text"]) == ("m1", "hello")
 
 
 def test_files_go_with_the_message(cli: CommandLine, operations: FakeOperations, tmp_path: Path) -> None:
