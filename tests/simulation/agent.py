@@ -16,6 +16,7 @@ from schema.ids import row_id
 from schema.questions import Option, Question
 from schema.rows import Kind
 from tests.simulation.own_schedules import request_for
+from tests.simulation.talking import Talking
 from tests.simulation.world import World
 
 POISON = "poison"  # a content that takes down whoever works on it
@@ -26,12 +27,14 @@ LATER = "later"  # a content that is put off some times before it is answered
 class SimProvider:
     """container_runner.providers.protocol.Provider."""
 
-    def __init__(self, world: World, container: str, die: Callable[[str], None]) -> None:
+    def __init__(self, world: World, container: str, talking: Talking, die: Callable[[str], None]) -> None:
         self._world = world
+        self._talking = talking
         self._container = container
         self._die = die
         # Of its own: a draw of the world's more would make another run of every seed.
         self._asks = Random(f"asks {world.seed} {container}")
+        self._talks_first = self._asks.random() < 0.7
         self.accepts_follow_ups = world.chance(0.3)
         self.silence = DeclaredTimeout("agent", world.between(30, 300)) if world.chance(0.3) else None
 
@@ -52,12 +55,16 @@ class SimProvider:
                 world.fault("agent_later", self._container)
                 raise TurnDeferredError("busy", after_s=world.rng.choice((None, 0.0, 1.0, 30.0)))
         await self._plan_ahead(turn, progress)
+        if self._talks_first:
+            await self._talking.speak(turn, progress)
         if world.chance(world.faults.agent):
             await self._go_wrong(progress)
         else:
             await anyio.sleep(world.rng.expovariate(2.0))
-        if self._asks.random() < 0.25:
+        if self._asks.random() < 0.35:
             await self._ask(turn, progress)
+        if not self._talks_first:
+            await self._talking.speak(turn, progress)
         seen = list(turn.messages)
         if self.accepts_follow_ups and world.chance(0.5):
             with anyio.move_on_after(world.between(0.1, 5.0)):
@@ -88,7 +95,10 @@ class SimProvider:
         if wanted is not None:
             world.step(self._container, f"asks for {wanted}")
             world.counts["schedules_asked"] += 1
-            await progress.say(OutMessage(content=wanted, kind=Kind.SYSTEM))
+            if Random(f"way {world.seed} {about}").random() < 0.5:
+                await progress.say(OutMessage(content=wanted, kind=Kind.SYSTEM))
+            else:
+                await self._talking.request(wanted)
 
     async def _go_wrong(self, progress: Progress) -> None:
         world = self._world

@@ -26,6 +26,7 @@ from schema.connect import Reader, Writer, open_reader
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root
+from tests.simulation.checks_talk import open_talk, talk_violations
 from tests.simulation.operators import Records
 from tests.simulation.own_schedules import broken, still_active
 from tests.simulation.pruning import Witness
@@ -85,8 +86,8 @@ class Claims:
 
 def unrest(scenario: Scenario) -> str | None:
     """What still has to happen, or None when the bus is at rest."""
-    if scenario.ledger.waiting:
-        return f"{scenario.ledger.waiting} clients wait for a yes"
+    if scenario.ledger.waiting or scenario.people.waiting:
+        return f"{scenario.ledger.waiting} clients and {scenario.people.waiting} people wait for a yes"
     if not scenario.daemon.ready:
         return "no daemon serves"
     if scenario.host.running():
@@ -133,6 +134,7 @@ def _session_unrest(daemon: SimDaemon, key: SessionKey) -> str | None:
             )
             scheduled = still_active(db.all)
             open_rows = db.all("SELECT message_out_id, state FROM delivery_attempts WHERE state <> 'dead'")
+            questions = [dict(one) for one in db.all("SELECT * FROM questions")]
     except ClawbusError as error:
         return f"unreadable: {error}"
     if row is not None and row["quarantine_reason"]:
@@ -143,7 +145,7 @@ def _session_unrest(daemon: SimDaemon, key: SessionKey) -> str | None:
         return f"to be delivered: {[tuple(item) for item in open_rows]}"
     if row is not None and row["active"]:
         return "active"
-    return scheduled
+    return scheduled or open_talk(questions)
 
 
 def _real_now() -> int:
@@ -166,6 +168,11 @@ def violations(scenario: Scenario, claims: Claims, witness: Witness) -> Iterator
         yield from _gone(scenario.daemon, witness, key)
         yield from _questions(scenario, key)
         yield from _schedules(scenario.daemon, witness, key)
+        inbound = {
+            table: _rows(scenario.daemon, key, f"SELECT * FROM {table}") for table in ("messages_in", "questions")
+        }
+        outbound = _rows(scenario.daemon, key, "SELECT * FROM messages_out", outbound=True)
+        yield from talk_violations(scenario, witness, key, inbound, outbound)
     yield from _effects(scenario.receivers, asked)
     yield from _order(scenario.daemon, scenario.receivers, witness, asked, scenario.sessions)
 
@@ -424,11 +431,13 @@ def _order(
     """First effects of one session at one destination come in seq order; rows with a time of their own aside, and those
     that an operator requeued: what stood behind them has gone on."""
     for key in sessions:
-        rows = _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
-        rows += witness.of(key, "messages_out")
+        rows = witness.of(key, "messages_out")[:]
+        rows += _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
         passed = _passed(daemon, key) | asked.ids(key, RequeueDead)
         passed |= {row["id"] for row in witness.of(key, "messages_out") if row["passed"]}
-        seqs = {row["id"]: row["seq"] for row in rows if row["deliver_after"] is None and row["id"] not in passed}
+        # After a reset a turn may write the same row again, with a later seq: it was sent by its first.
+        timely = [row for row in reversed(rows) if row["deliver_after"] is None and row["id"] not in passed]
+        seqs = {row["id"]: row["seq"] for row in timely}
         last: dict[str, int] = {}
         firsts = [effects[0] for effects in receivers.effects.values() if effects]
         for effect in sorted(firsts, key=lambda item: item.at):

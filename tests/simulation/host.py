@@ -30,6 +30,7 @@ from schema.layout import HEARTBEAT
 from schema.rows import RunnerSettings
 from tests.simulation.agent import SimProvider
 from tests.simulation.loop import PROCESS, Process
+from tests.simulation.talking import Talking
 from tests.simulation.world import World
 
 T = TypeVar("T")
@@ -206,11 +207,12 @@ class SimHost:
         settings, spec = self._runner_settings(), container.spec
         in_folder, out_folder = container.folder / "in", container.folder / "out"
         log = structlog.get_logger(container.id)
+        talking = Talking(world, container.id, SessionKey(spec.agent, spec.session), (in_folder, out_folder))
         container.runner = Runner(
             settings,
             Identity(spec.agent, spec.session, spec.incarnation),
             store=Store(in_folder, out_folder, spec.incarnation, world.clock.now_ms),
-            provider=SimProvider(world, container.id, lambda why: self.kill_now(container, why)),
+            provider=SimProvider(world, container.id, talking, lambda why: self.kill_now(container, why)),
             heartbeat=SimHeartbeat(out_folder, world),  # pyright: ignore[reportArgumentType]
             watch=InboundWatch(in_folder, step_ms=5, poll_s=settings.poll_s, log=log),
             log=log,

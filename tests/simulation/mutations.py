@@ -48,7 +48,7 @@ from daemon.runtimes.protocol import Exit
 from daemon.store import deliveries, messages
 from daemon.store.registry import Registry
 from schema.rows import MessageIn
-from tests.simulation import mutations_operator, mutations_retention, mutations_schedules
+from tests.simulation import mutations_operator, mutations_retention, mutations_schedules, mutations_talk
 from tests.simulation.run import SCOPES, run_seed
 
 LIMIT: Final = 600
@@ -374,6 +374,7 @@ MUTATIONS: Final[Mapping[str, Patch]] = MappingProxyType(
         **mutations_operator.MUTATIONS,
         **mutations_retention.MUTATIONS,
         **mutations_schedules.MUTATIONS,
+        **mutations_talk.MUTATIONS,
     }
 )
 

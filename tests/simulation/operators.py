@@ -143,13 +143,16 @@ class Operator:
             self.act()
 
     async def settle(self) -> None:
-        """Read what `doctor` names and release what was held by a quarantine of this operator's, or by a restored backup."""
+        """Read what `doctor` names: release what a quarantine of this operator's, or a restored backup, holds; decide requests."""
         while True:
             await anyio.sleep(20.0)
             for key in self.sessions:
                 reason = self.quarantine_reason(key) or ""
                 if key not in self._examined and ("is a copy" in reason or reason.startswith(f"by {NAME}")):
                     self.ask(ReleaseSession(*key))
+                request = self._pick(key, "questions", "id", "outcome IS NULL AND asks_for IS NOT NULL", order="id")
+                if request is not None:
+                    self.ask(AnswerQuestion(*key, id=request, answer=self._rng.choice(("approve", "refuse"))))
 
     def _created(self, container: Container) -> None:
         """A container was made and is about to start: a good moment to end another session's, or its own."""
@@ -205,7 +208,7 @@ class Operator:
         question = self._pick(key, "questions", "id", "outcome IS NULL", order="id")
         if question is None:
             return None
-        return AnswerQuestion(*key, id=question, answer=self._rng.choice(("yes", "no", "perhaps", None)))
+        return AnswerQuestion(*key, id=question, answer=self._rng.choice(("yes", "no", "perhaps", "approve", None)))
 
     def _sweep(self, key: SessionKey) -> None:
         self.world.loop.spawn(None, self._sweep_stale(key), "a stale sweep")

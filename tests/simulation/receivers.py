@@ -39,6 +39,7 @@ class Effect:
     by: str
     ambiguous: bool
     attempt: int
+    content: str
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Receivers:
                 process.name if process is not None else "",
                 ambiguous,
                 message.attempt,
+                message.content,
             )
         )
 

@@ -26,6 +26,7 @@ from tests.simulation.backups import Backups
 from tests.simulation.bus import AGENTS, SimDaemon, session_root
 from tests.simulation.host import Container, SimHost
 from tests.simulation.operators import Operator
+from tests.simulation.people import People
 from tests.simulation.receivers import TRAITS, Receivers
 from tests.simulation.world import World
 
@@ -62,6 +63,7 @@ class Scenario:
         self.late: Counter[SessionKey] = Counter()  # looks in a row that found an overdue schedule and no reason for it
         self.backups = Backups(world, daemon)
         self.operator = Operator(world, daemon, host, self.sessions)
+        self.people = People(world, self._insist_as)
         self._replies_left = rng.choice((0, 0, 2, 4))
         # From a source of its own: a draw more would make another run of every seed.
         self._repeats = Random(f"repeats {world.seed}")
@@ -109,7 +111,7 @@ class Scenario:
         key = rng.choice(self.sessions)
         address = Address(rng.choice(sorted(TRAITS)), rng.choice(_PLACES), rng.choice((None, "t")))
         kind = rng.random()
-        return key, Incoming(
+        incoming = Incoming(
             agent=key.agent,
             session=key.session,
             content={"text": self._text(number, kind)},
@@ -121,6 +123,7 @@ class Scenario:
             # Once a year: it is armed again once, and not due within the run.
             recurrence="0 0 1 1 *" if 0.32 <= kind < 0.36 else None,
         )
+        return key, self.people.from_somebody(key, incoming)
 
     def _text(self, number: int, kind: float) -> str:
         if kind < 0.06:
@@ -142,9 +145,14 @@ class Scenario:
 
     async def _insist(self, key: SessionKey, message_id: str, incoming: Incoming) -> None:
         """Send one message, under one id, until the bus says yes."""
-        world, ledger = self.world, self.ledger
+        self.ledger.sent[key, message_id] = incoming
+        accepted = self.ledger.accepted.setdefault((key, message_id), [])
+        await self._insist_as(key, message_id, incoming, accepted)
+
+    async def _insist_as(self, key: SessionKey, message_id: str, incoming: Incoming, accepted: list[Accepted]) -> None:
+        """The same, noting the yes there."""
+        world = self.world
         actor = f"client of {message_id}"
-        ledger.sent[key, message_id] = incoming
         while True:
             answer: list[Accepted | Exception] = []
             answered = anyio.Event()
@@ -158,7 +166,7 @@ class Scenario:
             with anyio.move_on_after(world.between(5, 40) if sent else 0.1):
                 await answered.wait()
             if answer and isinstance(answer[0], Accepted):
-                ledger.accepted.setdefault((key, message_id), []).append(answer[0])
+                accepted.append(answer[0])
                 world.step(actor, f"has a yes for {message_id}")
                 return
             if answer and isinstance(answer[0], IdConflictError):
@@ -169,9 +177,10 @@ class Scenario:
     def _answered(self, out: Outgoing) -> None:
         """An answer has arrived: its reader may write back, and a sender who reads of a failure may send again."""
         key = SessionKey(out.agent, out.session)
+        self.people.read(out)
         self._converse(key, out.address, 0.2)
         message_id = (out.in_reply_to or "").partition("+r")[0]
-        failed = "seen" not in json.loads(out.content)
+        failed = "error" in json.loads(out.content)
         if failed and self._repeats_left and (key, message_id) in self.ledger.sent:
             self._repeats_left -= 1
             self.ledger.waiting += 1

@@ -16,6 +16,7 @@ from typing import Any, Final
 from schema.instants import to_text
 from schema.questions import Decision
 from tests.simulation.loop import PROCESS, Process, SimLoop
+from tests.simulation.talk_records import TalkRecords
 
 EPOCH_MS: Final = 1_800_000_000_000
 
@@ -103,6 +104,7 @@ class World:
     steps: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
     decisions: list[tuple[str, str, str, Decision]] = field(default_factory=list[tuple[str, str, str, Decision]])
+    talk: TalkRecords = field(default_factory=TalkRecords)
     put_off: Counter[str] = field(default_factory=Counter[str])  # how often each message was put off by its agent
     findings: list[Finding] = field(default_factory=list[Finding])
     trace_lines: list[str] = field(default_factory=list[str])

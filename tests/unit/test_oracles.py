@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = [
     *sorted((ROOT / "tests" / "support").glob("invariants*.py")),
-    ROOT / "tests" / "simulation" / "checks.py",
+    *sorted((ROOT / "tests" / "simulation").glob("checks*.py")),
     ROOT / "tests" / "simulation" / "operators.py",
 ]
 # Types, names of things, and the opening of files. `...`: everything in it, for it decides nothing.
