@@ -7,7 +7,6 @@ then the runner's is removed. Every function blocks.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from container_runner.shared.reply import OutFile
+from schema.durable_files import sync_folder, write_new_file
 from schema.given_files import FileAbsentError, FileRefusedError, read_below
 from schema.ids import is_message_id
 from schema.layout import OUTBOX_FILES
@@ -119,11 +119,11 @@ def place_files(out_folder: Path, row_id: str, files: Sequence[OutFile]) -> None
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         for one in files:
-            _write(partial / one.name, one.data)
-        _sync(partial)
+            write_new_file(partial / one.name, one.data, 0o644)
+        sync_folder(partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        _sync(outbox)
+        sync_folder(outbox)
     except OSError as error:
         raise host_error(error, f"the answer's files cannot be written to {OUTBOX_FILES}/") from error
 
@@ -159,20 +159,3 @@ def _parts(home: Path, path: str) -> tuple[str, ...]:
     if ".." in parts:
         raise FileRefusedError("is not below HOME, the session's own folder")
     return parts
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

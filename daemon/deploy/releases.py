@@ -28,6 +28,7 @@ from daemon.core.release import FILES_NAME, MANIFEST_NAME, Changes, Manifest, fi
 from daemon.core.slots import SLOTS
 from daemon.runtimes.image_source import package_folder, source_digest
 from daemon.workers.source import RELEASES, changes_in, hash_files, manifest_in, site_of
+from schema.durable_files import sync_folder
 from schema.migrate import VERSION, Role
 
 _MAKING: Final = ".making-"
@@ -142,7 +143,7 @@ class Releases:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(Path("..") / RELEASES / release.short)
         fresh.replace(link)
-        _sync_folder(link.parent)
+        sync_folder(link.parent)
 
     def make(self, draft: Manifest, progress: Callable[[str], None]) -> tuple[Release, bool]:
         """Make a release of what this process runs, and return it and whether it is new.
@@ -182,7 +183,7 @@ class Releases:
         making.chmod(0o755)  # a folder that is renamed must be writable for its owner
         making.rename(target)
         target.chmod(0o555)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         return self._look(target, {}), True
 
     def _refuse_changed(self, known: Release) -> None:
@@ -330,11 +331,3 @@ def _make_read_only(release: Path) -> None:
             if not path.is_symlink():
                 path.chmod(0o555 if path.stat().st_mode & 0o100 else 0o444)
         Path(folder).chmod(0o555)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

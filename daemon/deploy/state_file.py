@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from daemon.core.deploy_errors import SlotStateError
 from daemon.core.slots import SlotState, as_json, from_json
+from schema.durable_files import sync_folder
 from schema.os_faults import read_own_file
 
 FOLDER: Final = "deploy"
@@ -48,10 +49,6 @@ def write_state(data_dir: Path, state: SlotState) -> None:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(path.parent)
     except OSError as error:
         raise SlotStateError(f"{path} cannot be written: {error.strerror}.", hint="Make room, then repeat.") from error

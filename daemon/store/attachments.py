@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mimetypes
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Final
 
 from daemon.core.attachments import Attachment
 from schema.connect import Reader
+from schema.durable_files import remove_any, sync_folder, write_new_file
 from schema.ids import is_message_id
 from schema.layout import INBOX_FILES, SessionFolder
 from schema.os_faults import host_error
 
 _TYPES: Final = mimetypes.MimeTypes(filenames=())  # the table built into Python: the same answer on every machine
 _PARTIAL: Final = ".partial"  # begins like no message id
-_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def media_type(name: str) -> str:
@@ -40,19 +39,19 @@ def place_attachments(folder: SessionFolder, message_id: str, files: Sequence[At
     try:
         inbox.mkdir(mode=0o755, exist_ok=True)
         inbox.chmod(0o755)
-        _remove(partial)
+        remove_any(partial)
         partial.mkdir()
         for one in files:
-            _write(partial / one.name, one.data)
+            write_new_file(partial / one.name, one.data, 0o644)
         partial.chmod(0o755)
-        _sync(partial)
-        _remove(target)
+        sync_folder(partial)
+        remove_any(target)
         partial.rename(target)
-        _sync(inbox)
-        _sync(folder.inbox)
+        sync_folder(inbox)
+        sync_folder(folder.inbox)
     except OSError as error:
         with suppress(OSError):
-            _remove(partial)
+            remove_any(partial)
         raise host_error(error, f"the message's files cannot be written to {inbox}") from error
 
 
@@ -62,14 +61,14 @@ def remove_attachments(db: Reader, folder: SessionFolder, ids: Sequence[str]) ->
     for identity in filter(is_message_id, ids):
         path = folder.inbox / INBOX_FILES / identity
         if os.path.lexists(path) and _named_by(db, identity) <= going:
-            _remove(path)
+            remove_any(path)
 
 
 def remove_unnamed(db: Reader, folder: SessionFolder, cutoff: int) -> None:
     """Remove folders that were made before `cutoff` (epoch milliseconds) and that no message has or names."""
     for path in _folders(folder.inbox / INBOX_FILES):
         if path.lstat().st_mtime_ns // 1_000_000 < cutoff and not _named_by(db, path.name):
-            _remove(path)
+            remove_any(path)
 
 
 def _folders(inbox: Path) -> Iterator[Path]:
@@ -82,29 +81,3 @@ def _named_by(db: Reader, identity: str) -> set[str]:
         "SELECT id FROM messages_in WHERE id = ? OR instr(content, ?) > 0", (identity, f'"{INBOX_FILES}/{identity}/')
     )
     return {row["id"] for row in rows}
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, _NEW_FILE, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:
-        path.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The host's own messages to people, in one session's inbound.db: what it tells a sender itself, without the agent.
+"""The host's own messages to people, in one session's inbound.db: notices that it sends without the agent.
 
 Functions that write must be called inside `Writer.transaction()`.
 """
@@ -38,33 +38,13 @@ def notify_sender(db: Writer, message: MessageIn, address: Address, code: str, t
     sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
     error = {"code": code, "message": sentence, "reference": message.id}
     content = {"text": f"{sentence} Reference: {message.id}.", "error": error}
-    notice = MessageOut(
-        id=notice_id,
-        seq=next_even_seq(db),
-        kind=Kind.CHAT,
-        timestamp=to_text(at),
-        content=json.dumps(content, ensure_ascii=False),
-        in_reply_to=message.id,
-        channel_type=address.channel_type,
-        platform_id=address.platform_id,
-        thread_id=address.thread_id,
-    )
+    notice = _notice(db, notice_id, address, content, at, replies_to=message)
     _queue_notice(db, notice, address, at)
 
 
 def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) -> None:
     """Queue the host's own answer to a message, in the caller's transaction."""
-    notice = MessageOut(
-        id=f"said:{message.id}",
-        seq=next_even_seq(db),
-        kind=Kind.CHAT,
-        timestamp=to_text(at),
-        content=json.dumps({"text": text}, ensure_ascii=False),
-        in_reply_to=message.id,
-        channel_type=address.channel_type,
-        platform_id=address.platform_id,
-        thread_id=address.thread_id,
-    )
+    notice = _notice(db, f"said:{message.id}", address, {"text": text}, at, replies_to=message)
     _queue_notice(db, notice, address, at)
 
 
@@ -72,25 +52,16 @@ def announce(db: Writer, identity: str, address: Address, text: str, at: int) ->
     """Queue a notice of the host's own that answers no message. Repeating the id changes nothing."""
     if known(db, [identity]):
         return
-    notice = MessageOut(
-        id=identity,
-        seq=next_even_seq(db),
-        kind=Kind.CHAT,
-        timestamp=to_text(at),
-        content=json.dumps({"text": text}, ensure_ascii=False),
-        channel_type=address.channel_type,
-        platform_id=address.platform_id,
-        thread_id=address.thread_id,
-    )
+    notice = _notice(db, identity, address, {"text": text}, at)
     _queue_notice(db, notice, address, at)
 
 
 def tell_waiting(db: Writer, day: str, text: str, at: int) -> int:
-    """Tell each place whose messages are due that they wait: once a place and day (YYYY-MM-DD). Return how many were told.
+    """Tell each place whose messages are due that they wait, once per place and day (YYYY-MM-DD). Return the number of notices.
 
     A notice is not final: the messages' answers are still to come.
     """
-    told = 0
+    queued = 0
     for message in pending(db, at):
         if not is_due(message, at):
             continue
@@ -98,23 +69,37 @@ def tell_waiting(db: Writer, day: str, text: str, at: int) -> int:
         if address is None:
             continue
         place = hashlib.sha256(address.key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        notice = MessageOut(
-            id=f"waits:{day}:{place}",
-            seq=next_even_seq(db),
-            kind=Kind.CHAT,
-            timestamp=to_text(at),
-            content=json.dumps({"text": text}, ensure_ascii=False),
-            in_reply_to=message.id,
-            channel_type=address.channel_type,
-            platform_id=address.platform_id,
-            thread_id=address.thread_id,
-            final=False,
-        )
+        notice = _notice(db, f"waits:{day}:{place}", address, {"text": text}, at, replies_to=message, final=False)
         if known(db, [notice.id]) or db.one("SELECT 1 FROM host_messages WHERE id = ?", (notice.id,)) is not None:
             continue
         _queue_notice(db, notice, address, at)
-        told += 1
-    return told
+        queued += 1
+    return queued
+
+
+def _notice(
+    db: Reader,
+    identity: str,
+    address: Address,
+    content: object,
+    at: int,
+    *,
+    replies_to: MessageIn | None = None,
+    final: bool = True,
+) -> MessageOut:
+    """Return the row of a notice to this address, with the next sequence number. `at` is in epoch milliseconds."""
+    return MessageOut(
+        id=identity,
+        seq=next_even_seq(db),
+        kind=Kind.CHAT,
+        timestamp=to_text(at),
+        content=json.dumps(content, ensure_ascii=False),
+        in_reply_to=replies_to.id if replies_to is not None else None,
+        channel_type=address.channel_type,
+        platform_id=address.platform_id,
+        thread_id=address.thread_id,
+        final=final,
+    )
 
 
 def _queue_notice(db: Writer, notice: MessageOut, address: Address, at: int) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -21,6 +19,7 @@ from daemon.core.attachments import IntakeLimits, true_type
 from daemon.core.sent_files import NONE, SentFile, SentFiles, names_in, read_manifest, refused_by_runner
 from daemon.store.attachments import media_type
 from schema.connect import Reader
+from schema.durable_files import remove_any, sync_folder, write_new_file
 from schema.given_files import FileRefusedError, read_below
 from schema.ids import is_message_id
 from schema.layout import OUTBOX_FILES, SENT_FILES, SessionFolder
@@ -110,7 +109,7 @@ class SentStore:
                     return
                 if path.name in arrived:
                     left = self._used() - _size(path)
-                    _clear(path)
+                    remove_any(path)
                     self._bytes = left
 
     def _take(
@@ -119,19 +118,19 @@ class SentStore:
         partial, target = self._root / _PARTIAL, self._root / message_id
         try:
             self._root.mkdir(mode=0o700, exist_ok=True)
-            _clear(partial)
+            remove_any(partial)
             partial.mkdir(mode=0o700)
             found = self._copy(message_id, names, before, limits)
             manifest = json.dumps(found.to_json()).encode()
-            _write(partial / MANIFEST, manifest)
-            _sync(partial)
-            _clear(target)
+            write_new_file(partial / MANIFEST, manifest, 0o600)
+            sync_folder(partial)
+            remove_any(target)
             partial.rename(target)
-            _sync(self._root)
-            _sync(self._folder.root)
+            sync_folder(self._root)
+            sync_folder(self._folder.root)
         except OSError as error:
             with suppress(OSError):
-                _clear(partial)
+                remove_any(partial)
             raise host_error(error, f"an answer's files cannot be copied to {SENT_FILES}/") from error
         self._bytes = self._used() + sum(one.size for one in found.files) + len(manifest)
         return found
@@ -154,7 +153,7 @@ class SentStore:
                 refused.append((name[:_SHOWN], str(error)))
                 continue
             room -= len(data)
-            _write(self._root / _PARTIAL / name, data)
+            write_new_file(self._root / _PARTIAL / name, data, 0o600)
             digest = hashlib.sha256(data).hexdigest()
             kind = true_type(media_type(name), data)
             files.append(SentFile(name, kind, len(data), digest, str(self._root / message_id / name)))
@@ -178,34 +177,9 @@ class SentStore:
         return self._bytes or 0
 
     def _drop(self, path: Path) -> None:
-        _clear(path)
+        remove_any(path)
         self._bytes = None
 
 
 def _size(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.iterdir())
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _clear(path: Path) -> None:
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:  # an operator's file
-        path.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -94,7 +94,7 @@ async def test_a_full_disk_refuses_the_message_and_the_next_try_stores_it(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(attachments, "_write", full)
+        patched.setattr(attachments, "write_new_file", full)
         with pytest.raises(StorageError):
             await send(kit, *FILES)
     assert await kit.inbound("SELECT * FROM messages_in") == []

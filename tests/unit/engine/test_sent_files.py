@@ -190,7 +190,7 @@ def test_a_full_disk_delays_the_answer_and_costs_it_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sent_files, "_write", full)
+        patched.setattr(sent_files, "write_new_file", full)
         with pytest.raises(StorageError):
             look(world)
     assert world.read("SELECT * FROM delivery_attempts") == []

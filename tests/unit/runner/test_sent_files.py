@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from container_runner.shared import sent_files
 from container_runner.shared.outbox import Outbox
 from container_runner.shared.reply import OutFile, Reply
 from container_runner.shared.sent_files import FileSource, place_files
@@ -96,7 +95,7 @@ def test_the_folder_is_whole_after_a_crash_at_any_step(tmp_path: Path, monkeypat
             return stepped
 
         with monkeypatch.context() as patched:
-            patched.setattr(sent_files.os, "fsync", step(os.fsync))
+            patched.setattr(os, "fsync", step(os.fsync))
             patched.setattr(Path, "mkdir", step(Path.mkdir))
             patched.setattr(Path, "rename", step(Path.rename))
             try:
