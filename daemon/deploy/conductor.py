@@ -288,7 +288,8 @@ class Conductor:
                 slot = other(self._place.slot)
                 reason = (
                     "the standby did not run this release without a break for the window" if answered
-                    else f"no standby answered; start it with `systemctl enable --now clawbus@{slot}`"
+                    else f"no daemon answered in slot {slot}: the release does not start (`journalctl -u clawbus@{slot}` says why),"
+                    f" or its unit is not started (`systemctl enable --now clawbus@{slot}`)"
                 )  # fmt: skip
                 raise GateFailedError("warm", reason, {"misses": misses})
             await anyio.sleep(min(1.0, max(0.05, self._config.warm_s / 4)))

@@ -12,7 +12,9 @@ import contextlib
 import json
 import os
 import secrets
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ from schema.errors import ClawbusError
 
 _TIMED: Final = 3  # round trips to a running agent
 _POLL_S: Final = 0.05
+_LOST_S: Final = 8.0  # an answer that is so late after its message's completion is lost
 _END_S: Final = 15.0
 
 
@@ -75,7 +78,7 @@ class Probe:
         hook = Webhook()
         self.ways = (Local(self._client), hook)
         try:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear()
             self.folder.mkdir(mode=0o700, parents=True)
             text = configuration(self.config, self.folder, hook.configuration())
             (self.folder / "clawbus.toml").write_text(text, encoding="utf-8")
@@ -137,7 +140,21 @@ class Probe:
 
     def _delivered_once(self, way: Way, message: str, nonce: str) -> None:
         """Wait for the answer at its receiver and the message's completion; there must be exactly one answer."""
-        self._wait(f"the delivery of the answer ({way.name})", lambda: way.answers(message))
+        completed: list[float] = []
+
+        def arrived() -> bool:
+            status = self._status(way, message)
+            if status == "failed":
+                raise ProbeFailedError(f"the agent did not answer, and the message was given up ({way.name})")
+            if status == "completed" and not completed:
+                completed.append(time.monotonic())
+            if way.answers(message):
+                return True
+            if completed and time.monotonic() - completed[0] > _LOST_S:
+                raise ProbeFailedError(f"the message is completed and its answer did not arrive ({way.name})")
+            return False
+
+        self._wait(f"the delivery of the answer ({way.name})", arrived)
         self._wait(f"the message's completion ({way.name})", lambda: self._status(way, message) == "completed")
         found = way.answers(message)
         if len(found) != 1 or nonce not in found[0]:
@@ -176,10 +193,6 @@ class Probe:
         self._wait("the new release's daemon", self._is_ready)
 
     def _is_ready(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            text = (self.folder / "probe.log").read_text(encoding="utf-8", errors="replace")
-            raise ProbeFailedError(f"its daemon ended with {self.process.returncode}: {text[-300:].strip()}")
         client = self._client()
         try:
             client.read_mailbox(AGENT, 0, 1)
@@ -188,6 +201,12 @@ class Probe:
         finally:
             client.close()
         return True
+
+    def _refuse_ended(self) -> None:
+        """Raise ProbeFailedError when its daemon ended by itself."""
+        if self.process is not None and self.process.poll() is not None:
+            text = (self.folder / "probe.log").read_text(encoding="utf-8", errors="replace")
+            raise ProbeFailedError(f"its daemon ended with {self.process.returncode}: {text[-300:].strip()}")
 
     def _clawbus(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         left = max(1.0, self.deadline - time.monotonic()) if self.deadline else _END_S
@@ -200,9 +219,11 @@ class Probe:
         if self.process is not None:
             self.process.kill()
             self.process.wait(timeout=_END_S)
+            self.process = None
 
     def _wait(self, what: str, holds: Callable[[], object]) -> None:
         while not holds():
+            self._refuse_ended()
             if time.monotonic() > self.deadline:
                 raise ProbeFailedError(f"{what} did not come within {self.limit_s:g} s")
             time.sleep(_POLL_S)
@@ -210,10 +231,39 @@ class Probe:
     def _end(self) -> None:
         self._kill_daemon()
         self.deadline = time.monotonic() + _END_S
+        self._clear()
+
+    def _clear(self) -> None:
+        """End what runs in the folder, and remove it. A standby that was killed in a probe leaves a daemon and agents there."""
+        end_daemons(self.folder / "clawbus.toml")
         if (self.folder / "data" / "clawbus.version").exists():
             with contextlib.suppress(subprocess.SubprocessError, OSError):
                 self._clawbus("session", "kill", "--all")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def end_daemons(config: Path) -> None:
+    """Kill every daemon of this configuration file, and wait for its end. Only a probe's daemons have a probe's file."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or not _serves(entry, config):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.pidfd_open(int(entry.name))  # the process is fixed before it is looked at again
+            try:
+                if _serves(entry, config):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    select.select([descriptor], [], [], _END_S)
+            finally:
+                os.close(descriptor)
+
+
+def _serves(process: Path, config: Path) -> bool:
+    """Return whether a process is a daemon of this configuration file."""
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"serve" in words and os.fsencode(config) in words
 
 
 def _refuse_forged(hook: Webhook) -> None:

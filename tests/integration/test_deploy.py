@@ -1,23 +1,41 @@
 """Deploys with real releases, daemons and agents: forward and back under load, bad releases, and daemons that are killed."""
 
+import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
 from daemon.core.errors import DaemonDownError, DaemonSilentError
+from daemon.core.slots import SlotState
+from daemon.deploy.releases import schema_versions
 from tests.support.daemon import eventually
 from tests.support.slot_host import SlotHost
+from tests.support.webhooks import free_port, post
 
-SLOW = """
+SECRET = "a secret of tests"
+PORT = free_port()
+SLOW = f"""
 [agents.echo]
 provider = "echo"
 max_batch = 1
 [agents.slow]
 command = ["/bin/sh", "-c", "sleep 12; echo done"]
+[docker]
+host = "unix:///nonexistent/docker.sock"
+[channels.webhook]
+listen = "127.0.0.1:{PORT}"
+[channels.webhook.hooks.down]
+agent = "echo"
+session = "*"
+secret = "{SECRET}"
+reply_url = "http://127.0.0.1:{free_port()}/answers"
+reply_secret = "another {SECRET}"
 """
 
 
@@ -132,29 +150,148 @@ def test_forward_and_back_under_load_nothing_is_lost_or_doubled_and_no_agent_is_
     assert (worker["slot"], worker["epoch"], worker["release"]) == ("blue", 3, host.state().release)
 
 
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A bad release: the code at the end of one of its files, its manifest, and what becomes of its deploy.
+
+    The command is killed in the gate `killed_in`.
+    """
+
+    gate: str
+    reason: str
+    edit: str = "# bad"
+    file: str = "daemon/cli/version.py"
+    manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    killed_in: str = ""
+    state: str = "failed"
+
+
+NEWER = {name: version + 1 for name, version in schema_versions().items()}
+DIES = "import os, threading\ndef die(): threading.Timer({after}, os._exit, (1,)).start()\n"
 BAD = {
-    "its agents do not answer": ("container_runner/providers/echo.py", "raise SystemExit('bad agent')", "callback_probe"),
-    "does not serve": ("daemon/app/main.py", "def _conductor(bus, lease, signals):\n    if lease: raise RuntimeError('bad')", "cutover"),
+    "does not start": Bad(
+        "warm", "the release does not start", "def run_slot(*_): raise SystemExit('bad')", "daemon/app/slots.py",
+        killed_in="preflight",
+    ),
+    "dies as a standby": Bad(
+        "callback_probe", "standby did not answer", DIES.format(after=4) + "die()", "daemon/app/standby.py",
+        killed_in="warm",
+    ),
+    "dies when it serves": Bad(
+        "bake", "ended and was started again",
+        DIES.format(after=1) + "_of = _conductor\ndef _conductor(*a): a[1] and die(); return _of(*a)", "daemon/app/main.py",
+        killed_in="bake", state="rolled_back",
+    ),
+    "its agents do not answer": Bad(
+        "callback_probe", "was given up", "async def bad(*_): raise RuntimeError('bad')\nEchoProvider.run = bad", "container_runner/providers/echo.py"
+    ),
+    "is ready and loses answers": Bad(
+        "callback_probe", "its answer did not arrive",
+        "async def one(*_): return Receipt()\nasync def many(_, all): return [Receipt() for _ in all]\n"
+        "LocalChannel.deliver, LocalChannel.deliver_many, LocalChannel.deliver_inline = one, many, lambda *_: None",
+        "daemon/channels/local.py", killed_in="callback_probe",
+    ),
+    "is slow": Bad(
+        "callback_probe", "a round trip to a running agent takes",
+        "import anyio\n_run = EchoProvider.run\nasync def run(*a):\n    await anyio.sleep(1.2)\n    return await _run(*a)\n"
+        "EchoProvider.run = run", "container_runner/providers/echo.py",
+    ),
+    "does not serve": Bad(
+        "cutover", "", "def _conductor(bus, lease, signals):\n    if lease: raise RuntimeError('bad')",
+        "daemon/app/main.py", state="rolled_back",
+    ),
+    "has a newer schema": Bad(
+        "preflight", "--no-rollback accepts that", manifest={"schema_versions": NEWER}
+    ),
+    "its images cannot be checked, Docker is away": Bad(
+        "preflight", "images:", manifest={"images": {"agent:1": f"sha256:{'0' * 64}"}}
+    ),
 }  # fmt: skip
+
+
+def over(host: SlotHost, release: str) -> SlotState | None:
+    """The state once the release's deploy is over."""
+    state = host.state()
+    return (
+        state if state.deploy is not None and state.deploy.is_over and state.deploy.to_release[:12] == release else None
+    )
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_release_is_blocked_or_taken_back_by_itself(host: SlotHost, kind: str) -> None:
-    file, edit, gate = BAD[kind]
+    bad = BAD[kind]
     host.ready()
     before = host.state()
-    said = host.bus.cli("deploy", "start", host.variant(edit, file).name, timeout_s=120)
-    state = host.state()
-    assert not said.ok
-    assert state.deploy is not None
-    assert state.deploy.gate(gate).status == "fail", state.deploy
-    assert (state.serving, state.release) == (before.serving, before.release)
-    assert said.error == ("DEPLOY_ROLLED_BACK" if gate == "cutover" else "DEPLOY_FAILED")
-    serving = before.serving
-    assert serving is not None
-    host.releases().link("green" if serving == "blue" else "blue", host.releases().find(host.first.name))
+    assert before.serving is not None
+    try:
+        release = host.variant(bad.edit, bad.file, bad.manifest).name
+        tool = host.bus.begin_cli("deploy", "start", release)
+        if bad.killed_in:
+            eventually(
+                bad.killed_in,
+                lambda: (
+                    (d := host.state().deploy) is not None
+                    and d.to_release[:12] == release
+                    and (d.is_over or d.gate(bad.killed_in).since is not None)
+                ),
+            )
+            tool.kill()
+            tool.communicate(timeout=60)
+        else:
+            said = host.bus.end_cli(tool, 120)
+            assert said.error == ("DEPLOY_ROLLED_BACK" if bad.state == "rolled_back" else "DEPLOY_FAILED")
+        state = eventually("over", lambda: over(host, release), 120)
+        assert state.deploy is not None
+        assert state.deploy.state == bad.state, state.deploy
+        failed = [one.name for one in state.deploy.gates if one.status == "fail"]
+        # One that dies soon after it serves may do so before its bake has begun.
+        assert failed == [bad.gate] or (kind == "dies when it serves" and failed == ["cutover"]), state.deploy
+        assert bad.reason in state.deploy.reason
+        assert (state.serving, state.release) == (before.serving, before.release)
+    finally:
+        host.releases().link("green" if before.serving == "blue" else "blue", host.releases().find(host.first.name))
     host.ready()
     assert host.bus.ask(kind, agent="echo", session="after", wait_s=60)["text"] == kind
+
+
+def placed(full: Path) -> bool:
+    """Put the device in the place of the file that the daemon writes before it replaces the state."""
+    with contextlib.suppress(FileExistsError):
+        full.symlink_to("/dev/full")
+        return True
+    return False
+
+
+def test_a_full_disk_ends_the_deploy_and_not_the_daemon_that_serves(host: SlotHost) -> None:
+    """/dev/full answers ENOSPC, so whoever replaces the state meets a full disk."""
+    host.ready()
+    before = host.state()
+    release = host.variant("# full disk").name
+    full = host.bus.data / "deploy" / "state.json.new"
+    assert host.bus.cli("deploy", "start", release, "--detach").ok
+    eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 30)
+    eventually("a moment between two states", lambda: placed(full), 30)
+    assert host.bus.ask("full", agent="echo", session="full", wait_s=60)["text"] == "full"
+    eventually("noticed", lambda: "deploy_state_failing" in host.log(str(before.serving)), 60)
+    full.unlink()
+    state = eventually("over", lambda: over(host, release), 30)
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving, state.epoch) == ("failed", before.serving, before.epoch)
+    assert "No space left on device" in state.deploy.reason
+
+
+def test_a_receiver_that_is_down_in_the_bake_is_named_and_a_second_deploy_is_refused(host: SlotHost) -> None:
+    host.ready()
+    for number in range(4):
+        url = f"http://127.0.0.1:{PORT}/hooks/down/s{number}"
+        assert post(url, SECRET, "event", message_id="while-down", text=True).status_code == 202
+    begun = host.bus.cli("deploy", "start", host.variant("# receiver down").name, "--detach")
+    assert begun.ok
+    assert host.bus.cli("deploy", "start", host.first.name).error == "DEPLOY_RUNNING"
+    state = eventually("over", lambda: over(host, begun.result["deploy"]["to_release"][:12]), 60)
+    assert state.deploy is not None
+    assert state.deploy.state == "passed", state.deploy
+    assert any("channel webhook" in one for one in state.deploy.gate("bake").measured["not_the_release"])
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
@@ -184,7 +321,7 @@ def test_a_daemon_that_goes_in_the_bake_is_taken_back(host: SlotHost, how: str) 
     assert host.bus.cli("deploy", "verify-runtime").error == "DEPLOY_ROLLED_BACK"
     assert took < 30
     host.releases().link(new, host.releases().find(host.first.name))
-    host.configure(0.5)
+    host.configure(1.5)
     host.ready()
     assert host.bus.ask(how, agent="echo", session="after", wait_s=60)["text"] == how
 

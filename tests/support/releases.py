@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from daemon.core.release import FILES_NAME, MANIFEST_NAME, Manifest, listing_digest, listing_text
 from daemon.deploy.releases import schema_versions
@@ -32,9 +33,15 @@ def small_release(
     return making.rename(making.with_name(manifest.short))
 
 
-def variant(release: Path, edit: str = "", *, file: str = "daemon/cli/version.py") -> Path:
-    """Another release beside a real one: the same files, linked, but for one, to whose end `edit` is added."""
-    making = release.with_name(f".making-{abs(hash((edit, file)))}")
+def variant(
+    release: Path, edit: str = "", *, file: str = "daemon/cli/version.py", manifest: Mapping[str, Any] | None = None
+) -> Path:
+    """Another release beside a real one: the same files, linked, but for one, to whose end `edit` is added.
+
+    `manifest` are fields of its manifest that differ.
+    """
+    changes = manifest or {}
+    making = release.with_name(f".making-{abs(hash((edit, file, str(changes))))}")
     shutil.copytree(release, making, symlinks=True, copy_function=os.link)
     for folder, _, _ in os.walk(making):
         Path(folder).chmod(0o755)
@@ -48,9 +55,8 @@ def variant(release: Path, edit: str = "", *, file: str = "daemon/cli/version.py
     for path in files.values():
         path.unlink()
     site = site_of(making)
-    manifest = Manifest(
-        **{**old, "source_digest": source_digest(site), "tree_digest": listing_digest(hash_files(making))}
-    )
+    digests = {"source_digest": source_digest(site), "tree_digest": listing_digest(hash_files(making))}
+    made = Manifest(**{**old, **digests, **changes})
     files[FILES_NAME].write_text(listing_text(hash_files(making)), encoding="utf-8")
-    files[MANIFEST_NAME].write_text(json.dumps(manifest.as_json()), encoding="utf-8")
-    return making.rename(making.with_name(manifest.short))
+    files[MANIFEST_NAME].write_text(json.dumps(made.as_json()), encoding="utf-8")
+    return making.rename(making.with_name(made.short))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +21,12 @@ QUICK_GATES: Final = """
 [deploy]
 root = "{root}"
 warm_s = 0.3
-warm_limit_s = 20.0
+warm_limit_s = 12.0
 probe_s = 60.0
 cutover_s = 4.0
 bake_s = {bake_s}
 bake_check_s = 0.1
+slow_s = 1.0
 cooldown_s = 0.0
 """
 
@@ -32,7 +34,7 @@ cooldown_s = 0.0
 class SlotHost:
     """One data folder and two slots. `bus` has its configuration, its command line and its socket."""
 
-    def __init__(self, tables: str = "", *, bake_s: float = 0.5) -> None:
+    def __init__(self, tables: str = "", *, bake_s: float = 1.5) -> None:
         self.bus = RealDaemon()
         self.root = self.bus.root / "opt"
         self._text = self.bus.config.read_text(encoding="utf-8") + tables
@@ -51,9 +53,11 @@ class SlotHost:
         """Write the configuration with this bake."""
         self.bus.config.write_text(self._text + QUICK_GATES.format(root=self.root, bake_s=bake_s), encoding="utf-8")
 
-    def variant(self, edit: str = "", file: str = "daemon/cli/version.py") -> Path:
-        """Another release: the first one with these lines at the end of a file."""
-        return variant(self.first, edit, file=file)
+    def variant(
+        self, edit: str = "", file: str = "daemon/cli/version.py", manifest: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Another release: the first one with these lines at the end of a file, and another manifest."""
+        return variant(self.first, edit, file=file, manifest=manifest)
 
     # --- slots
 

@@ -1,9 +1,9 @@
 """The conductor's gates with a standby and a bus that are as a test says; the states on disk are real."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 import anyio
 import pytest
@@ -13,11 +13,16 @@ from daemon.config.models import Config
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import DeployRefusedError, DeployRunningError, SlotStateError
 from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, Pace
+from daemon.core.errors import RuntimeUnavailableError
+from daemon.core.release import ImageFound
 from daemon.core.slots import BLUE, Deploy, Health, SlotState, claim, cut_over, roll_back
+from daemon.deploy import drift
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.releases import Releases
 from daemon.deploy.state_file import read_state, state_path, write_state
 from tests.support.releases import small_release
+
+IMAGE: Final = f"sha256:{'1' * 64}"
 
 pytestmark = pytest.mark.anyio
 
@@ -94,13 +99,26 @@ class Stage:
         for slot, path in (("blue", self.old), ("green", self.new)):
             self.releases.link(slot, self.releases.find(path.name))
         self.engine, self.left = FakeEngine(), False
+        self._conductor: Conductor | None = None
         self.new_id = self.manifest(self.new)
         self.look: Callable[[int], dict[str, Any] | None] = lambda _: {"release": self.new_id, "process": "p"}
         self.probe: dict[str, Any] = {"ok": True, "reason": "", "plain": {}, "interrupted": {}}
         standby = FakeStandby(self, self.probe)
         monkeypatch.setattr(module, "StandbyClient", lambda *_: standby)
         write_state(self.data, claim(SlotState(), BLUE, self.manifest(self.old), 1, "boot"))
-        self.conductor = Conductor(Place(self.config, BLUE, SystemClock(), self.leave), self.engine)
+        self.clock = SystemClock()
+
+    @property
+    def conductor(self) -> Conductor:
+        """The conductor in blue, with the clock of now."""
+        if self._conductor is None:
+            self._conductor = Conductor(Place(self.config, BLUE, self.clock, self.leave), self.engine)
+        return self._conductor
+
+    def use(self, release: Path) -> None:
+        """Deploy this release in place of the second one."""
+        self.new, self.new_id = release, self.manifest(release)
+        self.releases.link("green", self.releases.find(release.name))
 
     def manifest(self, path: Path) -> str:
         found = self.releases.find(path.name).manifest
@@ -246,7 +264,7 @@ async def bake(stage: Stage, *, no_rollback: bool = False, limits: dict[str, int
     deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=no_rollback)
     moved = cut_over(replace(stage.state(), deploy=deploy), 2, limits)
     write_state(stage.data, claim(moved, "green", stage.new_id, 3, "boot"))
-    conductor = Conductor(Place(stage.config, "green", SystemClock(), stage.leave), stage.engine)
+    conductor = Conductor(Place(stage.config, "green", stage.clock, stage.leave), stage.engine)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(conductor.run)
         with anyio.fail_after(20):
@@ -334,6 +352,65 @@ async def test_a_deploy_that_is_over_is_reported_once_also_when_a_start_ended_it
             tasks.cancel_scope.cancel()
     assert stage.engine.reported == ["rolled_back"]
     assert stage.engine.states[-1] == stage.state()
+
+
+class SetBack(SystemClock):
+    """A clock that somebody sets back by an hour again and again."""
+
+    hours = 0
+
+    def now_ms(self) -> int:
+        self.hours += 1
+        return super().now_ms() - self.hours * 3_600_000
+
+
+async def test_a_clock_that_is_set_back_stops_no_deploy_and_no_bake(stage: Stage) -> None:
+    stage.clock = SetBack()
+    state = await stage.deploy()
+    assert (state.serving, stage.left) == ("green", True)
+    write_state(stage.data, roll_back(state, "to bake again", 1, 0))
+    stage.left = False
+    state = await bake(stage)
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving) == ("passed", "green")
+    assert state.deploy.gate("cutover").measured["took_ms"] >= 0
+
+
+class Other(Protocol):
+    """What the engine says of the images."""
+
+    def __call__(self, config: Config, names: Iterable[str]) -> dict[str, ImageFound]: ...
+
+
+def away(config: Config, names: Iterable[str]) -> dict[str, ImageFound]:
+    raise RuntimeUnavailableError("Docker does not answer.")
+
+
+def another_source(config: Config, names: Iterable[str]) -> dict[str, ImageFound]:
+    return dict.fromkeys(names, ImageFound(IMAGE, "f" * 64))
+
+
+def gone(config: Config, names: Iterable[str]) -> dict[str, ImageFound]:
+    return dict.fromkeys(names, ImageFound(error="there is no such image"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        (away, "images: Docker does not answer"),
+        (another_source, "found ffffffffffff"),
+        (gone, "there is no such image"),
+    ],
+)
+async def test_a_release_whose_images_are_not_its_own_is_blocked(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, engine: Other, reason: str
+) -> None:
+    monkeypatch.setattr(drift, "look_at_images", engine)
+    stage.use(small_release(stage.releases.root, "imaged", images={"agent:1": IMAGE}))
+    state = await stage.deploy()
+    assert state.deploy is not None
+    assert (state.deploy.gate("preflight").status, state.serving) == ("fail", "blue")
+    assert reason in state.deploy.reason
 
 
 async def test_a_full_disk_at_the_cutover_leaves_the_old_slot_serving(
