@@ -47,6 +47,18 @@ def test_the_answer_of_an_agent_returns_to_the_session_and_the_place_that_asked(
     assert letters(daemon) == []
 
 
+def test_a_chain_s_session_has_a_name_to_read_and_an_older_one_is_kept(daemon: RealDaemon) -> None:
+    older = "agent:b:agent%3Aa%3As"  # as sessions of a chain were named before
+    daemon.ask("say here", agent="c", session=older)
+    for session, third in (("s", older), ("s2", "agent:b:agent:a:s2")):
+        daemon.post("to b to c say hi", agent="a", session=session)
+        eventually("c's session is there", (daemon.folder("c", third) / "in" / "inbound.db").exists)
+        asked = "SELECT 1 FROM messages_in WHERE relay IS NOT NULL"
+        eventually("c is asked", lambda: daemon.rows("c", third, asked))  # noqa: B023
+    assert not daemon.folder("c", "agent:b:agent:a:s").exists()
+    eventually("all is said", lambda: texts(daemon).count("hi") == 2)
+
+
 def test_an_agent_that_is_no_destination_is_not_written_to(daemon: RealDaemon) -> None:
     assert daemon.ask("to c hello", agent="a", session="s")["text"] == "sent"
     assert not daemon.folder("c", "agent:a:s").exists()
