@@ -431,13 +431,13 @@ def _order(
     """First effects of one session at one destination come in seq order; rows with a time of their own aside, and those
     that an operator requeued: what stood behind them has gone on."""
     for key in sessions:
-        rows = witness.of(key, "messages_out")[:]
-        rows += _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
+        rows = _rows(daemon, key, "SELECT id, seq, deliver_after FROM messages_out", outbound=True)
+        rows += witness.of(key, "messages_out")
         passed = _passed(daemon, key) | asked.ids(key, RequeueDead)
         passed |= {row["id"] for row in witness.of(key, "messages_out") if row["passed"]}
+        timely = [row for row in rows if row["deliver_after"] is None and row["id"] not in passed]
         # After a reset a turn may write the same row again, with a later seq: it was sent by its first.
-        timely = [row for row in reversed(rows) if row["deliver_after"] is None and row["id"] not in passed]
-        seqs = {row["id"]: row["seq"] for row in timely}
+        seqs = {row["id"]: row["seq"] for row in sorted(timely, key=lambda row: -row["seq"])}
         last: dict[str, int] = {}
         firsts = [effects[0] for effects in receivers.effects.values() if effects]
         for effect in sorted(firsts, key=lambda item: item.at):
