@@ -135,6 +135,19 @@ def test_the_daemon_s_drift_is_named_and_the_link_repaired(root: Path) -> None:
     assert report(config, origin, live).drifts == ()
 
 
+def test_images_of_an_engine_that_does_not_answer_are_unchecked_and_no_drift(root: Path) -> None:
+    made = small_release(root, "one", images={"agent:1": f"sha256:{'1' * 64}"})
+    releases, manifest = Releases(root), manifest_in(made)
+    for slot in ("blue", "green"):
+        releases.link(slot, releases.find(made.name))
+    away = Docker(host=f"unix://{root}/no.sock")
+    config = config_of(root).model_copy(update={"docker": away})
+    live = {"source": {"release": manifest.release, "source_digest": manifest.source_digest, "slot": "blue"}}
+    found = report(config, Origin(made, manifest, manifest.source_digest), live)
+    assert (found.drifts, found.absent, len(found.unchecked)) == ((), (), 1)
+    assert "no.sock" in found.unchecked[0]
+
+
 def test_a_daemon_from_elsewhere_is_drift(root: Path) -> None:
     found = report(config_of(root), Origin(root, None, ""), {"source": {"release": None, "source_digest": "x"}})
     assert [one.what for one in found.drifts] == ["daemon"]
