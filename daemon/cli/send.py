@@ -7,24 +7,17 @@ again without being stored twice.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.answers import as_result, file_lines
 from daemon.cli.attached_files import read_files
 from daemon.cli.command import add
-from daemon.cli.envelope import INTERRUPTED, NextAction, Outcome, Problem, interrupted, problem_of
+from daemon.cli.envelope import Outcome
 from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, addressed
-from daemon.cli.notes import LOOK_S
-from daemon.cli.patience import insist
-from daemon.cli.same_place import operand
 from daemon.cli.send_later import AtOption, EveryOption, ZoneOption, due_at, refuse_beside_every, send_every
 from daemon.cli.send_place import (
     DirectOption,
@@ -35,20 +28,12 @@ from daemon.cli.send_place import (
     ThreadOption,
     send_to_place,
 )
+from daemon.cli.send_wait import send_and_wait
 from daemon.cli.standard_input import read_text, with_words
-from daemon.core.clock import Clock, SystemClock
-from daemon.core.command_words import two_words
-from daemon.core.errors import ContentError, DaemonSilentError, LostAnswerError
-from daemon.core.waiting import what_it_waits_for
-from schema.errors import ClawbusError
+from daemon.core.clock import SystemClock
+from daemon.core.errors import ContentError
 from schema.ids import check_message_id, new_id
 from schema.instants import from_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from daemon.api.client import ControlClient
-    from daemon.store.mailbox import MailboxEntry
 
 SessionOption = Annotated[
     str | None,
@@ -137,19 +122,14 @@ def send(
       clawbus send 'hello' --place kitchen --sender ann
       clawbus send 'what is due today?' -s echo/demo --at 'tomorrow 9:00'
     """
+    words = _Words(text, json_content=json_content)
+    expiry = _Expiry(not_after, expires_in, stop_late)
     if place is not None:
-        if stop_late:
-            raise typer.BadParameter("--stop-late does not go with --place.")
-        if json_content:
-            raise typer.BadParameter("--json-content does not go with --place: what people say there is text.")
-        _refuse_beside_place(agent, session, wait)
-        if at is not None or every is not None or timezone is not None:
-            raise typer.BadParameter(
-                "--at, --every and --timezone go to one session: name --session, and leave --place out."
-            )
-        expiry = _expiry(not_after, expires_in, None)
-        event = LocalEvent(message_id, place, thread, sender, mention, direct, expiry, tuple(file or ()))
-        return send_to_place(invocation, with_words(read_text() if text == "-" else text), event)
+        _refuse_beside_place(
+            agent, session, wait, expiry, scheduled=(at, every, timezone) != (None, None, None), words=words
+        )
+        event = LocalEvent(message_id, place, thread, sender, mention, direct, expiry.at(None), tuple(file or ()))
+        return send_to_place(invocation, words.text(), event)
     if thread is not None or sender is not None or mention or direct:
         raise typer.BadParameter("--thread, --sender, --mention and --direct belong to --place.")
     if session is None:
@@ -162,289 +142,93 @@ def send(
             at=at, file=file, json_content=json_content, context=context, stop_late=stop_late, no_create=no_create,
             wait=wait, not_after=not_after, expires_in=expires_in,
         )  # fmt: skip
-        said = with_words(read_text() if text == "-" else text)
-        return send_every(invocation, said, (agent, session), every, message_id, mailbox, timezone)
+        return send_every(invocation, words.text(), (agent, session), every, message_id, mailbox, timezone)
     due = due_at(invocation, at, timezone)
     message = {
         "agent": agent,
         "session": session,
-        "content": _content(read_text() if text == "-" else text, as_json=json_content),
+        "content": words.content(),
         "id": check_message_id(message_id) if message_id is not None else new_id(SystemClock().now_ms()),
         "address": {"channel_type": "local", "platform_id": mailbox},
         "trigger": not context,
         "create_session": not no_create,
         "process_after": due,
+        **({"files": read_files(file, invocation.config)} if file else {}),
+        **expiry.fields(due),
     }
-    if file:
-        message["files"] = read_files(file, invocation.config)
-    expiry = _expiry(not_after, expires_in, due)
-    if expiry is not None:
-        message["not_after"] = expiry
-        message["stop_late"] = stop_late
-    elif stop_late:
-        raise typer.BadParameter("--stop-late belongs to --expires-in or --not-after.")
-    return _send_and_wait(invocation, message, mailbox, None if context else wait, save)
+    return send_and_wait(invocation, message, mailbox, None if context else wait, save)
 
 
-def _refuse_beside_place(agent: str | None, session: str | None, wait: float | None) -> None:
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """The TEXT argument. Read standard input, where it is `-`, only when the text is asked for."""
+
+    argument: str
+    _: KW_ONLY
+    json_content: bool
+
+    def text(self) -> str:
+        """Return what to say. Raise a usage error if it is empty."""
+        return with_words(self._read())
+
+    def content(self) -> object:
+        """Return the message's content. Raise ContentError if it should be JSON and is not."""
+        if not self.json_content:
+            return {"text": self.text()}
+        try:
+            return json.loads(self._read())
+        except (ValueError, RecursionError) as error:
+            hint = "Correct it, or leave --json-content away."
+            raise ContentError(f"TEXT is not JSON: {error}.", hint=hint) from error
+
+    def _read(self) -> str:
+        return read_text() if self.argument == "-" else self.argument
+
+
+@dataclass(frozen=True, slots=True)
+class _Expiry:
+    """The options --not-after, --expires-in and --stop-late."""
+
+    not_after: str | None
+    expires_in: str | None
+    stop_late: bool
+
+    def at(self, due: int | None) -> int | None:
+        """Return when a message that is due at `due` (None: now) expires, or None. Both are epoch ms. Raise a usage error."""
+        from daemon.cli.durations import span_ms  # noqa: PLC0415
+
+        if self.not_after is not None and self.expires_in is not None:
+            raise typer.BadParameter("--not-after and --expires-in say the same; give one of them.")
+        if self.expires_in is not None:
+            return (SystemClock().now_ms() if due is None else due) + span_ms(self.expires_in)
+        instant = from_text(self.not_after)
+        if self.not_after is not None and instant is None:
+            raise typer.BadParameter(f"{self.not_after!r} is not a time; write an instant like 2026-11-21T02:00Z.")
+        return instant
+
+    def fields(self, due: int | None) -> dict[str, Any]:
+        """Return the message's fields about its expiry; none if it never expires. Raise a usage error."""
+        expires_at = self.at(due)
+        if expires_at is not None:
+            return {"not_after": expires_at, "stop_late": self.stop_late}
+        if self.stop_late:
+            raise typer.BadParameter("--stop-late belongs to --expires-in or --not-after.")
+        return {}
+
+
+def _refuse_beside_place(
+    agent: str | None, session: str | None, wait: float | None, expiry: _Expiry, *, scheduled: bool, words: _Words
+) -> None:
     """Raise a usage error for options that contradict --place."""
+    if expiry.stop_late:
+        raise typer.BadParameter("--stop-late does not go with --place.")
+    if words.json_content:
+        raise typer.BadParameter("--json-content does not go with --place: what people say there is text.")
     if agent is not None or session is not None:
         raise typer.BadParameter("--place lets the routes name agent and session: leave --agent and --session out.")
     if wait is not None:
         raise typer.BadParameter("--place may reach several agents: leave --wait out, and read the mailbox.")
-
-
-def _send_and_wait(
-    invocation: Invocation, message: dict[str, Any], mailbox: str, wait: float | None, save: Path | None
-) -> Outcome:
-    """Have the message accepted, and wait up to `wait` seconds for its answer (None: do not wait). Save its files in `save`."""
-    # What a caller needs to repeat the request without doubling the work, from the moment the message may be stored.
-    known: dict[str, Any] = {
-        "message_id": message["id"],
-        "agent": message["agent"],
-        "session": message["session"],
-        "accepted": None,
-        "mailbox": mailbox,
-    }
-
-    clock, until = SystemClock(), 0.0
-
-    def note(accepted: dict[str, Any]) -> None:
-        nonlocal until
-        until = clock.monotonic() + (wait or 0.0)
-        known.update({**accepted, "accepted": True, "mailbox": _mailbox_of(accepted, mailbox)})
-        if message["process_after"] is not None and not accepted.get("duplicate"):
-            known["due_at"] = message["process_after"]
-
-    try:
-        with invocation.client() as client:
-            entry = insist(invocation, lambda: _accept(client, message, min(wait or 0.0, LOOK_S), note))
-            if wait is None:
-                return Outcome(known, lambda console: _say_accepted(console, known), _next(known))
-            said: list[dict[str, Any]] = known.setdefault("said", [])
-            hear, look = partial(_hear, invocation, said), _notes_shown(invocation, known)
-            if entry is None or not entry.final:
-                after = 0
-                if entry is not None:
-                    hear(entry)
-                    after = entry.cursor
-                if look is not None:
-                    look()
-                entry = wait_for_reply(client, known, max(0.0, until - clock.monotonic()), clock, hear, look, after)
-            why = _held_up(client, known) if entry is None else _reason(client, known)
-            answer = None if entry is None else as_result(entry)
-            _save(invocation, [*said, *([answer] if answer is not None else [])], save)
-    except ClawbusError as error:
-        return _failed(known, error)
-    except KeyboardInterrupt:
-        problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
-        return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
-    return _answered(known, answer, wait, why)
-
-
-def _accept(
-    client: ControlClient, message: dict[str, Any], wait_s: float, note: Callable[[dict[str, Any]], None]
-) -> MailboxEntry | None:
-    """Have the message accepted, and wait `wait_s` seconds at most for an entry about it. `note` gets what the daemon says of it.
-
-    A connection that is lost after the acceptance ends the wait, and the message is not sent again.
-    """
-    if not wait_s:
-        note(client.accept(message))
-        return None
-    accepted = False
-
-    def noted(found: dict[str, Any]) -> None:
-        nonlocal accepted
-        accepted = True
-        note(found)
-
-    try:
-        return client.accept_and_wait(message, wait_s, noted, 0)
-    except LostAnswerError:
-        if not accepted:
-            raise
-        return None
-
-
-def _expiry(not_after: str | None, expires_in: str | None, due: int | None) -> int | None:
-    """Return the epoch milliseconds of the expiry of a message that is due then (None: now), or None. Raise a usage error."""
-    from daemon.cli.durations import span_ms  # noqa: PLC0415
-
-    if not_after is not None and expires_in is not None:
-        raise typer.BadParameter("--not-after and --expires-in say the same; give one of them.")
-    if expires_in is not None:
-        return (SystemClock().now_ms() if due is None else due) + span_ms(expires_in)
-    instant = from_text(not_after)
-    if not_after is not None and instant is None:
-        raise typer.BadParameter(f"{not_after!r} is not a time; write an instant like 2026-11-21T02:00Z.")
-    return instant
-
-
-def _failed(known: dict[str, Any], error: ClawbusError) -> Outcome:
-    """Return the error as it came. Where the message is stored, or may be, the envelope names it."""
-    if not known["accepted"] and not isinstance(error, DaemonSilentError | LostAnswerError):
-        raise error
-    problem = problem_of(error)
-    message = f"{problem.message.rstrip('.')}; message {known['message_id']} {_standing(known)}."
-    return Outcome(known, problem=replace(problem, message=message), next_actions=_next(known))
-
-
-def _standing(known: dict[str, Any]) -> str:
-    return "is accepted and stays so" if known["accepted"] else "may have been accepted: send it again with this --id"
-
-
-def _mailbox_of(answer: dict[str, Any], mailbox: str) -> str | None:
-    """Return the mailbox of the answer, or None if it goes elsewhere. A duplicate keeps the address of the first message."""
-    if not answer.get("duplicate"):
-        return mailbox
-    address = answer.get("address")
-    if not isinstance(address, dict):
-        return None
-    first = cast("dict[str, Any]", address)
-    return first["platform_id"] if first.get("channel_type") == "local" else None
-
-
-def _held_up(client: ControlClient, known: dict[str, Any]) -> str:
-    """Return what the message may wait for, by the session's report and without other messages' dead letters."""
-    try:
-        report = client.session(known["agent"], known["session"])
-    except ClawbusError:
-        return ""
-    if report.get("held_up"):
-        return f" {report['held_up']}"
-    why = what_it_waits_for(report.get("messages", ()), _working_id(known), SystemClock().now_ms())
-    if why is None and report.get("state") in ("waiting", "backing_off"):
-        return f" The session is {report['state']}: it waits for a container (`clawbus status` says why)."
-    return f" {why[0].upper()}{why[1:]}." if why is not None else ""
-
-
-def _reason(client: ControlClient, known: dict[str, Any]) -> str:
-    """Return why the message failed, as the operator sees it, or an empty text if unknown."""
-    try:
-        letters = client.dead_letters((known["agent"], known["session"]), _working_id(known))["letters"]
-    except ClawbusError:
-        return ""
-    return next((str(one["reason"]) for one in letters if one["kind"] == "in" and one["code"] == "AGENT_FAILED"), "")
-
-
-def _content(text: str, *, as_json: bool) -> object:
-    if not as_json:
-        return {"text": with_words(text)}
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ContentError(f"TEXT is not JSON: {error}.", hint="Correct it, or leave --json-content away.") from error
-
-
-def _hear(invocation: Invocation, said: list[dict[str, Any]], entry: MailboxEntry) -> None:
-    """Keep what the agent says before its answer; show it on standard error, so that standard output is the answer."""
-    from daemon.cli.answers import lines_of  # noqa: PLC0415
-    from daemon.cli.output import progress  # noqa: PLC0415
-
-    said.append(as_result(entry))
-    if not invocation.json:
-        progress(*lines_of(said[-1]))
-
-
-def _notes_shown(invocation: Invocation, known: dict[str, Any]) -> Callable[[], None] | None:
-    """Return what prints the agent's progress notes on standard error as they come; None for an envelope alone."""
-    if invocation.json:
-        return None
-    from daemon.cli.notes import Notes  # noqa: PLC0415
-    from daemon.cli.output import progress  # noqa: PLC0415
-
-    notes, working = Notes(invocation.place.data_dir, known["agent"], known["session"]), {_working_id(known)}
-    return lambda: progress(*(f"... {note}" for note in notes.new(working)))
-
-
-def wait_for_reply(
-    client: ControlClient,
-    accepted: dict[str, Any],
-    wait_s: float,
-    clock: Clock,
-    hear: Callable[[MailboxEntry], object] = lambda _: None,
-    look: Callable[[], object] | None = None,
-    after: int = 0,
-) -> MailboxEntry | None:
-    """Long-poll until the answer is there or `wait_s` seconds have passed.
-
-    `hear` gets what the agent says before it, above the mailbox's cursor `after`. `look` is called every LOOK_S seconds
-    meanwhile.
-    """
-    deadline = clock.monotonic() + wait_s
-    while True:
-        started = clock.monotonic()
-        left = max(0.0, deadline - started)
-        step = left if look is None else min(left, LOOK_S)
-        entry = client.wait_reply(accepted["agent"], accepted["session"], _working_id(accepted), step, after)
-        if look is not None and (entry is None or not entry.final):
-            look()
-        if entry is not None and not entry.final:
-            hear(entry)
-            after = entry.cursor
-            continue
-        if entry is not None or clock.monotonic() >= deadline:
-            return entry
-        if clock.monotonic() - started < 0.05:
-            time.sleep(0.2)  # a daemon that answers at once is stopping: do not spin until it is gone
-
-
-def _working_id(accepted: dict[str, Any]) -> str:
-    """Return the id of the message whose answer counts: a failed one is worked on under another id."""
-    return accepted.get("requeued_as") or accepted["message_id"]
-
-
-def _save(invocation: Invocation, answers: list[dict[str, Any]], target: Path | None) -> None:
-    if target is not None and any("files" in one for one in answers):
-        from daemon.cli.saved_files import save_files  # noqa: PLC0415
-
-        save_files(invocation, answers, target)
-
-
-def _answered(accepted: dict[str, Any], answer: dict[str, Any] | None, wait_s: float, why: str) -> Outcome:
-    if answer is None:
-        message = f"no answer came within {wait_s:g} s; message {accepted['message_id']} is accepted and stays so.{why}"
-        fix = "Read the mailbox later, or send again with the same --id and a longer --wait: it is not stored twice."
-        return Outcome(accepted, problem=Problem("NO_ANSWER_YET", message, fix), next_actions=_next(accepted))
-    result = {**accepted, "answer": answer}
-    if answer["error"] is not None:
-        problem = Problem(
-            "AGENT_FAILED", why or str(answer["error"]), f"`clawbus run show {accepted['message_id']}` says why."
+    if scheduled:
+        raise typer.BadParameter(
+            "--at, --every and --timezone go to one session: name --session, and leave --place out."
         )
-        return Outcome(result, problem=problem, next_actions=_next(accepted))
-
-    def people(console: Console) -> None:
-        from daemon.cli.present import say_block  # noqa: PLC0415
-
-        say_block(console, answer["text"], rest="  ")
-        for line in file_lines(answer):
-            say_block(console, line, rest="  ")
-
-    if not all("saved" in one for one in answer.get("files", ())):
-        save = f"clawbus mailbox --after {answer['cursor'] - 1} --limit 1 --save . {operand(answer['mailbox'])}"
-        return Outcome(result, people, (NextAction(save, "save the files"),))
-    return Outcome(result, people)
-
-
-def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
-    from daemon.cli.present import say, when  # noqa: PLC0415
-
-    place = f"mailbox {accepted['mailbox']}" if accepted["mailbox"] is not None else "another channel"
-    again = f", it was there already ({_state(accepted)}): its answer goes to {place}" if accepted["duplicate"] else ""
-    due = f"; due {when(accepted['due_at'], SystemClock().now_ms())}" if "due_at" in accepted else ""
-    say(console, f"accepted {accepted['message_id']} ({accepted['agent']}/{accepted['session']}{again}){due}")
-
-
-def _state(accepted: dict[str, Any]) -> str:
-    state = accepted.get("state", "accepted")
-    again = accepted.get("requeued_as")
-    return f"failed, and is worked on again as {again}, {state}" if again else str(state)
-
-
-def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:
-    name = two_words(accepted["agent"], accepted["session"])
-    life = NextAction(f"clawbus session show {name} --message {_working_id(accepted)}", "what became of the message")
-    if accepted["mailbox"] is None:
-        return (life,)
-    return (NextAction(f"clawbus mailbox {operand(accepted['mailbox'])}", "read the answers"), life)

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from daemon.cli import send
+from daemon.cli import patience
 from daemon.store.data_folder import DataFolder, live_holder
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations, serving
 
 
 def test_a_folder_that_is_held_is_said_to_be(cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(send, "_HAND_OVER_S", 0.0)
+    monkeypatch.setattr(patience, "_HAND_OVER_S", 0.0)
     with DataFolder.open(home / "data") as folder:
         holder = live_holder(folder.root)
         assert holder is not None
@@ -38,7 +38,7 @@ def test_a_message_waits_for_a_daemon_that_is_starting(
         refused.set()
         assert up.wait(30)
 
-    monkeypatch.setattr(send, "time", SimpleNamespace(sleep=waited))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=waited))
     thread = threading.Thread(target=serve)
     thread.start()
     try:
