@@ -1,4 +1,4 @@
-"""Stops the running turn once the host has cancelled one of its messages: nobody waits for that answer any longer."""
+"""Stops the running turn once the host has cancelled one of its messages: that answer is no longer wanted."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class TurnEnd:
         """Commit the turn's end, retrying for as long as the file cannot be written. Return the messages' new status.
 
         Instead of an ack's status, return `split` when the messages are to be tried again one by one, `abandoned` when
-        their claims were released because the runner is being stopped, and `cancelled` when nobody waits for the answer.
+        their claims were released because the runner is being stopped, and `cancelled` when the host has cancelled the messages.
         """
         if isinstance(outcome, TurnStoppedError):
             return await self._release(turn, "cancelled", _usage(outcome, turn.messages))

@@ -1,4 +1,4 @@
-"""Decides when to poll inbound.db: at once when the host rings, soon after a commit, and otherwise every poll_s seconds.
+"""Decides when to poll inbound.db: at once when the host notifies, soon after a commit, and otherwise every poll_s seconds.
 
 VM mounts pass on no file events and a machine may be out of watches, so events only make a poll happen earlier. If the
 stat poll keeps finding changes without an event, the file is checked more often. Where events do arrive, a poll of a file that
@@ -53,8 +53,8 @@ class InboundWatch:
         self._closed = anyio.Event()
         self._rung = False  # whether this host rings at all; if so, ignore its commits without a bell
         self._mark: Mark | None = None
-        self._events_arrive = False  # whether any event has told of a change
-        self._unheard = 0  # changes since then that no event told of
+        self._events_arrive = False  # whether any event has reported a change
+        self._unheard = 0  # changes since then that no event reported
         self._rest = Rest(poll_s)
         self._poll_due = 0.0  # monotonic seconds
         self._timer: asyncio.TimerHandle | None = None
@@ -142,7 +142,7 @@ class InboundWatch:
         for event in heard:
             if event.mask & IN_IGNORED:
                 self._log.warning("watch_unavailable", error=f"{self._folder} is gone", poll_s=self._poll_s)
-                self._rung = self._events_arrive = False  # no ring arrives from now on
+                self._rung = self._events_arrive = False  # no notification arrives from now on
                 continue
             ring = is_ring(event)
             self._rung = self._rung or ring

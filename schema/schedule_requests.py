@@ -42,7 +42,7 @@ class ScheduleRequestError(ValueError):
 class ScheduleRequest:
     """A request. The fields after `key` belong to `put`; times are text, which the host reads in the schedule's zone.
 
-    `every_s` is seconds. `notify`: nobody waits for the outcome, so a refusal comes as a message that does not wake the agent.
+    `every_s` is seconds. `notify`: the agent does not wait for the outcome, so a refusal comes as a message that does not wake it.
     """
 
     action: Action

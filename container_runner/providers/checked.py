@@ -61,7 +61,7 @@ class CheckedProvider:
 
 
 def is_quiet(answer: object) -> bool:
-    """Return whether the check let the agent sleep: then nobody has read the turn's context."""
+    """Return whether the check let the agent sleep: then the agent has not read the turn's context."""
     return isinstance(answer, Answer) and answer.note is not None and answer.note.code == QUIET
 
 

@@ -186,7 +186,7 @@ class OutputParser:
             raise self._wrong(str(error)) from error
 
     def _request(self, fields: Mapping[str, object]) -> SayNow:
-        """Return the row that asks the host; nobody waits for the outcome."""
+        """Return the row that sends the request to the host. The turn does not wait for the outcome."""
         content = {**fields, "notify": True}
         try:
             to_content(content)

@@ -130,7 +130,7 @@ class CommandExitError(TurnFailedError):
 
 
 class CheckFailedError(TurnFailedError):
-    """The check program of a schedule failed, so nobody knows whether the agent should have been woken."""
+    """The check program of a schedule failed, so it is unknown whether the agent should have been woken."""
 
     code = "CHECK_FAILED"
     default_hint = (

@@ -1,7 +1,7 @@
 """The files that go with an agent's messages: read from its HOME, and copied to out/outbox/<row id>/ before the row.
 
 A row's files are complete and on disk before the row is committed. A crash in between leaves a folder without a row: the
-same row replaces it, and the next start of a runner removes it. The host takes its own copy when it takes note of the row;
+same row replaces it, and the next start of a runner removes it. The host makes its own copy when it records the row;
 then the runner's is removed. Every function blocks.
 """
 

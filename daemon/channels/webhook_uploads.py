@@ -1,7 +1,7 @@
 """Finds the files in a signed request: parts of multipart/form-data, or entries of a JSON body's `files`. Pure.
 
-The form is RFC 7578's, the parts' frame RFC 2046's. A sender's word about a file counts for nothing: names are cleaned, the
-type is read from the bytes, and a size or digest that is declared must be right.
+The form is RFC 7578's, the parts' frame RFC 2046's. What a sender declares about a file is not trusted: names are cleaned, the
+type is read from the bytes, and a declared size or digest is checked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Upload:
 
 
 def read_multipart(content_type: str, body: bytes) -> Upload:
-    """Return a form's fields and files. Raise ValueError for a form that is not one."""
+    """Return a form's fields and files. Raise ValueError for a malformed form."""
     boundary = _parameters(content_type).get("boundary", "")
     if not boundary or len(boundary) > _MAX_BOUNDARY:
         raise ValueError("the content type has no boundary")
@@ -72,7 +72,7 @@ def files_in(body: object, *, urls: bool = False) -> Upload:
 
     With `urls`, an object may have `url` in place of `data`; its name then is the URL's last part if it has none.
 
-    A body whose `files` is anything else is returned as it is. Raise ValueError for a file that is not what it says.
+    A body whose `files` is anything else is returned as it is. Raise ValueError for a file that differs from its declared size, digest or encoding.
     """
     fields = cast("dict[str, object]", body) if isinstance(body, dict) else {}
     listed = fields.get("files")

@@ -1,4 +1,4 @@
-"""`clawbus session kill --all`: nothing of the installation is left running."""
+"""`clawbus session kill --all`: ends every container of the installation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def kill_all(invocation: Invocation, reason: str | None) -> Outcome:
-    """Kill every agent, through the daemon or, when that is down, through the runtime. A failure names each that may live."""
+    """Kill every agent, through the daemon or, when that is down, through the runtime. A failure names each agent that may still run."""
     with executor(invocation) as found:
         return outcome_of(found.kill_all(Operator(user(), reason)), found.source)
 

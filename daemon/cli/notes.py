@@ -1,4 +1,4 @@
-"""The progress notes of a running turn, as whoever waits for its answer sees them."""
+"""The progress notes of a running turn, shown to whoever waits for its answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOOK_S = 1.0  # how often to look for new notes
 
 
 class Notes:
-    """What one session's agent reports while it works, each note once. The notes are the container's word: text to show."""
+    """What one session's agent reports while it works, each note once. The notes come from the container: show them, but never interpret them."""
 
     def __init__(self, data_dir: Path, agent: str, session: str) -> None:
         self._at = (data_dir, agent, session)

@@ -31,7 +31,7 @@ def table_faults(config: Config) -> Iterator[str]:
     for key in ("messages_s", "mailbox_s", "idle_sessions_s"):
         age = float(getattr(config.retention, key))
         if 0 < age < config.delivery.retry_for_s:
-            # Within it a send may be repeated, and what makes the repetition the same send must still be there.
+            # A send may be repeated within this time, so the record that identifies the repetition must be kept as long.
             yield f"retention.{key}: must be 0 (never) or at least delivery.retry_for_s, {config.delivery.retry_for_s:g}"
 
 
@@ -42,7 +42,7 @@ def path_faults(config: Config, data_dir: Path) -> Iterator[str]:
 
 
 def host_places(config: Config, data_dir: Path) -> HostPlaces:
-    """Return what no agent's mount may contain. `data_dir` is the one that is used, whatever the file says."""
+    """Return the host paths that no mount of an agent may contain. `data_dir` is the folder in use, which may differ from the file's."""
     podman = config.podman.host
     named = (config.control.socket, podman.removeprefix("unix://") if podman.startswith("unix://") else "")
     return HostPlaces(data_dir, config.docker.host, tuple(Path(one) for one in named if one))

@@ -38,7 +38,7 @@ def load_config(
 ) -> Config:
     """Read and check. `path` None means defaults and environment only. A relative data_dir is relative to the file.
 
-    `data_dir` comes from the command line and overrides environment and file. With `warn`, a variable that is no key is
+    `data_dir` comes from the command line and overrides environment and file. With `warn`, a variable that is not a key is
     reported to it instead of refused: a command that only reads must not fail because of it.
 
     Raise ConfigError naming every wrong key, its place and its fix.

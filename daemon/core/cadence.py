@@ -8,7 +8,7 @@ from daemon.core.schedules import Times, next_after
 def due_by(times: Times, last_completed: int) -> int | None:
     """Return when the occurrence after `last_completed` has to be completed: before the one after it comes.
 
-    None where there are not two more: nothing regular is left to judge.
+    None if fewer than two occurrences are left, because then there is no cadence to compare with.
     """
     following = next_after(times, last_completed)
     return next_after(times, following) if following is not None else None

@@ -48,7 +48,7 @@ OF_CONTAINER: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One outbound row with all that the decision needs. `state` None: not taken note of yet."""
+    """One outbound row with all that the decision needs. `state` None: not recorded yet."""
 
     row: MessageOut
     from_host: bool
@@ -94,7 +94,7 @@ class Rules:
     begin no send now. `probing`: destinations whose head has failed for so long that one later row is tried, to find
     out whether the receiver or the head is at fault. `scheduled_room`: how many more rows may wait for a time of
     their own, which may be `max_ahead_ms` away. `question_room`: how many more questions may be open. `revoked`: places
-    that the session was told it may write to, and may no longer.
+    that the session was once allowed to write to and no longer is.
     """
 
     now: int
@@ -122,7 +122,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Take note of it; its turn comes later. `not_before` is epoch ms or None. `blocked`: it waits for a send's slot."""
+    """Record it; its turn comes later. `not_before` is epoch ms or None. `blocked`: it waits for a send's slot."""
 
     candidate: Candidate
     address: Address
@@ -270,7 +270,7 @@ def _address(candidate: Candidate, rules: Rules) -> Address | DeadLetterDecision
         return wanted
     if place in rules.revoked:
         error = (
-            f"{wanted.channel_type}:{wanted.platform_id} is no destination of this agent any more:"
+            f"{wanted.channel_type}:{wanted.platform_id} is no longer a destination of this agent:"
             " its route or table was removed after the container had started"
         )
         return DeadLetterDecision(candidate, Reason.REVOKED, error, wanted)

@@ -62,7 +62,7 @@ def divide(
         return Ownership()
     if not role:
         raise ConfigError(
-            "[ownership] divides the agents, and role is not set, so nobody knows which of them are this daemon's.",
+            "[ownership] divides the agents, and role is not set, so it is unclear which of them are this daemon's.",
             hint='Set role = "host" or role = "cluster" (or CLAWBUS_ROLE); docs/deploys.md#roles.',
         )
     doubles = [*_doubles(AGENT, {one: group.agents for one, group in groups.items()}),
@@ -107,7 +107,7 @@ def _doubles(kind: str, names: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
 
 
 def crossing_faults(found: Ownership, links: Iterable[tuple[str, str, str]]) -> Iterator[str]:
-    """Yield what joins an agent of one role with a channel of another. `links` are (key, agent, channel).
+    """Yield a sentence for each link between an agent of one role and a channel of another. `links` are (key, agent, channel).
 
     An agent's sessions lie in its own daemon's data folder, so the other role's channel cannot reach them.
     """

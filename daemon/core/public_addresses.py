@@ -16,7 +16,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(text: str) -> bool:
-    """Return whether the address, and every address inside it, is a public unicast one. Raise ValueError if it is none."""
+    """Return whether the address, and every address inside it, is a public unicast one. Raise ValueError if it is not an address."""
     return all(_is_public(one) for one in _meant(ipaddress.ip_address(text)))
 
 

@@ -119,7 +119,7 @@ def hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report that the session's container cannot be started."""
-    starting = one.live is not None and one.live.container_id is None  # that it is being tried is no news
+    starting = one.live is not None and one.live.container_id is None  # a start under way is not a problem yet
     if not one.spawn_failures or not one.due or (one.live is not None and not starting):
         return None
     evidence = [

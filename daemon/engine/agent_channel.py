@@ -173,7 +173,7 @@ class AgentChannel:
             )
 
     async def _tell_root(self, root: Root) -> None:
-        """Have the person whose message a chain began with told that it ended. A repetition tells nothing twice."""
+        """Notify the person whose message began the chain that it has ended. Repeating the call sends no second notice."""
         session = await self._parts.sessions.look_up(SessionKey(root.agent, root.session))
         if session is None or root.message is None:
             return

@@ -1,7 +1,7 @@
 """Counts what agents use in a day, and stops those whose budget is used up: nothing starts for them until there is room again.
 
 A turn that has begun is finished; then its container is stopped between two turns, so no message loses a try. What waits
-stays pending in its session. Each place whose messages wait is told so once a day. The day's end, a raised limit after a
+stays pending in its session. Each place whose messages wait gets one notice a day. The day's end, a raised limit after a
 reload, and an operator's refill let the sessions go on.
 
 Whole totals are written to central.db every second, so a repeated write counts nothing twice; a crash loses at most what the

@@ -217,7 +217,7 @@ def read_rules(db: Reader, batch: Batch, means: DeliveryContext, now: int) -> Ru
 def _places(
     db: Reader, batch: Batch, means: DeliveryContext
 ) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
-    """Return the places that the session may write to now, and those of the batch that it was told of and may not."""
+    """Return the places that the session may write to now, and those of the batch to which it once could and no longer may."""
     if means.granted is None:
         return destinations.granted(db), frozenset()
     allowed = means.granted | destinations.not_derived(db)

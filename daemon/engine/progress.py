@@ -1,7 +1,7 @@
 """Publishes what agents write besides their answers, as it comes, for as long as somebody wants it.
 
 The lines are in `out/.words` of each session. The file is polled, because its folder's kernel events would otherwise cost every
-commit of every container an event more. Nothing is read while nobody wants it.
+commit of every container an event more. Nothing is read while no one is watching.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ POLL_S: Final = 0.5
 class Progress:
     """Built once. `live` returns the sessions with a container, `wanted` whether somebody watches.
 
-    A session that was not read the last time may have old lines: of its first read, those count that are newer than the poll
-    before.
+    A session that the last poll did not read may have old lines: its first read counts only those newer than the last poll.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ class Session:
         self.home_use: FolderUse | None = None  # the same for home/
         self.lost_places = frozenset[
             tuple[str, str]
-        ]()  # (channel, place) that its container was told of, and lost since
+        ]()  # (channel, place) that its container still lists and may no longer write to
         self.deleted = False
         self.budget = PollBudget()
         self.cpu_s = 0.0  # CPU time of all operations on its files

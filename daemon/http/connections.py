@@ -44,7 +44,7 @@ def guarded(
     """Return the HTTP protocol class for `serve(..., http=...)`.
 
     At a limit the oldest connection of a stranger makes room for the new one; only where every one of them has a request
-    of a known sender under way, the new one is turned away. `on_full(turned_away)` is called each time.
+    of a known sender under way, the new one is refused. `on_full(turned_away)` is called each time.
 
     `owner_only`: only the daemon's own user can connect. Then httptools parses, at a fraction of h11's processor time. It
     puts no limit on a request's head, so h11 parses what strangers send.
@@ -118,7 +118,7 @@ class _Guard(asyncio.Protocol):
 
     @property
     def may_go(self) -> bool:
-        """Whether nothing of a known sender's is under way on it, or its peer does not read."""
+        """Whether it may be closed: no request of a known sender is under way on it, or its peer does not read."""
         cycle = self._cycle
         return cycle is None or cycle.response_complete or self.flow.write_paused or not _is_trusted(cycle)
 
@@ -159,7 +159,7 @@ class _Guard(asyncio.Protocol):
             self._waiting = self.loop.call_later(allowed, self.drop)
 
     def drop(self) -> None:
-        """End it now, whatever is still to be read or written."""
+        """Close the connection now, whatever is still to be read or written."""
         self.dropped = True
         self.transport.abort()
 

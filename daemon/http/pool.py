@@ -143,7 +143,7 @@ class _Generation:
 
     @property
     def broken(self) -> bool:
-        """Whether it holds connections that no send accounts for."""
+        """Whether the pool holds connections that belong to no send."""
         return len(self.transport.pool.connections) > self.under_way + KEPT + _SPARE
 
 

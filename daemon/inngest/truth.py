@@ -118,7 +118,7 @@ def _endings(run: Run) -> list[tuple[Source, Status]]:
 
 
 def _revived(run: Run) -> bool:
-    """Return whether the run was active after a sweep had ended it: its queue was alive, so the sweep's rows are no longer true."""
+    """Return whether the run was active after a sweep had ended it: its queue was still running, so the sweep's rows are outdated."""
     if not all(one.swept for one in run.endings):
         return False
     marks = [one.at or 0 for one in run.endings] + [instant(one.end_text) or 0 for one in run.spans if one.swept]

@@ -115,7 +115,7 @@ class EngineLog:
         events.subscribe(QuestionDecided, self._decided)
 
     def _event_refused(self, event: EventRefused) -> None:
-        # A group's talk that is for no agent is everyday; a stranger or a route to nowhere is not.
+        # Messages of a group that concern no agent are normal; a stranger, or a place without a route, is not.
         say = self._ingress.debug if event.reason == RefusalReason.NOT_ENGAGED else self._ingress.info
         say(
             "event_refused", channel=event.channel, place=event.place, sender=event.sender or None,

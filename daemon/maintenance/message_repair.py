@@ -35,7 +35,7 @@ def cancel(
     """Cancel an unfinished message and inform its sender. `live`: the incarnation whose container lives, if any.
 
     A turn that works on it sees that and stops; the sweep ends a container that does not. The caller of `kill` ends it at once,
-    and for that one a message that is cancelled already is no error.
+    and for that one a message that is already cancelled is not an error.
 
     Returns {id, was, running}. Raises UnknownMessageError, MessageFinishedError or what opening the files raises; nothing
     has changed then.

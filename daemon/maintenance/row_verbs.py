@@ -1,7 +1,7 @@
 """The verbs about one row, carried out on a session's files: one implementation for both executors.
 
 Synchronous. The caller holds the session's lock, or the data folder's while no daemon runs, and has marked the session
-active in central.db. Each is one transaction, history first; what raises has changed nothing.
+active in central.db. Each verb is one transaction, history first; one that raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from schema.rows import Address
 
 
 def operator_of(verb: Verb) -> Operator:
-    """Return who asks, and why, for the history."""
+    """Return who gave the command, and why, for the history."""
     return Operator(verb.by, verb.reason)
 
 
@@ -89,7 +89,7 @@ def _change_schedule(db: Writer, verb: RowVerb, operator: Operator, now: int) ->
 
 
 def check_schedule(verb: PutSchedule, now: int) -> None:
-    """Raise ScheduleError for a schedule that cannot be stored: before its session is made."""
+    """Raise ScheduleError for a schedule that cannot be stored. Call it before its session is created."""
     check_key(verb.id)
     check(_scheduled(verb).times, now)
 

@@ -46,7 +46,7 @@ def write(
 
 
 def granted(db: Reader) -> frozenset[tuple[str, str]]:
-    """Return (channel, place) of each destination that the table names: what the session was told it may write to."""
+    """Return (channel, place) of each destination in the table: where the session may write, as its container sees it."""
     return frozenset(_addresses(db, ""))
 
 

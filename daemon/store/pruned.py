@@ -8,7 +8,7 @@ from schema.connect import Reader, Writer
 
 
 def note(db: Writer, what: str, rows: int, at: int, through: int) -> None:
-    """Add to it, in the transaction that takes them. `at` and `through` (nothing that ended later went) are epoch ms."""
+    """Add to the count, in the transaction that removes the rows. Nothing that ended after `through` was removed. Times are epoch ms."""
     db.execute(
         "INSERT INTO pruned(what, rows, at, through) VALUES (?, ?, ?, ?) ON CONFLICT(what) DO UPDATE SET"
         " rows = rows + excluded.rows, at = excluded.at, through = max(through, excluded.through)",

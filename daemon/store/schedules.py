@@ -196,7 +196,7 @@ def failing_streak(db: Reader, row: ScheduleRow, most: int) -> int:
 
 
 def repeats_failure(db: Reader, message_id: str) -> bool:
-    """Return whether a message is an occurrence whose predecessor failed: its failure is no news to who reads the answers."""
+    """Return whether a message is an occurrence whose predecessor failed: then its failure needs no notice."""
     key, _, due = message_id.removeprefix(SERIES).rpartition("@")
     if not message_id.startswith(SERIES) or not (due.isascii() and due.isdigit() and len(due) < 16):
         return False

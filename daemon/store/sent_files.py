@@ -1,7 +1,7 @@
 """The host's copies of files that go with answers: sent/<message id>/, which no container sees.
 
-An answer's files are copied before the host takes note of the answer, all or none, by one rename. A crash in between leaves
-a copy that the next poll uses as it is: what the container changes afterwards counts no longer. The copies go with the
+An answer's files are copied before the host records the answer, all or none, by one rename. A crash in between leaves
+a copy that the next poll uses as it is: what the container changes afterwards has no effect. The copies go with the
 answer's receipt, or earlier where room is needed and the answer has arrived; retention also removes those that no answer has.
 """
 
@@ -50,9 +50,9 @@ class SentStore:
         limits: IntakeLimits,
         taken: Callable[[Sequence[str]], AbstractSet[str]] = _none,
     ) -> SentFiles:
-        """Return the files of a new answer, copied from out/ if there is no copy yet. Raise StorageError; then there is none.
+        """Return the files of a new answer, copied from out/ if there is no copy yet. Raise StorageError, leaving no copy.
 
-        `taken` returns those of some answers that their receivers have: the oldest of them make room for new copies.
+        `taken` returns which of the given answers have arrived: the oldest of these make room for new copies.
         """
         names, refused = names_in(content), refused_by_runner(content)
         if not names:
@@ -75,7 +75,7 @@ class SentStore:
             return read_manifest((folder / MANIFEST).read_text(encoding="utf-8"), str(folder))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):  # a damaged disk: what can be read again is copied again
+        except (ValueError, KeyError, TypeError):  # a damaged disk: copy the files again
             return None
         except OSError as error:
             raise host_error(error, f"{SENT_FILES}/ cannot be read") from error

@@ -1,4 +1,4 @@
-"""Records which sessions were read and found idle, with their files' stat values, so that nobody need open them again.
+"""Records which sessions were read and found idle, with their files' stat values, so that they need not be opened again.
 
 Reports leave them out, and so does the sweep's full pass.
 

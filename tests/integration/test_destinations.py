@@ -95,7 +95,7 @@ def test_a_place_that_is_taken_away_in_mid_turn_is_refused_and_can_be_given_back
     assert daemon.answer(asked, agent="prog", session="s")["text"] == "sent", "its own place stays"
     (letter,) = eventually("the dead letter", lambda: dead(daemon))
     assert letter["code"] == "DESTINATION_REVOKED", letter
-    assert "local:hall is no destination of this agent any more" in str(letter["reason"]), letter
+    assert "local:hall is no longer a destination of this agent" in str(letter["reason"]), letter
     assert texts(daemon, "hall") == []
     assert daemon.cli(*add).ok
     assert daemon.cli("dead", "requeue", str(letter["id"])).ok

@@ -231,7 +231,7 @@ class Agent:
         try:
             await self.peer.notify("session/cancel", {"sessionId": self.session_id})
         except AgentGoneError:
-            return  # then there is no prompt under way any more
+            return  # then no prompt is running any more
 
     async def _ask(self, method: str, params: Params, limit_s: float) -> object:
         try:
