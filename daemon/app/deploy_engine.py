@@ -47,6 +47,7 @@ class BusEngine:
         self._stuck = 0
         self._spawned: set[tuple[str, str]] = set()  # sessions whose agent this release started
         self._accepted, self._delivered = Samples(), Samples()
+        self._since = bus.clock.now_ms()
         bus.events.subscribe(ContainerSpawned, self._spawn_ended)
         bus.events.subscribe(ContainerStuck, self._stuck_one)
         bus.events.subscribe(MessageAccepted, self._accept)
@@ -129,5 +130,6 @@ class BusEngine:
     def _deliver(self, event: AnswersDelivered) -> None:
         for answer in event.answers:
             due = answer.cause.due_at if answer.cause is not None else None
-            if due is not None and answer.attempt == 1:
+            # What was due before this daemon began waited for the cutover, which is not the release's pace.
+            if due is not None and due >= self._since and answer.attempt == 1:
                 self._delivered.add(event.at, event.at - due)
