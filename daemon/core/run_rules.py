@@ -113,9 +113,9 @@ def _about(
     cause: str | None = None,
 ) -> Diagnosis:
     doubt = () if run.verdict.confidence is Confidence.HIGH else (f"Confidence: {run.verdict.confidence.value}.",)
-    told = (*evidence, *(reason.text for reason in run.verdict.reasons), *doubt)
+    shown = (*evidence, *(reason.text for reason in run.verdict.reasons), *doubt)
     seen = run.evidence
-    return Diagnosis(code, summary, told, command, one.agent, one.session, seen.message_id, seen.incarnation, cause)
+    return Diagnosis(code, summary, shown, command, one.agent, one.session, seen.message_id, seen.incarnation, cause)
 
 
 RUN: Final[tuple[RunRule, ...]] = (_contradiction, _stuck_claim, _lost_ack, _ghost_run, _stale)

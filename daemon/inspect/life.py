@@ -47,15 +47,15 @@ def life_of(config: Config, found: Found, install_id: str | None) -> dict[str, A
     own = [event for event in events if _is_of(event, run)]
     own += _of_container(row, run) + list(turn_events(lines, seen.message_id))
     own += _in_flight(found)
-    told = _timed(own)
+    timed = _timed(own)
     return {
         **summary(found.key, run),
         "next_try_at": _next_try(run),
         "verdict": verdict_of(run),
-        "events": told,
-        "durations": _durations(told),
-        "usage": _usage(told),
-        "deliveries": [event for event in told if str(event["event"]).startswith(("delivered", "delivery_", "dead_"))],
+        "events": timed,
+        "durations": _durations(timed),
+        "usage": _usage(timed),
+        "deliveries": [event for event in timed if str(event["event"]).startswith(("delivered", "delivery_", "dead_"))],
         "container": dict(row) if row else None,
         "container_lives": seen.life.value if seen.incarnation is not None else None,
         "container_log": log[-LOG_LINES:],
@@ -144,15 +144,15 @@ def _in_flight(found: Found) -> list[dict[str, Any]]:
 def _timed(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     first: int | None = None
     before: int | None = None
-    told: list[dict[str, Any]] = []
+    timed: list[dict[str, Any]] = []
     for event in sorted(events, key=order_of):
         at: int | None = event["at"]
         first = at if first is None else first
         after = at - first if at is not None and first is not None else None
         took = at - before if at is not None and before is not None else None
-        told.append({**event, "after_ms": after, "took_ms": took})
+        timed.append({**event, "after_ms": after, "took_ms": took})
         before = at if at is not None else before
-    return told
+    return timed
 
 
 def _durations(events: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
