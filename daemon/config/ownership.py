@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from daemon.config.agents import Agent
+from daemon.config.egress import Egress, is_for
 from daemon.config.models import Config
 from daemon.core.errors import ConfigError
 from daemon.core.ownership import Group, Ownership, crossing_faults, divide
@@ -26,15 +27,32 @@ def ownership_of(config: Config) -> Ownership:
 
 
 def owned(config: Config, found: Ownership) -> Config:
-    """Return the configuration without other roles' agents, channels, routes and schedules."""
+    """Return the configuration without other roles' agents, channels, routes, schedules and egress tables.
+
+    So a daemon never reads a secret that only agents of another role use.
+    """
     if not found.role:
         return config
+    agents = {name: one for name, one in config.agents.items() if found.owns_agent(name)}
     return config.model_copy(
         update={
-            "agents": {name: one for name, one in config.agents.items() if found.owns_agent(name)},
+            "agents": agents,
+            "egress": _egress_for(config.egress, agents),
             "channels": {name: one for name, one in config.channels.items() if found.owns_channel(name)},
             "routes": tuple(one for one in config.routes if found.owns_agent(one.agent)),
             "schedules": {key: one for key, one in config.schedules.items() if found.owns_agent(one.agent)},
+        }
+    )
+
+
+def _egress_for(egress: Egress, agents: Collection[str]) -> Egress:
+    def used(names: Collection[str]) -> bool:
+        return any(is_for(names, agent) for agent in agents)
+
+    return egress.model_copy(
+        update={
+            "routes": {name: one for name, one in egress.routes.items() if used(one.agents)},
+            "connect": {name: one for name, one in egress.connect.items() if used(one.agents)},
         }
     )
 
