@@ -63,7 +63,11 @@ def test_a_role_keeps_only_the_tables_and_the_secrets_of_its_own_agents(tmp_path
     path.write_text(SHARED, encoding="utf-8")
     config = load_config(path)
     kept = owned(config, ownership_of(config))
-    assert (set(kept.agents), set(kept.egress.routes), set(kept.egress.connect)) == ({"here"}, {"ours", "everybody"}, set())
+    assert (set(kept.agents), set(kept.egress.routes), set(kept.egress.connect)) == (
+        {"here"},
+        {"ours", "everybody"},
+        set(),
+    )
     dumped = str(kept.model_dump(exclude={"ownership"}))
     assert "ours.hook" in dumped
     assert "here.key" in dumped
