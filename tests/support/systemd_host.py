@@ -49,6 +49,19 @@ mkdir -p /etc/systemd/system/clawbus.service.d
 printf '[Service]\\nRestartSec=200ms\\n' > /etc/systemd/system/clawbus.service.d/quick.conf
 systemctl daemon-reload
 """
+_TWO_RELEASES: Final = """
+set -e
+install -Dm 644 /opt/systemd/clawbus@.service /etc/systemd/system/clawbus@.service
+systemctl daemon-reload
+/opt/clawbus/bin/clawbus release make
+cp -a /opt/site /opt/site2
+echo '# another release' >> /opt/site2/daemon/cli/version.py
+mkdir /opt/new
+cp -a /opt/clawbus/bin /opt/clawbus/lib /opt/clawbus/pyvenv.cfg /opt/new
+echo /opt/site2 > /opt/new/lib/python3.11/site-packages/clawbus.pth
+/opt/new/bin/python -m daemon.cli release make
+rm -r /opt/new /opt/site2
+"""
 
 
 def build_site(site: Path, cache: Path) -> None:
@@ -80,6 +93,11 @@ class SystemdHost:
         states = ("running", "degraded")
         eventually("booted", lambda: self.run("systemctl", "is-system-running").stdout.strip() in states, 60)
         done = self.run("sh", "-c", _INSTALL)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def make_two_releases(self) -> None:
+        """Install the slots' unit, and make two releases: of what is installed, then of a changed copy."""
+        done = self.run("sh", "-c", _TWO_RELEASES, timeout_s=180)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def run(self, *command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
