@@ -69,9 +69,10 @@ def _explained(word: str, commands: Iterable[str]) -> Outcome:
     events = log_events()
     code, event = word.upper().replace("-", "_"), word.lower()
     if code not in codes and event not in events:
-        close = get_close_matches(word.lower(), [*commands, *events]) or get_close_matches(
-            code, list(codes), cutoff=0.7
-        )
+        # Codes are written in capitals, commands and events are not: a slip is looked for among its own kind first.
+        as_code = get_close_matches(code, list(codes), cutoff=0.7)
+        as_name = get_close_matches(word.lower(), [*commands, *events])
+        close = (as_code or as_name) if word.isupper() else (as_name or as_code)
         meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else " docs/error-codes.md lists the codes."
         raise typer.BadParameter(f"there is no command, code or log event {word!r}.{meant}")
     what, hint = codes.get(code, ("", ""))

@@ -52,7 +52,7 @@ senders = "known"
 STEPS: Final = frozenset(
     {
         "people_verbs.change_user", "people.ask", "people_verbs.decide_pairing", "routes.note_mentioned", "ingress.store",
-        "Attachments.write", "Attachments.sync", "Attachments.placed", "row_verbs.change_row", "schedule_steps.sweep", "host_verbs._refill", "routes.note_refused", "agent_usage.write",
+        "Attachments.write_new_file", "Attachments.sync_folder", "Attachments.placed", "row_verbs.change_row", "schedule_steps.sweep", "host_verbs._refill", "routes.note_refused", "agent_usage.write",
     }
 )  # fmt: skip
 AT_ONCE_MS: Final = 1_500  # from the scenario's begin to its schedule's instant

@@ -35,8 +35,8 @@ def arm(folder: str) -> None:
     ):
         for name in names:
             points.wrap(owner, name, f"{owner.__name__}.{name}")
-    for name in ("_write", "_sync"):
-        points.wrap(attachments, name, f"Attachments.{name.strip('_')}")
+    for name in ("write_new_file", "sync_folder"):
+        points.wrap(attachments, name, f"Attachments.{name}")
     points.wrap(ingress, "place_attachments", "Attachments.placed")
     # The single steps of making a file: a label that begins with a capital is no transaction.
     for module, names in (
