@@ -10,6 +10,7 @@ from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, WINDOW_MS, Pace, pac
 from daemon.core.events import (
     AnswerDeadLettered,
     AnswersDelivered,
+    ContainerExited,
     ContainerSpawned,
     ContainerStuck,
     DeployEnded,
@@ -45,10 +46,11 @@ class BusEngine:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._stuck = 0
-        self._spawned: set[tuple[str, str]] = set()  # sessions whose agent this release started
+        self._spawned: set[tuple[str, str]] = set()  # sessions whose living agent this release started
         self._accepted, self._delivered = Samples(), Samples()
         self._since = bus.clock.now_ms()
-        bus.events.subscribe(ContainerSpawned, self._spawn_ended)
+        bus.events.subscribe(ContainerSpawned, self._started)
+        bus.events.subscribe(ContainerExited, self._exited)
         bus.events.subscribe(ContainerStuck, self._stuck_one)
         bus.events.subscribe(MessageAccepted, self._accept)
         bus.events.subscribe(AnswersDelivered, self._deliver)
@@ -117,8 +119,11 @@ class BusEngine:
     def _spawn(self, _: object) -> None:
         self._spawn_failures += 1
 
-    def _spawn_ended(self, event: ContainerSpawned) -> None:
+    def _started(self, event: ContainerSpawned) -> None:
         self._spawned.add((event.agent, event.session))
+
+    def _exited(self, event: ContainerExited) -> None:
+        self._spawned.discard((event.agent, event.session))
 
     def _stuck_one(self, event: ContainerStuck) -> None:
         """Count it if this release started the agent: one that was adopted is the prior release's."""

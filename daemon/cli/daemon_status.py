@@ -45,7 +45,7 @@ def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], l
 def stopped_agents(invocation: Invocation) -> dict[str, str]:
     """Return the agents whose budget of today is used up, and what of it, from the files.
 
-    None while the configuration cannot be read: what sessions do is shown all the same.
+    Empty while the configuration cannot be read: what sessions do is shown all the same.
     """
     from daemon.inspect.budget_reading import agents_stopped  # noqa: PLC0415
 

@@ -167,10 +167,8 @@ class Gate:
             self._tasks.start_soon(self._discard_soon, (event.agent, event.session))
 
     async def _discard_soon(self, key: Key) -> None:
-        with (
-            suppress(StorageError),
-            typed_host_errors("a socket's folder cannot be removed"),
-        ):  # it stays, and is reused
+        # A folder that cannot be removed now stays, and is reused.
+        with suppress(StorageError), typed_host_errors("a socket's folder cannot be removed"):
             await to_thread.run_sync(self._discard, key)
 
     def _discard(self, key: Key) -> None:

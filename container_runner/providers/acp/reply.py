@@ -27,9 +27,8 @@ class Reply:
     max_bytes: int
     files: ReplyFiles
     tools: dict[str, str] = field(default_factory=dict[str, str])  # tools under way: id -> name
-    left_out: list[str] = field(
-        default_factory=list[str]
-    )  # types of content that are neither text nor a file that can be sent
+    # Types of content that are neither text nor a file that can be sent.
+    left_out: list[str] = field(default_factory=list[str])
     _parts: list[list[str]] = field(default_factory=list[list[str]])
     _by_message: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _latest: str | None = None

@@ -16,6 +16,7 @@ from container_runner.providers.command import CommandProvider
 from container_runner.providers.protocol import ProviderContext
 from container_runner.shared import errors
 from container_runner.shared.children import Children
+from daemon.runtimes.process_table import read_stat
 from schema.layout import CANNOT_START_CODE
 from schema.rows import RunnerSettings
 from tests.integration.runner.test_command import TURN, Recorder
@@ -59,10 +60,8 @@ def runners(kit: SessionKit) -> Iterator[Runners]:
 
 def left_by(runner: subprocess.Popen[bytes]) -> list[int]:
     """The living processes below a runner, zombies included: nobody else would reap them."""
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(runner.pid)], capture_output=True, text=True, check=False
-    )
-    return [int(word) for word in children.stdout.split()]
+    stats = [read_stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [stat.pid for stat in stats if stat is not None and stat.parent == runner.pid]
 
 
 @pytest.mark.parametrize("script", LEFT.values(), ids=LEFT.keys())
