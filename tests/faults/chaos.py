@@ -168,7 +168,7 @@ class Chaos:
             self._load.stop()
             self.report.seconds = time.monotonic() - began
 
-    def settle(self, patience_s: float = 180.0) -> None:
+    def settle(self, patience_s: float = 60.0) -> None:
         """Let it heal; whatever is not at rest by then is a problem. Then end it, and count."""
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
