@@ -337,7 +337,10 @@ class ProcessRuntime:
         self._reap()
         self._believe()
         record = self._read(incarnation)
-        return record.running() if record is not None else None
+        if record is None:  # its gate stays shut without a record, so the program never begins
+            self._records.discard_draft(incarnation)
+            return None
+        return record.running()
 
     def _remove(self, container_id: str) -> None:
         record = self._read(container_id)

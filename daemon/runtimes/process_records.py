@@ -57,13 +57,11 @@ class RecordStore:
         self._folder = folder
 
     def ensure(self) -> None:
-        """Make the folder, private to the daemon's user."""
+        """Make the folder, private to the daemon's user. Remove nothing: another thread may be writing a draft."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(self._folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable")
-            for draft in self._folder.glob("*.draft"):  # of a daemon that was killed before its record was whole
-                draft.unlink(missing_ok=True)
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -74,6 +72,15 @@ class RecordStore:
         try:
             draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
             draft.replace(path)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def discard_draft(self, container_id: str) -> None:
+        """Remove what a daemon left that was killed before its record was whole."""
+        if not _ID.match(container_id):
+            return
+        try:
+            self._path(container_id, "draft").unlink(missing_ok=True)
         except OSError as error:
             raise self._unusable(error) from error
 

@@ -66,7 +66,8 @@ def _write_once(path: Path, text: str) -> None:
     """Write the file, unless it has this text: containers have it mounted."""
     if path.is_file() and path.read_text(encoding="ascii", errors="replace") == text:
         return
-    draft = path.with_name(f"{path.name}.new")
+    # The process id: a standby or a command may write the same file at the same time.
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     draft.write_text(text, encoding="ascii")
     draft.chmod(0o644)
     draft.replace(path)

@@ -175,6 +175,26 @@ async def test_a_missing_folder_is_a_refusal(process_harness: ProcessHarness) ->
         await process_harness.runtime().spawn(spec)
 
 
+async def test_a_check_takes_no_other_threads_draft_away(tmp_path: Path) -> None:
+    """Every start checks the folder first, also while another container's record is being written."""
+    runtime = ProcessRuntime("install", tmp_path, clock=SystemClock())
+    draft = tmp_path / "being-written.draft"
+    draft.write_text("{}", encoding="ascii")
+    await runtime.check()
+    assert draft.exists()
+    assert await runtime.find_or_cancel_spawn("being-written") is None
+    assert not draft.exists(), "a start that is given up leaves nothing"
+
+
+async def test_many_starts_at_once_all_succeed(process_harness: ProcessHarness) -> None:
+    runtime = process_harness.runtime()
+    specs = [process_harness.spec(f"s{number}") for number in range(24)]
+    async with anyio.create_task_group() as group:
+        for spec in specs:
+            group.start_soon(runtime.spawn, spec)
+    assert {one.incarnation for one in await runtime.list_running()} == {spec.incarnation for spec in specs}
+
+
 async def test_an_ended_child_leaves_no_zombie(process_harness: ProcessHarness) -> None:
     runtime = process_harness.runtime()
     spawned = await runtime.spawn(process_harness.spec(behaviour="exit:0"))
