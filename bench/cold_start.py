@@ -21,7 +21,7 @@ from bench.round_trip import DAEMON_COMMITS, ask
 from bench.settings import Settings
 from bench.spread import median, noise, spread
 from bench.stage import ECHO, BenchFailed, BenchStage
-from daemon.core.commands import KillSession
+from daemon.core.session_verbs import KillSession
 from daemon.runtimes.image_build import DEFAULT_BASE
 from daemon.runtimes.image_source import source_digest
 

@@ -24,7 +24,7 @@ from typing import Any, Final, Self, TypeVar, cast
 from daemon.api.client import ControlClient
 from daemon.config.models import DEFAULT_IMAGE
 from daemon.core.clock import SystemClock
-from daemon.core.commands import KillSession
+from daemon.core.session_verbs import KillSession
 from daemon.inspect.session_report import session_report
 from daemon.inspect.status_report import status_report
 from demo.leftovers import end_containers, end_processes

@@ -32,9 +32,10 @@ from daemon.api.requests import (
     until_gone,
 )
 from daemon.channels.protocol import Incoming, PlaceMessage
-from daemon.core.commands import VERBS, AnyVerb
+from daemon.core.commands import VERBS
 from daemon.core.errors import RequestRefusedError
 from daemon.core.routing import PlaceEvent
+from daemon.core.verb import AnyVerb
 from schema.rows import Address
 
 MAX_LIMIT: Final = 1000

@@ -28,7 +28,7 @@ from daemon.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from daemon.core.commands import AnyVerb
+    from daemon.core.verb import AnyVerb
     from daemon.store.mailbox import MailboxEntry
 
 _ANSWER_S: Final = 30.0
@@ -213,7 +213,7 @@ class ControlClient:
 
     def execute(self, verb: AnyVerb) -> dict[str, Any]:
         """Have the daemon carry out an operator's verb, and return its result."""
-        from daemon.core.commands import Verb  # noqa: PLC0415 - most calls carry out none
+        from daemon.core.verb import Verb  # noqa: PLC0415 - most calls carry out none
 
         path, body = verb.route, verb.as_json()
         if "{" in path and isinstance(verb, Verb):

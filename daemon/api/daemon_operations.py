@@ -18,8 +18,8 @@ from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
-from daemon.core.commands import AnyVerb
 from daemon.core.errors import NoAnswerError
+from daemon.core.verb import AnyVerb
 from daemon.engine.router import Router
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
-from daemon.core.commands import AnyVerb
+from daemon.core.verb import AnyVerb
 from daemon.store.mailbox import MailboxEntry
 
 
@@ -78,7 +78,7 @@ class Operations(Protocol):
         ...
 
     async def execute(self, verb: AnyVerb) -> dict[str, Any]:
-        """Carry out an operator's verb and return its result, as daemon.core.commands says.
+        """Carry out an operator's verb and return its result, as the verb says it.
 
         A refusal raises before anything has changed. NotConfirmedError: a container's exit was not confirmed in time.
         """

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from daemon.core.attachments import Attachment
-from daemon.core.commands import AnyVerb
 from daemon.core.errors import BodyTooLargeError, RequestRefusedError
+from daemon.core.verb import AnyVerb
 from daemon.http.asgi import CLOSING
 from schema.errors import ClawbusError
 from schema.ids import check_name, check_session

@@ -93,7 +93,7 @@ def refill(
     """
     from daemon.cli.executor import execute  # noqa: PLC0415
     from daemon.cli.operator import user  # noqa: PLC0415
-    from daemon.core.commands import RefillBudget  # noqa: PLC0415
+    from daemon.core.agent_verbs import RefillBudget  # noqa: PLC0415
 
     verbs = [RefillBudget(by=user(), reason=reason, agent=agent) for agent in agents]
     done = [execute(invocation, verb) for verb in verbs]

@@ -27,7 +27,7 @@ from daemon.cli.operator import (
 )
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import one_word
-from daemon.core.commands import DropDead, RequeueDead
+from daemon.core.message_verbs import DropDead, RequeueDead
 from daemon.core.printable import counted
 from schema.errors import ClawbusError
 

@@ -23,7 +23,7 @@ from daemon.cli.operator import (
     user,
 )
 from daemon.core.clock import SystemClock
-from daemon.core.commands import DropAnswer, RetryAnswer
+from daemon.core.message_verbs import DropAnswer, RetryAnswer
 from daemon.core.printable import counted
 from schema.rows import DeliveryState
 

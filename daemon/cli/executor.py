@@ -14,10 +14,11 @@ from typing import Any, Final, Protocol
 from daemon.api.client import ControlClient
 from daemon.cli.invocation import Invocation
 from daemon.core.clock import SystemClock
-from daemon.core.commands import AnyVerb, KillSession
 from daemon.core.content import error_of
 from daemon.core.errors import NotListeningError, RemoteError, RuntimeUnavailableError
 from daemon.core.repair_errors import RestoreRefusedError
+from daemon.core.session_verbs import KillSession
+from daemon.core.verb import AnyVerb
 from daemon.maintenance.container_ends import KilledAgent
 from daemon.maintenance.stale_drive import CANARY_SESSION, Key
 from daemon.store.dead_letters import Operator

@@ -24,8 +24,9 @@ from daemon.cli.operator import (
 )
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
-from daemon.core.commands import CancelMessage, RetryMessage, RowVerb
+from daemon.core.message_verbs import CancelMessage, RetryMessage
 from daemon.core.printable import counted
+from daemon.core.verb import RowVerb
 
 if TYPE_CHECKING:
     from rich.console import Console

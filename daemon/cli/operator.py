@@ -18,7 +18,7 @@ from daemon.core.printable import counted
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
-    from daemon.core.commands import RowVerb
+    from daemon.core.verb import RowVerb
 
 ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; goes into the history.")]
 SessionScope = Annotated[

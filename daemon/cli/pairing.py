@@ -11,7 +11,7 @@ from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.cli.operator import ReasonOption, user
 from daemon.core.clock import SystemClock
-from daemon.core.commands import DecidePairing
+from daemon.core.people_verbs import DecidePairing
 
 if TYPE_CHECKING:
     from rich.console import Console

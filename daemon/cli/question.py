@@ -14,8 +14,8 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
 from daemon.core.clock import SystemClock
-from daemon.core.commands import AnswerQuestion
 from daemon.core.errors import ContentError, UnknownMessageError, UnknownQuestionError
+from daemon.core.message_verbs import AnswerQuestion
 from daemon.core.printable import counted
 from schema.questions import CHANGES
 

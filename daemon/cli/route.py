@@ -11,8 +11,8 @@ from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.cli.operator import AgentFilter, ReasonOption, user
+from daemon.core.agent_verbs import AddRoute, RemoveRoute
 from daemon.core.clock import SystemClock
-from daemon.core.commands import AddRoute, RemoveRoute
 from daemon.core.routing import EventKind, PlaceEvent
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from daemon.cli.names import AgentOption, addressed, pair
 from daemon.cli.operator import AgentFilter, ReasonOption, SessionScope, known_agent, user
 from daemon.cli.same_place import operand
 from daemon.core.clock import SystemClock
-from daemon.core.commands import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RowVerb, RunSchedule
 from daemon.core.printable import counted
+from daemon.core.schedule_verbs import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RunSchedule
+from daemon.core.verb import RowVerb
 
 if TYPE_CHECKING:
     from rich.console import Console

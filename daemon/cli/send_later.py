@@ -52,7 +52,7 @@ def send_every(
     """Add the schedule. Without a `key` it has one made from its session, rule and text: the same command changes nothing."""
     from daemon.cli.operator import user  # noqa: PLC0415
     from daemon.cli.schedule import done, steps_after_put  # noqa: PLC0415
-    from daemon.core.commands import PutSchedule  # noqa: PLC0415
+    from daemon.core.schedule_verbs import PutSchedule  # noqa: PLC0415
     from daemon.core.schedules import check_key  # noqa: PLC0415
 
     zone = timezone or invocation.config.timezone

@@ -15,16 +15,16 @@ from daemon.cli.operator import ReasonOption, user
 from daemon.cli.sessions import sessions
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import two_words
-from daemon.core.commands import (
+from daemon.core.printable import counted
+from daemon.core.session_verbs import (
     DeleteSession,
     KillSession,
     QuarantineSession,
     ReleaseSession,
     ResetSession,
     StopSession,
-    Verb,
 )
-from daemon.core.printable import counted
+from daemon.core.verb import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

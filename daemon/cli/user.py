@@ -10,7 +10,7 @@ from daemon.cli.command import add, add_group
 from daemon.cli.envelope import NextAction, Outcome
 from daemon.cli.invocation import Invocation
 from daemon.cli.operator import ReasonOption, user
-from daemon.core.commands import AddUser, BindUser, RestoreUser, RevokeUser, SetRole, UserVerb
+from daemon.core.people_verbs import AddUser, BindUser, RestoreUser, RevokeUser, SetRole, UserVerb
 from daemon.core.printable import counted
 
 if TYPE_CHECKING:

@@ -15,38 +15,34 @@ from weakref import WeakValueDictionary
 import anyio
 import structlog
 
+from daemon.core.agent_verbs import RefillBudget
 from daemon.core.clock import Clock
-from daemon.core.commands import (
+from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, UnknownAgentError
+from daemon.core.events import AnswerDropped
+from daemon.core.message_verbs import (
     AnswerQuestion,
-    AnyVerb,
-    ApplyStale,
     CancelMessage,
-    CancelSchedule,
-    DeleteSession,
     DropAnswer,
     DropDead,
-    HostVerb,
-    KillSession,
-    PauseSchedule,
-    PreviewStale,
-    PutSchedule,
-    QuarantineSession,
-    RefillBudget,
-    ReleaseSession,
     RequeueDead,
-    ResetSession,
-    ResumeSchedule,
     RetryAnswer,
     RetryMessage,
-    RowVerb,
-    RunSchedule,
+)
+from daemon.core.run_evidence import RuntimeContext
+from daemon.core.schedule_verbs import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RunSchedule
+from daemon.core.session_verbs import (
+    ApplyStale,
+    DeleteSession,
+    KillSession,
+    PreviewStale,
+    QuarantineSession,
+    ReleaseSession,
+    ResetSession,
     StopSession,
     UndoStale,
 )
-from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, UnknownAgentError
-from daemon.core.events import AnswerDropped
-from daemon.core.run_evidence import RuntimeContext
 from daemon.core.stale_plan import Scope
+from daemon.core.verb import AnyVerb, HostVerb, RowVerb
 from daemon.engine.budgets import Budgets
 from daemon.engine.events import Events
 from daemon.engine.router import Router

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from daemon.config.faults import fault_text
 from daemon.config.models import Config
 from daemon.config.routes import RouteTable, route_faults, stored_route
-from daemon.core.commands import AddRoute, DecidePairing, HostVerb, RefillBudget, RemoveRoute, UserVerb
+from daemon.core.agent_verbs import AddRoute, RefillBudget, RemoveRoute
 from daemon.core.egress_usage import day_of
 from daemon.core.errors import RouteRefusedError, UnknownAgentError, UnknownRouteError
+from daemon.core.people_verbs import DecidePairing, UserVerb
+from daemon.core.verb import HostVerb
 from daemon.core.zones import zone
 from daemon.maintenance import people_verbs
 from daemon.store import agent_usage, routes

@@ -15,23 +15,6 @@ import anyio
 from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
-from daemon.core.commands import (
-    AnyVerb,
-    ApplyStale,
-    CancelMessage,
-    DeleteSession,
-    HostVerb,
-    KillSession,
-    PreviewStale,
-    PutSchedule,
-    QuarantineSession,
-    ReleaseSession,
-    ResetSession,
-    RowVerb,
-    StopSession,
-    UndoStale,
-    Verb,
-)
 from daemon.core.errors import (
     DataFolderError,
     RegistryGoneError,
@@ -40,7 +23,21 @@ from daemon.core.errors import (
     UnknownSessionError,
 )
 from daemon.core.facts import Container
+from daemon.core.message_verbs import CancelMessage
 from daemon.core.run_evidence import RuntimeContext
+from daemon.core.schedule_verbs import PutSchedule
+from daemon.core.session_verbs import (
+    ApplyStale,
+    DeleteSession,
+    KillSession,
+    PreviewStale,
+    QuarantineSession,
+    ReleaseSession,
+    ResetSession,
+    StopSession,
+    UndoStale,
+)
+from daemon.core.verb import AnyVerb, HostVerb, RowVerb, Verb
 from daemon.inspect.central_reading import incarnations_of
 from daemon.inspect.containers import RuntimeSeen, context_of, look_at_runtime
 from daemon.maintenance import container_ends, host_verbs, session_repair, stale_sweep

@@ -6,10 +6,10 @@ import re
 from collections.abc import Container
 from typing import Any, Final
 
-from daemon.core.commands import AddUser, BindUser, DecidePairing, RestoreUser, RevokeUser, SetRole, UserVerb
 from daemon.core.errors import NotAnApproverError, UserRefusedError
 from daemon.core.pairing import Pairing, PairingOutcome, may_approve
 from daemon.core.people import ANY_AGENT, Grant, RoleScope, UserRole
+from daemon.core.people_verbs import AddUser, BindUser, DecidePairing, RestoreUser, RevokeUser, SetRole, UserVerb
 from daemon.core.place_names import name_fault
 from daemon.store import people
 from schema.connect import Writer

@@ -10,24 +10,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from daemon.core.commands import (
+from daemon.core.errors import ScheduleError
+from daemon.core.message_verbs import (
     AnswerQuestion,
     CancelMessage,
-    CancelSchedule,
     DropAnswer,
     DropDead,
-    PauseSchedule,
-    PutSchedule,
     RequeueDead,
-    ResumeSchedule,
     RetryAnswer,
     RetryMessage,
-    RowVerb,
-    RunSchedule,
-    Verb,
 )
-from daemon.core.errors import ScheduleError
+from daemon.core.schedule_verbs import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RunSchedule
 from daemon.core.schedules import CatchUp, Times, check, check_key
+from daemon.core.verb import RowVerb, Verb
 from daemon.engine import schedule_steps
 from daemon.engine.dead_letters import drop_one, requeue
 from daemon.engine.replies import answer_by_operator

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from daemon.core.commands import ApplyStale, PreviewStale, Verb
 from daemon.core.repair_errors import CanaryFailedError, StaleNotVerifiedError
 from daemon.core.run_state import Life
+from daemon.core.session_verbs import ApplyStale, PreviewStale
 from daemon.core.stale_plan import Scope, Skipped, SkipReason, check_left, check_scope, in_scope
+from daemon.core.verb import Verb
 from daemon.store.dead_letters import Operator
 from schema.errors import ClawbusError
 

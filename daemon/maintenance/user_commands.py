@@ -13,7 +13,8 @@ from typing import Final
 
 from daemon.channels.protocol import Accepted, PlaceMessage
 from daemon.core.clock import Clock
-from daemon.core.commands import CancelMessage, DecidePairing
+from daemon.core.message_verbs import CancelMessage
+from daemon.core.people_verbs import DecidePairing
 from daemon.core.routing import RouteTarget
 from daemon.core.user_commands import BuiltIn, Command, CommandRule, help_text
 from daemon.engine.sessions import Session, Sessions

@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from daemon.core.commands import AnswerQuestion, KillSession, PutSchedule, RunSchedule, StopSession
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.message_verbs import AnswerQuestion
+from daemon.core.schedule_verbs import PutSchedule, RunSchedule
+from daemon.core.session_verbs import KillSession, StopSession
 from tests.support import egress_story
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon

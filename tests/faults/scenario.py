@@ -21,8 +21,8 @@ from typing import Final, Self, TypeVar
 
 import httpx
 
-from daemon.core.commands import KillSession, StopSession
 from daemon.core.errors import DaemonDownError, DaemonSilentError
+from daemon.core.session_verbs import KillSession, StopSession
 from schema.connect import open_owner, open_reader
 from schema.errors import ClawbusError
 from schema.layout import INBOUND_DB

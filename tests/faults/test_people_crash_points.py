@@ -19,16 +19,11 @@ from typing import Any, Final, Self
 
 import pytest
 
-from daemon.core.commands import (
-    AddUser,
-    AnyVerb,
-    BindUser,
-    DecidePairing,
-    PutSchedule,
-    RefillBudget,
-    SetRole,
-)
+from daemon.core.agent_verbs import RefillBudget
 from daemon.core.errors import RemoteError
+from daemon.core.people_verbs import AddUser, BindUser, DecidePairing, SetRole
+from daemon.core.schedule_verbs import PutSchedule
+from daemon.core.verb import AnyVerb
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from tests.faults.scenario import Crash, Life, Trial

@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from daemon.core.clock import SystemClock
-from daemon.core.commands import StopSession
+from daemon.core.session_verbs import StopSession
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.instants import from_text

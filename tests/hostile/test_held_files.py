@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 import schema.connect
-from daemon.core.commands import ReleaseSession
+from daemon.core.session_verbs import ReleaseSession
 from daemon.runtimes.members import lock_holders
 from schema.errors import FileBusyError
 from schema.layout import HEARTBEAT, OUTBOUND_DB

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from daemon.core.commands import DropDead, RequeueDead
+from daemon.core.message_verbs import DropDead, RequeueDead
 from schema.instants import from_text
 from tests.support.agents import obedient
 from tests.support.daemon import RealDaemon, eventually

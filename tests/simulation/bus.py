@@ -22,9 +22,9 @@ from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.agents import Agent
 from daemon.config.models import Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
-from daemon.core.commands import Verb
 from daemon.core.errors import DataFolderError, RuntimeUnavailableError
 from daemon.core.events import ContainerExited, ExitSettled
+from daemon.core.verb import Verb
 from daemon.engine.installation import Start, settle_install
 from daemon.store.data_folder import VERSION_NAME, Layout
 from daemon.store.registry import Registry, SessionKey

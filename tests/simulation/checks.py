@@ -19,7 +19,8 @@ from typing import Any, Final
 from container_runner.providers.protocol import TurnMessage
 from container_runner.store import Store
 from daemon.channels.protocol import Accepted, InDoubt
-from daemon.core.commands import CancelMessage, RequeueDead, RetryAnswer, RetryMessage, UndoStale
+from daemon.core.message_verbs import CancelMessage, RequeueDead, RetryAnswer, RetryMessage
+from daemon.core.session_verbs import UndoStale
 from daemon.store.data_folder import Layout
 from daemon.store.registry import SessionKey
 from schema.connect import Reader, Writer, open_reader

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from daemon.core.commands import UndoStale
+from daemon.core.session_verbs import UndoStale
 from daemon.store.registry import SessionKey
 from tests.simulation.people import Written
 from tests.simulation.pruning import Witness

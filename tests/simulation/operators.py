@@ -16,25 +16,26 @@ from typing import Any, Final
 
 import anyio
 
-from daemon.core.commands import (
+from daemon.core.message_verbs import (
     AnswerQuestion,
-    ApplyStale,
     CancelMessage,
     DropAnswer,
     DropDead,
+    RequeueDead,
+    RetryAnswer,
+    RetryMessage,
+)
+from daemon.core.session_verbs import (
+    ApplyStale,
     KillSession,
     PreviewStale,
     QuarantineSession,
     ReleaseSession,
-    RequeueDead,
     ResetSession,
-    RetryAnswer,
-    RetryMessage,
-    RowVerb,
     StopSession,
     UndoStale,
-    Verb,
 )
+from daemon.core.verb import RowVerb, Verb
 from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder

@@ -12,9 +12,9 @@ from random import Random
 from typing import Any, Final
 
 from daemon.config.models import Config
-from daemon.core.commands import Verb
 from daemon.core.errors import RuntimeUnavailableError
 from daemon.core.facts import Container as Listed
+from daemon.core.verb import Verb
 from daemon.inspect.containers import RuntimeSeen
 from daemon.maintenance.offline import offline_executor
 from daemon.runtimes.protocol import Exit

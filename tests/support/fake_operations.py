@@ -14,7 +14,6 @@ import anyio.from_thread
 from daemon.api.api import build_api
 from daemon.api.server import run
 from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
-from daemon.core.commands import AnyVerb, DropDead, KillSession, ReleaseSession, RequeueDead, StopSession, Verb
 from daemon.core.errors import (
     IdConflictError,
     NotConfirmedError,
@@ -23,6 +22,9 @@ from daemon.core.errors import (
     UnknownMessageError,
     UnknownSessionError,
 )
+from daemon.core.message_verbs import DropDead, RequeueDead
+from daemon.core.session_verbs import KillSession, ReleaseSession, StopSession
+from daemon.core.verb import AnyVerb, Verb
 from daemon.inspect.dead_reading import in_order_of_arrival
 from daemon.store.mailbox import MailboxEntry
 

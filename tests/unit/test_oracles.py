@@ -19,7 +19,9 @@ ALLOWED = {
     "container_runner.providers.protocol": {"TurnMessage"},
     "container_runner.store": {"Store"},  # whose claims are watched
     "daemon.channels.protocol": {"Accepted", "InDoubt"},
-    "daemon.core.commands": ...,  # what an operator may ask for
+    **{
+        f"daemon.core.{name}": ... for name in ("message_verbs", "session_verbs", "schedule_verbs", "verb")
+    },  # what an operator may ask for
     "daemon.store.data_folder": {"Layout"},
     "daemon.store.registry": {"SessionKey"},
     "schema.connect": {"Reader", "Writer", "open_reader"},

@@ -17,8 +17,8 @@ from daemon.app import startup
 from daemon.app.reload import reload_at_signal
 from daemon.config.agents import Agent as AgentConfig
 from daemon.config.models import Config
-from daemon.core.commands import KillSession, QuarantineSession, StopSession
 from daemon.core.errors import ChannelError, ConfigError, ImageError, NoAnswerError, UnknownSessionError
+from daemon.core.session_verbs import KillSession, QuarantineSession, StopSession
 from schema.errors import ClawbusError
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, QUICK, SECONDS, BusKit, text_of, until

@@ -250,9 +250,9 @@ def _imported(arguments: list[str], banned: tuple[str, ...]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "banned"),
     [
-        (["status"], ("daemon.core.commands", "daemon.store.mailbox")),
-        (["send", "x", "-s", "echo/s"], ("daemon.core.commands", "daemon.store.mailbox")),
-        (["send", "x", "-s", "echo/s", "--wait", "5"], ("daemon.core.commands",)),
+        (["status"], ("daemon.core.verb", "daemon.store.mailbox")),
+        (["send", "x", "-s", "echo/s"], ("daemon.core.verb", "daemon.store.mailbox")),
+        (["send", "x", "-s", "echo/s", "--wait", "5"], ("daemon.core.verb",)),
         (["session", "list"], ("daemon.inspect.session_report",)),
     ],
     ids=lambda value: " ".join(value[:2] + value[4:5]) if isinstance(value, list) else "",

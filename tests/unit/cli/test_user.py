@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from daemon.cli.main import main
-from daemon.core.commands import AddRoute, DecidePairing, HostVerb, SetRole
+from daemon.core.agent_verbs import AddRoute
+from daemon.core.people_verbs import DecidePairing, SetRole
+from daemon.core.verb import HostVerb
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.config.agents import Agent as AgentConfig
-from daemon.core.commands import CancelMessage, KillSession, ResetSession, StopSession, Verb
 from daemon.core.errors import DataFolderError, ImageError, RuntimeUnavailableError
+from daemon.core.message_verbs import CancelMessage
+from daemon.core.session_verbs import KillSession, ResetSession, StopSession
+from daemon.core.verb import Verb
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes import factory
 from daemon.runtimes.protocol import Running

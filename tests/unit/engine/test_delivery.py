@@ -14,8 +14,8 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.core.commands import ReleaseSession
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.session_verbs import ReleaseSession
 from daemon.engine import delivery as delivery_module
 from daemon.engine import inline_delivery
 from daemon.store import deliveries

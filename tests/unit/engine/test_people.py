@@ -7,9 +7,10 @@ import pytest
 
 from daemon.channels.protocol import PlaceMessage, Routed
 from daemon.config.routes import RouteTable
-from daemon.core.commands import AddUser, BindUser, DecidePairing, HostVerb, RestoreUser, RevokeUser, SetRole
 from daemon.core.pairing import ASK_FOR_MS, MAX_WAITING, REFUSED_FOR_MS
+from daemon.core.people_verbs import AddUser, BindUser, DecidePairing, RestoreUser, RevokeUser, SetRole
 from daemon.core.routing import PlaceEvent
+from daemon.core.verb import HostVerb
 from daemon.store.registry import Registry
 from schema.errors import ClawbusError
 from schema.rows import Address

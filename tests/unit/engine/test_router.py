@@ -8,8 +8,8 @@ import pytest
 
 from daemon.channels.protocol import Incoming, PlaceMessage, Routed
 from daemon.config.routes import RouteTable
+from daemon.core.agent_verbs import AddRoute, RemoveRoute
 from daemon.core.attachments import Attachment
-from daemon.core.commands import AddRoute, RemoveRoute
 from daemon.core.routing import PlaceEvent
 from daemon.engine.ingress import Ingress
 from daemon.store import routes as store

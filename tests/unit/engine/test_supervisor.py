@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from daemon.config.agents import Agent as AgentConfig
-from daemon.core.commands import KillSession
 from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.session_verbs import KillSession
 from daemon.engine import session_sweep
 from daemon.engine.supervisor.slots import Phase, Timings
 from daemon.runtimes.protocol import Exit

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.core.commands import ReleaseSession
+from daemon.core.session_verbs import ReleaseSession
 from daemon.engine import session_sweep
 from daemon.engine import sweeper as sweeper_module
 from daemon.engine.supervisor.slots import Phase

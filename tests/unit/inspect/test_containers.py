@@ -9,7 +9,7 @@ import pytest
 
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
-from daemon.core.commands import PreviewStale
+from daemon.core.session_verbs import PreviewStale
 from daemon.core.stale_plan import MIN_OLDER_THAN_MS
 from daemon.inspect.containers import RuntimeSeen, look_at_runtime
 from daemon.maintenance.offline import offline_executor

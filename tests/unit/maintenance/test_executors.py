@@ -7,43 +7,33 @@ from typing import Any, Final
 
 import pytest
 
-from daemon.core.commands import (
-    VERBS,
-    AddRoute,
-    AddUser,
+from daemon.core.agent_verbs import AddRoute, RefillBudget, RemoveRoute
+from daemon.core.commands import VERBS
+from daemon.core.errors import RuntimeUnavailableError
+from daemon.core.message_verbs import (
     AnswerQuestion,
-    AnyVerb,
-    ApplyStale,
-    BindUser,
     CancelMessage,
-    CancelSchedule,
-    DecidePairing,
-    DeleteSession,
     DropAnswer,
     DropDead,
-    KillSession,
-    PauseSchedule,
-    PreviewStale,
-    PutSchedule,
-    QuarantineSession,
-    RefillBudget,
-    ReleaseSession,
-    RemoveRoute,
     RequeueDead,
-    ResetSession,
-    RestoreUser,
-    ResumeSchedule,
     RetryAnswer,
     RetryMessage,
-    RevokeUser,
-    RunSchedule,
-    SetRole,
+)
+from daemon.core.people_verbs import AddUser, BindUser, DecidePairing, RestoreUser, RevokeUser, SetRole
+from daemon.core.schedule_verbs import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RunSchedule
+from daemon.core.session_verbs import (
+    ApplyStale,
+    DeleteSession,
+    KillSession,
+    PreviewStale,
+    QuarantineSession,
+    ReleaseSession,
+    ResetSession,
     StopSession,
     UndoStale,
-    Verb,
 )
-from daemon.core.errors import RuntimeUnavailableError
 from daemon.core.stale_plan import OLDER_THAN_MS
+from daemon.core.verb import AnyVerb, Verb
 from daemon.inspect.containers import RuntimeSeen
 from daemon.maintenance.offline import OfflineExecutor, offline_executor
 from daemon.store import host_messages, messages

@@ -12,8 +12,8 @@ import pytest
 import daemon.maintenance.retention
 from container_runner.retention import Retention as RunnerRetention
 from daemon.config.loading import load_config
-from daemon.core.commands import DeleteSession
 from daemon.core.errors import ConfigError
+from daemon.core.session_verbs import DeleteSession
 from daemon.inspect.session_report import session_report
 from daemon.inspect.status_report import status_report
 from daemon.store.mailbox import NewEntry

@@ -10,7 +10,7 @@ from daemon.channels.protocol import PlaceMessage, Routed
 from daemon.config.agents import Agent
 from daemon.config.routes import RouteTable
 from daemon.config.user_commands import CommandTable
-from daemon.core.commands import AddUser, BindUser, SetRole
+from daemon.core.people_verbs import AddUser, BindUser, SetRole
 from daemon.core.routing import PlaceEvent
 from daemon.engine.sessions import Sessions
 from schema.rows import Address

@@ -7,7 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
-from daemon.core.commands import QuarantineSession, ReleaseSession, ResetSession, Verb
+from daemon.core.session_verbs import QuarantineSession, ReleaseSession, ResetSession
+from daemon.core.verb import Verb
 from daemon.maintenance import session_repair
 from daemon.store.registry import SessionKey
 from schema.errors import StorageError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.core.commands import DropDead
+from daemon.core.message_verbs import DropDead
 from daemon.inspect.central_reading import idle_sessions
 from daemon.maintenance import verification
 from daemon.store import verified_idle

@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.core.clock import Clock
-from daemon.core.commands import DropDead
 from daemon.core.errors import ImageError, PermanentDeliveryError, TransientDeliveryError
+from daemon.core.message_verbs import DropDead
 from daemon.engine import storage_watch
 from daemon.engine.sessions import Session
 from daemon.monitoring import backlog

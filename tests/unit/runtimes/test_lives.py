@@ -14,8 +14,9 @@ import anyio
 import pytest
 
 from container_runner.shared.errors import ClaimLostError
-from daemon.core.commands import CancelMessage, KillSession
 from daemon.core.errors import NotConfirmedError
+from daemon.core.message_verbs import CancelMessage
+from daemon.core.session_verbs import KillSession
 from daemon.engine.supervisor.slots import Phase
 from daemon.store.registry import SessionKey
 from tests.support.bus_kit import AGENT, BusKit, until

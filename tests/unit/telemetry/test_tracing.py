@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
 from daemon.config.models import Config, Telemetry
-from daemon.core.commands import RequeueDead
 from daemon.core.errors import ConfigError, PermanentDeliveryError
+from daemon.core.message_verbs import RequeueDead
 from daemon.telemetry import tracing_otel
 from daemon.telemetry.context import TraceContext, new_context, parse
 from daemon.telemetry.spans import Event, Role, Span

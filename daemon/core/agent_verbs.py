@@ -1,0 +1,42 @@
+"""The operator's verbs about agents: the routes that lead to them, and their budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from daemon.core.verb import HostVerb
+from schema.ids import check_name
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute(HostVerb):
+    """Add a route: {name, where}. `keys` are those of a [[routes]] table."""
+
+    route: ClassVar[str] = "/v1/routes/add"
+
+    keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute(HostVerb):
+    """Remove a route that was added by command: {name}."""
+
+    route: ClassVar[str] = "/v1/routes/remove"
+
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RefillBudget(HostVerb):
+    """Let an agent's budget of today begin again: {name, day, turns, tokens, cost}, with what had been used."""
+
+    route: ClassVar[str] = "/v1/budgets/refill"
+
+    agent: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the name, too."""
+        HostVerb.__post_init__(self)
+        check_name("agent", self.agent)

@@ -1,0 +1,78 @@
+"""The operator's verbs about people: users, their roles, and strangers who ask to be let in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from daemon.core.verb import HostVerb
+from schema.ids import check_name
+
+
+@dataclass(frozen=True, slots=True)
+class UserVerb(HostVerb):
+    """A verb about one user."""
+
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the name, too."""
+        HostVerb.__post_init__(self)
+        check_name("user", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class AddUser(UserVerb):
+    """Add a user: {name}."""
+
+    route: ClassVar[str] = "/v1/users/add"
+
+
+@dataclass(frozen=True, slots=True)
+class BindUser(UserVerb):
+    """Bind a platform's id of a person to a user: {name, channel, sender}."""
+
+    route: ClassVar[str] = "/v1/users/bind"
+
+    channel: str = ""
+    sender: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetRole(UserVerb):
+    """Give a user a role for an agent (empty: all) in a scope, or take it (`role` None): {name, role, agent, scope}."""
+
+    route: ClassVar[str] = "/v1/users/role"
+
+    role: str | None = None
+    agent: str = ""
+    scope: str = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeUser(UserVerb):
+    """Refuse all that a user says from now on: {name, revoked}."""
+
+    route: ClassVar[str] = "/v1/users/revoke"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreUser(UserVerb):
+    """Take a revocation back: {name, revoked}."""
+
+    route: ClassVar[str] = "/v1/users/restore"
+
+
+@dataclass(frozen=True, slots=True)
+class DecidePairing(HostVerb):
+    """Let a stranger in, or not: {name, code, outcome, agent, scope}.
+
+    `user`: who it is, None for a new user. `approver`: the user who decides; None for the operator of this host.
+    """
+
+    route: ClassVar[str] = "/v1/pairings/decide"
+
+    code: str = ""
+    approve: bool = False
+    user: str | None = None
+    approver: str | None = None

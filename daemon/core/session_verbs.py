@@ -1,0 +1,106 @@
+"""The operator's verbs about a session as a whole, and its stale runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from daemon.core.stale_plan import Scope, check_scope
+from daemon.core.verb import MAX_ID, Verb, check_length
+
+_SESSION: Final = "/v1/sessions/{agent}/{session:path}/"
+
+
+@dataclass(frozen=True, slots=True)
+class StopSession(Verb):
+    """Ask the session's container for a graceful end, without waiting: {stopping, incarnation}."""
+
+    route: ClassVar[str] = f"{_SESSION}stop"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class KillSession(Verb):
+    """Kill the session's container and wait for the confirmed exit: {killed, incarnation, exit_code}."""
+
+    route: ClassVar[str] = f"{_SESSION}kill"
+    wait_s: ClassVar[float] = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSession(Verb):
+    """Take the session out of quarantine: {released, was}."""
+
+    route: ClassVar[str] = f"{_SESSION}release"
+    wait_s: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineSession(Verb):
+    """Take the session out of service and kill its container: {quarantined, was, ending, noted}."""
+
+    route: ClassVar[str] = "/v1/repairs/quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetSession(Verb):
+    """Kill the container, put out/ aside, release: {moved_to, released, was}. `discard`: also when that loses answers."""
+
+    route: ClassVar[str] = "/v1/repairs/reset"
+    wait_s: ClassVar[float] = 600.0
+
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSession(Verb):
+    """Delete the session for good: {deleted, deletion, lost, removed}. `force`: also when it has work."""
+
+    route: ClassVar[str] = "/v1/repairs/delete"
+    wait_s: ClassVar[float] = 120.0
+
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewStale(Verb):
+    """List the session's stale runs: {runs, left, running}. Changes nothing."""
+
+    route: ClassVar[str] = "/v1/stale/preview"
+
+    older_than_ms: int = 0
+    max_runs: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the limits as for a sweep that is applied."""
+        Verb.__post_init__(self)
+        check_scope(self.scope, apply=True)
+
+    @property
+    def scope(self) -> Scope:
+        """The sweep's scope: this session, with the sweep's limits."""
+        return Scope(session=(self.agent, self.session), older_than_ms=self.older_than_ms, max_runs=self.max_runs)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyStale(PreviewStale):
+    """End the session's stale runs: the report of stale_sweep.Swept. `expected`: the runs that the preview named."""
+
+    route: ClassVar[str] = "/v1/stale/apply"
+
+    expected: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UndoStale(Verb):
+    """Put the backup of a sweep back: {agent, session, restored, before}. `backup` is the file's name."""
+
+    route: ClassVar[str] = "/v1/stale/undo"
+
+    backup: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the backup's name, too."""
+        Verb.__post_init__(self)
+        check_length("backup", self.backup, MAX_ID)
