@@ -28,7 +28,7 @@ from daemon.core.clock import SystemClock
 from daemon.core.delivery_plan import ChannelRules
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import Collected, collect
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.logs.pipeline import configure
 from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder

@@ -39,7 +39,8 @@ from daemon.core.errors import (
 from daemon.core.place_names import chained_name, session_name
 from daemon.core.relays import Bucket, Relay, Root
 from daemon.core.sent_files import SentFiles
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.store import relays as store
 from daemon.store.registry import SessionKey
 from schema.connect import Reader

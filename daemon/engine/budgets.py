@@ -25,7 +25,8 @@ from daemon.core.egress_usage import KEPT_DAYS, day_of, days_before, seconds_lef
 from daemon.core.events import BudgetUsedUp, MessageSettled, TurnsBegun, TurnStopped
 from daemon.engine.background import Background
 from daemon.engine.events import Events
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.store import agent_usage
 from daemon.store.agent_usage import AgentUsage

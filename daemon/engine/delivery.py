@@ -36,7 +36,7 @@ from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth
 from daemon.engine.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
 from daemon.engine.sender import Sender
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import COLLECT, POLL, RECORD

@@ -20,7 +20,8 @@ import structlog
 from daemon.core.clock import Clock
 from daemon.core.events import FilesLocked, Subscriptions
 from daemon.engine.background import Background
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import WRITE

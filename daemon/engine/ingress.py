@@ -36,7 +36,8 @@ from daemon.engine.events import Events
 from daemon.engine.held_files import HeldFiles, end_others
 from daemon.engine.message_events import question_decided
 from daemon.engine.replies import Reply, record_plain_reply, record_reply, reply_in
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.troubles import ACCEPT, WRITE
 from daemon.store import messages
 from daemon.store.attachments import media_type, place_attachments

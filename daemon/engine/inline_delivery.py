@@ -22,7 +22,7 @@ from daemon.engine.delivery_steps import Collected, collect
 from daemon.engine.hand_over import HandOver, Outcome, with_receipt
 from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.outcomes import by_destination, note_results, outgoing
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from schema.errors import ClawbusError
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from daemon.engine.delivery import Delivery
 from daemon.engine.held_files import HeldFiles
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 
 

@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from daemon.core.clock import Clock
 from daemon.core.events import AgentWrote
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.store.agent_words import AgentWords, NewWords
 from daemon.store.registry import SessionKey
 from schema.errors import StorageError

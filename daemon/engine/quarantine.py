@@ -10,7 +10,8 @@ from daemon.core.clock import Clock
 from daemon.core.events import SessionQuarantined
 from daemon.engine.background import Background
 from daemon.engine.events import Events
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from schema.errors import ClawbusError
 

@@ -10,7 +10,7 @@ import structlog
 from daemon.core.clock import Clock
 from daemon.engine.held_files import HeldFiles
 from daemon.engine.quarantine import Quarantine
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import Troubles
 from schema.errors import (

@@ -15,7 +15,7 @@ from daemon.core.delivery_plan import Send
 from daemon.core.trace import SpanStart, Tracing
 from daemon.engine.hand_over import Outcome
 from daemon.engine.outcomes import failure, note_results, outgoing, success
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 
 
 class Sender:

@@ -29,7 +29,8 @@ from daemon.engine.events import Events
 from daemon.engine.incarnation_steps import drain, finish_incarnation
 from daemon.engine.message_events import action_events, question_decided, stuck, verdict_events
 from daemon.engine.read_trouble import ReadTrouble
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.slots import Phase, Slot
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule

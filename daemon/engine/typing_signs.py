@@ -27,7 +27,7 @@ from daemon.core.events import (
     SessionEvent,
     Subscriptions,
 )
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.store.outbound import heartbeat_at
 from daemon.store.registry import SessionKey
 from schema.errors import StorageError

@@ -16,7 +16,7 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.core.events import ContainerAdopted, ContainerExited, ContainerSpawned, SessionEvent, Subscriptions
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.engine.watch_portable import PortableEvents
 from daemon.engine.watch_trouble import TroubleLog, hint_of
 from daemon.store.registry import SessionKey

@@ -46,7 +46,8 @@ from daemon.core.verb import AnyVerb, HostVerb, RowVerb
 from daemon.engine.budgets import Budgets
 from daemon.engine.events import Events
 from daemon.engine.router import Router
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.maintenance import host_verbs, session_repair, stale_sweep
 from daemon.maintenance.host_verbs import Configured

@@ -18,7 +18,8 @@ import structlog
 
 from daemon.config.models import Retention as RetentionConfig
 from daemon.core.clock import Clock
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
 from daemon.store.mailbox import Mailbox
 from daemon.store.pruning import Step, prune_messages, prune_receipts

@@ -17,7 +17,8 @@ import structlog
 from daemon.core.clock import Clock
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, ScheduleError
 from daemon.core.repair_errors import SessionUnfinishedError
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.store import deliveries, outbound, schedules
 from daemon.store.dead_letters import Operator

@@ -17,7 +17,8 @@ from daemon.core.message_verbs import CancelMessage
 from daemon.core.people_verbs import DecidePairing
 from daemon.core.routing import RouteTarget
 from daemon.core.user_commands import BuiltIn, Command, CommandRule, help_text
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.store import conversations, host_messages, messages
 from daemon.store.registry import SessionKey

@@ -14,7 +14,8 @@ import anyio
 import structlog
 
 from daemon.core.clock import Clock
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.inspect.idle_check import is_idle
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles

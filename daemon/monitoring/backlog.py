@@ -17,7 +17,8 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.store.backlog import Backlog, read_backlog
 from daemon.store.registry import SessionKey, Totals
 from schema.errors import ClawbusError, StorageError

@@ -33,7 +33,6 @@ import daemon.engine.ingress
 import daemon.engine.inline_delivery
 import daemon.engine.sender
 import daemon.engine.session_sweep
-import daemon.engine.sessions
 import daemon.engine.settle_steps
 import daemon.engine.sweep_steps
 import daemon.store.messages

@@ -24,7 +24,6 @@ import container_runner.store
 import container_runner.turn_end
 import container_runner.watch
 import daemon.app.bus
-import daemon.engine.sessions
 import daemon.engine.watch
 import daemon.engine.watch_portable
 import daemon.maintenance.folder_backup

@@ -24,7 +24,7 @@ from daemon.channels.registry import GROUP, find_types
 from daemon.config.agents import Agent as AgentConfig
 from daemon.config.models import Config
 from daemon.core.errors import NotConfirmedError
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.engine.supervisor.slots import Slot, Timings
 from daemon.store.data_folder import DataFolder
 from daemon.store.registry import SessionKey, SessionRow

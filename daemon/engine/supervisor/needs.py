@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.engine.supervisor.slots import AgentImage
 from daemon.runtimes.protocol import ContainerSpec, Exit
 from daemon.store.registry import SessionKey

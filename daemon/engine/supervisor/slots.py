@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import anyio
 
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 
 
 class Phase(StrEnum):

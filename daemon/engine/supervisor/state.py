@@ -18,7 +18,8 @@ from daemon.core.clock import Clock
 from daemon.core.errors import ImageError
 from daemon.core.events import SpawnFailed
 from daemon.engine.events import Events
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.needs import SessionKeeper, Specs
 from daemon.engine.supervisor.slots import AgentImage, Slot, Timings
 from daemon.engine.sweep_schedule import Schedule

@@ -17,7 +17,8 @@ from daemon.core.clock import Clock
 from daemon.core.errors import AgentFileError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.core.events import ContainerSpawned
 from daemon.engine.events import Events
-from daemon.engine.sessions import Session, Sessions
+from daemon.engine.session import Session
+from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.adoption import Adoption
 from daemon.engine.supervisor.draining import Draining
 from daemon.engine.supervisor.needs import SessionKeeper, Specs

@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.engine import watch_portable
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.engine.watch import Watch
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.engine.watch import Watch
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles

@@ -14,7 +14,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import ImageError, PermanentDeliveryError, TransientDeliveryError
 from daemon.core.message_verbs import DropDead
 from daemon.engine import storage_watch
-from daemon.engine.sessions import Session
+from daemon.engine.session import Session
 from daemon.monitoring import backlog
 from daemon.monitoring.health import State
 from daemon.store.data_folder import FreeRoom
