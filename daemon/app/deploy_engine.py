@@ -7,6 +7,7 @@ from typing import Final
 
 from daemon.app.bus import Bus
 from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, WINDOW_MS, Pace, pace_of
+from daemon.core.errors import EngineChangedError, RuntimeUnavailableError
 from daemon.core.events import (
     AnswerDeadLettered,
     AnswersDelivered,
@@ -21,8 +22,12 @@ from daemon.core.events import (
 )
 from daemon.core.slots import Deploy, Health, SlotState
 from daemon.engine.supervisor.slots import Phase
+from schema.errors import FileBusyError, HostTroubleError, StorageError
 
 _MOST_SAMPLES: Final = 2000
+_HOST_CODES: Final = frozenset(
+    error.code for error in (RuntimeUnavailableError, EngineChangedError, StorageError, HostTroubleError, FileBusyError)
+)
 
 
 class Samples:
@@ -116,8 +121,9 @@ class BusEngine:
     def _quarantine(self, _: object) -> None:
         self._quarantined += 1
 
-    def _spawn(self, _: object) -> None:
-        self._spawn_failures += 1
+    def _spawn(self, event: SpawnFailed) -> None:
+        """Count a session's first failure in a row. Later ones began before, and the host's are nobody's fault."""
+        self._spawn_failures += event.failures == 1 and event.code not in _HOST_CODES
 
     def _started(self, event: ContainerSpawned) -> None:
         self._spawned.add((event.agent, event.session))

@@ -398,6 +398,21 @@ def judge(baseline: Health, now: Health) -> tuple[str | None, list[str]]:
     return None, excused
 
 
+def raise_baseline(baseline: Health, now: Health) -> Health:
+    """Return the baseline of the next check: what others' troubles caused stays excused after they have ended."""
+    if any(what in _HOSTS for what in now.degraded):
+        return replace(
+            baseline,
+            dead_letters=now.dead_letters,
+            quarantined=now.quarantined,
+            spawn_failures=now.spawn_failures,
+            stuck=now.stuck,
+        )
+    if any(what.startswith("channel ") for what in now.degraded):
+        return replace(baseline, dead_letters=now.dead_letters)
+    return baseline
+
+
 # --- the verdict
 
 

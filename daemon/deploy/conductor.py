@@ -35,6 +35,7 @@ from daemon.core.slots import (
     new_deploy,
     other,
     passed,
+    raise_baseline,
     refuse_second,
     roll_back,
     served,
@@ -347,6 +348,7 @@ class Conductor:
             if reason is not None:
                 await self._insist(partial(self._breach, reason))
                 return
+            baseline = raise_baseline(baseline, health)
         measured = {
             "checks": checks, "not_the_release": list(excused), "pace": pace_json(self._engine.health().pace),
         }  # fmt: skip

@@ -27,6 +27,7 @@ from daemon.core.slots import (
     judge,
     new_deploy,
     passed,
+    raise_baseline,
     roll_back,
     runtime_verdict,
     served,
@@ -262,6 +263,28 @@ def test_a_schema_that_bars_the_way_back_is_refused_unless_asked_for(
 def test_a_bake_tells_the_release_s_faults_from_others(health: Health, breach: str | None, excused: int) -> None:
     found, others = judge(Health(), health)
     assert (found, len(others)) == (breach, excused)
+
+
+@pytest.mark.parametrize(
+    ("during", "excused", "counted"),
+    [
+        ("runtime", Health(dead_letters=1, quarantined=1, spawn_failures=1, stuck=1), Health(spawn_failures=2)),
+        ("disk", Health(dead_letters=1), Health(dead_letters=2)),
+        ("channel hook", Health(dead_letters=1), Health(dead_letters=2)),
+        ("channel hook", Health(dead_letters=1), Health(dead_letters=1, spawn_failures=1)),
+    ],
+)
+def test_what_anothers_trouble_caused_stays_excused_when_it_has_ended(
+    during: str, excused: Health, counted: Health
+) -> None:
+    baseline = raise_baseline(Health(), replace(excused, degraded={during: "for a moment"}))
+    assert judge(baseline, excused) == (None, [])
+    assert judge(baseline, counted)[0] is not None
+
+
+def test_a_failed_start_beside_a_receiver_that_is_down_counts() -> None:
+    trouble = Health(spawn_failures=1, degraded={"channel hook": "refused"})
+    assert judge(Health(), trouble)[0] == "1 containers could not be started"
 
 
 def test_what_was_wrong_before_the_bake_is_no_breach() -> None:
