@@ -38,7 +38,8 @@ from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from daemon.store.verified_idle import recorded
 from daemon.systemd.watchdog import Pulse
-from schema.connect import Writer, open_owner, open_reader
+from schema.connect import open_owner, open_reader
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.migrate import Role
 from schema.rows import Address, MessageIn, MessageStatus

@@ -15,7 +15,7 @@ from bench.figures import Curve, Figure, Of, Result, Target
 from bench.settings import Settings
 from bench.spread import Spread, noise, spread
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 
 _SIZES: Final = (100, 1_000, 10_000, 100_000, 1_000_000)
 _REPEATS: Final = 30

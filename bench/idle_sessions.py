@@ -18,7 +18,7 @@ from bench.settings import Settings
 from bench.spread import median
 from bench.stage import ECHO, BenchFailed, BenchStage
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 
 _COUNTS: Final = (0, 1_000, 10_000)
 _DONE: Final = 20  # messages of history in each

@@ -26,7 +26,7 @@ from bench.spread import median
 from bench.stage import ECHO, BenchFailed, BenchStage
 from daemon.core.clock import SystemClock
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 
 _SESSIONS: Final = 10_000
 _REPEATS: Final = 3

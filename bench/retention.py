@@ -20,7 +20,8 @@ from container_runner.retention import Retention
 from daemon.config.models import Retention as RetentionConfig
 from daemon.store.pruning import prune_messages, prune_receipts
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, Writer
+from schema.handles import Writer
+from schema.plain_file import ReadLimits
 
 _HISTORY: Final = 1_000_000
 _COMMITS: Final = 20

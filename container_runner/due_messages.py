@@ -11,7 +11,7 @@ from math import inf
 from typing import Final
 
 from container_runner.providers.protocol import TurnMessage
-from schema.connect import Writer
+from schema.handles import Writer
 
 _INBOUND: Final = "inbound"
 

@@ -16,8 +16,9 @@ from typing import Final
 
 from container_runner.due_messages import columns_or_defaults
 from container_runner.shared.errors import InboundUnreadableError
-from schema.connect import Writer, open_owner
+from schema.connect import open_owner
 from schema.errors import ClawbusError
+from schema.handles import Writer
 from schema.ids import is_message_id
 from schema.instants import from_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, OUTBOX_FILES

@@ -21,8 +21,9 @@ from container_runner.shared.outbox import Outbox, insert_row, next_seq
 from container_runner.shared.own_schedules import check_program, own_schedules
 from container_runner.shared.reply import Reply
 from schema.bell import ring
-from schema.connect import Writer, open_owner
+from schema.connect import open_owner
 from schema.errors import ClawbusError
+from schema.handles import Writer
 from schema.ids import new_id
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB

@@ -1,4 +1,4 @@
-"""The database handles that `schema/connect.py` returns, and the translation of SQLite's errors into ours.
+"""The database handles that `schema/connect.py` and `outbound_file.py` return, and the translation of SQLite's errors into ours.
 
 This module opens nothing. A reader is a different type from a writer and cannot write.
 """

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from schema.connect import Reader, open_memory_reader, open_still_reader
+from schema.connect import open_memory_reader, open_still_reader
 from schema.errors import FileBusyError, StorageError
+from schema.handles import Reader
 from schema.stamp import FileMovedError, Stamp, StrandedJournalError, check_stamp, copy_stamped, take_stamp
 
 T = TypeVar("T")

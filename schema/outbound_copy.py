@@ -16,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from schema.connect import Reader, open_outbound_bytes, open_outbound_reader
 from schema.errors import ReadRaceError, StorageError
+from schema.handles import Reader
 from schema.layout import OUTBOUND_DB
 from schema.os_faults import host_error, in_container_folder, in_own_folder
+from schema.outbound_file import open_outbound_bytes, open_outbound_reader
 from schema.plain_file import ReadLimits, check_header, check_journal, lies_there, open_plain, refuse_wal
 from schema.stamp import Stamp, StrandedJournalError, check_stamp, copy_stamped, take_stamp
 

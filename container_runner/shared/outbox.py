@@ -15,8 +15,9 @@ from container_runner.shared.errors import InboundUnreadableError
 from container_runner.shared.reply import Reply
 from container_runner.shared.sent_files import files_of_rows, place_files, remove_files, remove_partial
 from schema.bell import ring
-from schema.connect import Writer, open_owner, open_reader
+from schema.connect import open_owner, open_reader
 from schema.errors import ClawbusError
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.migrate import Role

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.instants import to_text
 
 _MOST: Final = 1000

@@ -17,8 +17,9 @@ from typing import Any, Final
 from container_runner.shared.errors import InboundUnreadableError
 from container_runner.shared.outbox import Outbox
 from container_runner.shared.own_schedules import own_schedules
-from schema.connect import Writer, open_owner
+from schema.connect import open_owner
 from schema.errors import ClawbusError
+from schema.handles import Writer
 from schema.ids import MessageLife
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.migrate import Role

@@ -27,8 +27,8 @@ from daemon.store import workers
 from daemon.store.registry import Registry
 from daemon.store.workers import Owned, WorkerRow
 from daemon.workers.source import Origin
-from schema.connect import Writer
 from schema.errors import ClawbusError
+from schema.handles import Writer
 from schema.ids import new_id
 from schema.os_faults import typed_host_errors
 

@@ -10,7 +10,7 @@ from daemon.core.attachments import IntakeLimits
 from daemon.core.lifecycle import Policy
 from daemon.core.message_fate import Fate
 from daemon.core.schedule_limits import ScheduleLimits
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 
 _NO_LIMIT_S: Final = 366 * 86400.0
 _CANCEL_GRACE_S: Final = 15.0

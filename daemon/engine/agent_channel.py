@@ -43,8 +43,8 @@ from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.store import relays as store
 from daemon.store.registry import SessionKey
-from schema.connect import Reader
 from schema.errors import ClawbusError, InvalidNameError, StorageError
+from schema.handles import Reader
 from schema.os_faults import typed_host_errors
 from schema.rows import Address
 

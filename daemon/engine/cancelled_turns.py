@@ -13,7 +13,7 @@ from daemon.core.lifecycle import CancelledTurn
 from daemon.store import messages, outbound
 from daemon.store.transitions import record
 from daemon.store.turn_usage import usage_of
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.rows import AckStatus
 
 STOP_LOOK: Final = 200  # milliseconds until a turn that is to stop is checked again

@@ -18,7 +18,7 @@ from daemon.store.dead_letters import (
     requeue_message,
 )
 from daemon.store.session_files import SessionFiles
-from schema.connect import Reader
+from schema.handles import Reader
 
 
 def requeue(files: SessionFiles, letter_id: str, operator: Operator, now: int) -> dict[str, Any]:

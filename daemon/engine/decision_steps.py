@@ -19,7 +19,7 @@ from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.hand_over import Outcome
 from daemon.engine.schedule_requests import carry_out
 from daemon.store import deliveries, host_messages, messages, questions
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.questions import from_content, is_question
 from schema.rows import DeliveryState
 

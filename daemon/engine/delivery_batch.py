@@ -23,7 +23,7 @@ from daemon.engine.fate_steps import Judged
 from daemon.store import deliveries, destinations, host_messages, outbound, questions, reply_routes
 from daemon.store.schedules import repeats_failure
 from daemon.store.sent_files import SentStore
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.questions import is_question
 from schema.rows import MessageOut
 

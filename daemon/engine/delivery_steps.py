@@ -32,8 +32,8 @@ from daemon.engine.hand_over import Outcome, with_receipt
 from daemon.engine.settle_steps import settle, unfinished, unseen_turns
 from daemon.store import dead_letters, deliveries, messages, questions
 from daemon.store.session_files import SessionFiles
-from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
+from schema.handles import Reader, Writer
 from schema.ids import time_of
 from schema.questions import is_question
 from schema.rows import Ack, AckStatus, Address, DeliveryState, MessageIn

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from daemon.core.attempt_end import COMPLETED, DEAD_LETTERED, FAILED, RETRIED, AttemptEnd
 from daemon.core.lifecycle import Action, Fail, Reset, Settle
 from daemon.store import messages
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.instants import from_text
 from schema.rows import Ack, AckStatus, MessageIn
 

@@ -23,7 +23,7 @@ from daemon.core.message_fate import (
 )
 from daemon.store import host_messages, messages, outbound
 from daemon.store.transitions import change_status, defer, record, void_ack
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
 

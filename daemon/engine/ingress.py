@@ -45,8 +45,8 @@ from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.questions import Asked
 from daemon.store.registry import SessionKey
-from schema.connect import Writer
 from schema.errors import ClawbusError, FileBusyError
+from schema.handles import Writer
 from schema.ids import check_message_id, check_name, check_session, new_id
 from schema.instants import to_text
 from schema.os_faults import typed_host_errors

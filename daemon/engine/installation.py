@@ -24,9 +24,9 @@ from daemon.store.install import Install, InstallFile, Origin, is_copied, place_
 from daemon.store.rebuild import agree_on_install_id, write_install_id
 from daemon.store.registry import IncarnationRow, Registry
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.ids import new_id, session_path
+from schema.plain_file import ReadLimits
 
 # Builds a runtime of the given kind for an installation's id. It is used only for queries.
 Build = Callable[[str, str], ContainerRuntime]

@@ -17,7 +17,7 @@ from daemon.engine.hand_over import Outcome
 from daemon.store import dead_letters, deliveries
 from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
-from schema.connect import Writer
+from schema.handles import Writer
 
 
 def record_outcomes(

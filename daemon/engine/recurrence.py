@@ -13,7 +13,7 @@ from hashlib import sha256
 from daemon.core.schedules import next_cron
 from daemon.store import messages
 from daemon.store.transitions import record
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.instants import from_text, to_text
 from schema.rows import MessageIn, MessageStatus
 

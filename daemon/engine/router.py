@@ -43,8 +43,8 @@ from daemon.engine.ingress import Ingress
 from daemon.engine.sessions import Sessions
 from daemon.store import conversations, people
 from daemon.store import routes as store
-from schema.connect import Reader
 from schema.errors import ClawbusError
+from schema.handles import Reader
 
 _RETRY_S: Final = 5.0  # after central.db could not be used
 _FLUSH_S: Final = 0.25  # between two writes of refusals, so that a flood of them costs few commits

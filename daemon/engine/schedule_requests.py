@@ -16,8 +16,8 @@ from daemon.store import messages, schedules
 from daemon.store.dead_letters import Operator
 from daemon.store.schedule_requests import note_outcome
 from daemon.store.schedules import AGENT, Scheduled, ScheduleState
-from schema.connect import Writer
 from schema.errors import ClawbusError
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageOut, MessageStatus
 from schema.schedule_requests import Action, ScheduleRequest, ScheduleRequestError, from_content

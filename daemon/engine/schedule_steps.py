@@ -20,7 +20,7 @@ from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
 from daemon.store.schedules import CONFIG, OPERATOR, Scheduled, ScheduleRow, ScheduleState
 from daemon.store.transitions import SESSION, record
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
 

@@ -27,11 +27,11 @@ from daemon.store.rebuild import found_sessions, is_session, remake
 from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
 from daemon.store.session_files import SessionFiles
 from daemon.store.session_trash import finish_deletions
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, StorageError
 from schema.handles import once_more
 from schema.ids import session_path
 from schema.os_faults import in_own_folder, typed_host_errors
+from schema.plain_file import ReadLimits
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from daemon.core.lifecycle import Settle
 from daemon.store import messages, outbound
 from daemon.store.transitions import change_status
 from daemon.store.turn_usage import with_usage
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
 
 

@@ -44,7 +44,7 @@ from daemon.store.registry import SessionKey
 from daemon.store.schedules import Scheduled
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, schedule_retry
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.rows import AckStatus, MessageIn, MessageStatus, ToolInFlight
 
 

@@ -6,7 +6,7 @@ import json
 
 from daemon.store import deliveries, messages, outbound
 from daemon.store.session_files import SessionFiles
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.rows import MessageStatus
 
 _OPEN = (MessageStatus.PENDING, MessageStatus.PAUSED)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlite3 import Row
 
 from daemon.inngest.values import run_key
-from schema.connect import Reader
+from schema.handles import Reader
 
 
 @dataclass(frozen=True, slots=True)

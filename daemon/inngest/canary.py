@@ -22,7 +22,7 @@ from daemon.inngest.reports import run_summary
 from daemon.inngest.rows import Run
 from daemon.inngest.truth import judge
 from daemon.inngest.values import Status, run_forms, run_key, status_of_finish
-from schema.connect import Reader
+from schema.handles import Reader
 
 _REQUEST_S: Final = 15.0
 _ANSWER_BYTES: Final = 64 * 1024

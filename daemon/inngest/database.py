@@ -22,8 +22,9 @@ from daemon.inngest.errors import (
     InngestDbVersionError,
     SweepQueryFailedError,
 )
-from schema.connect import Reader, Writer, open_foreign_reader, open_foreign_writer
+from schema.connect import open_foreign_reader, open_foreign_writer
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, UnusableFileError
+from schema.handles import Reader, Writer
 from schema.lockfree import Patience, read_unlocked, uses_wal
 from schema.stamp import StrandedJournalError
 

@@ -14,7 +14,7 @@ from typing import Final
 from daemon.inngest.database import Shape
 from daemon.inngest.holders import Holder, Queue
 from daemon.inngest.plan import Scope
-from schema.connect import Reader
+from schema.handles import Reader
 
 _OVERLAP: Final = 64  # bytes carried over from chunk to chunk: an id may lie across two
 

@@ -28,7 +28,7 @@ from daemon.inngest.values import (
     status_of_finish,
     status_of_span,
 )
-from schema.connect import Reader
+from schema.handles import Reader
 
 CHUNK: Final = 300  # runs a question; three forms of each id
 _UNEXPECTED: Final = "UNEXPECTED"  # worker_connections.disconnect_reason of a worker that died

@@ -17,7 +17,7 @@ from daemon.inngest.reading import newest_keys, read_functions, read_runs, runni
 from daemon.inngest.rows import Run
 from daemon.inngest.truth import Verdict, judge, listed_running
 from daemon.inngest.values import Status, run_key
-from schema.connect import Reader
+from schema.handles import Reader
 
 if TYPE_CHECKING:
     from daemon.inngest.sweep import Outcome

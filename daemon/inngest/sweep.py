@@ -33,8 +33,8 @@ from daemon.inngest.redis_queue import runs_in_redis
 from daemon.inngest.verification import Verification, verify
 from daemon.inngest.writing import Mark, Written, write_finish, write_history, write_spans, write_status
 from daemon.maintenance.backup import Backup, back_up
-from schema.connect import Reader, Writer
 from schema.errors import ClawbusError, FileBusyError
+from schema.handles import Reader, Writer
 from schema.lockfree import uses_wal
 from schema.stamp import StrandedJournalError
 

@@ -18,7 +18,7 @@ from daemon.inngest.rows import Run
 from daemon.inngest.truth import judge, listed_live
 from daemon.inngest.values import Status
 from daemon.maintenance.backup import Backup, read_contents
-from schema.connect import Reader
+from schema.handles import Reader
 
 if TYPE_CHECKING:
     from daemon.inngest.writing import Written

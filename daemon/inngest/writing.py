@@ -27,7 +27,7 @@ from daemon.inngest.values import (
     run_forms,
     ulid_bytes,
 )
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.ids import new_id
 
 _TYPES: Final[Mapping[Status, str]] = {status: kind for kind, status in TERMINAL_HISTORY.items()}

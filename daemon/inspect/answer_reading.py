@@ -15,7 +15,7 @@ from daemon.inspect.across_sessions import read_across_sessions
 from daemon.inspect.bounds import BUDGET_S
 from daemon.inspect.row_values import place, values_of
 from daemon.inspect.trusted_files import open_inbound
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.layout import SessionFolder
 from schema.rows import DeliveryState
 

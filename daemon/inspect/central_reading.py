@@ -18,8 +18,8 @@ from daemon.inspect.trusted_files import open_current
 from daemon.store.data_folder import Layout, check_ours
 from daemon.store.rebuild import is_session
 from daemon.store.verified_idle import still_idle
-from schema.connect import Reader
 from schema.errors import ClawbusError, SchemaTooNewError
+from schema.handles import Reader
 from schema.ids import check_name, check_session, session_of_folder, session_path
 from schema.layout import SessionFolder
 

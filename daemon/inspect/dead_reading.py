@@ -27,11 +27,12 @@ from daemon.inspect.trusted_files import open_inbound, table_rows
 from daemon.store.agent_words import agent_words
 from daemon.store.backlog import dead_answers, failed_messages
 from daemon.store.dead_letters import CLOSED_TABLE
-from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
+from schema.handles import Reader
 from schema.instants import from_text
 from schema.layout import SessionFolder
 from schema.outbound_copy import open_outbound_copy
+from schema.plain_file import ReadLimits
 
 _OUT: Final = "id, seq, in_reply_to, timestamp, deliver_after, kind, platform_id, channel_type, thread_id"
 _TRACKED: Final = "SELECT * FROM delivery_attempts WHERE message_out_id"

@@ -7,7 +7,7 @@ import sqlite3
 from typing import Any, cast
 
 from daemon.inspect.trusted_files import table_rows
-from schema.connect import Reader
+from schema.handles import Reader
 
 
 def history_of(reader: Reader, message_id: str) -> list[dict[str, Any]]:

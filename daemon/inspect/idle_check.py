@@ -18,11 +18,12 @@ from daemon.inspect.queues import UNFINISHED
 from daemon.inspect.reading import ENDINGS, any_news, read_runs_of
 from daemon.inspect.trusted_files import open_inbound
 from daemon.store.messages import chunks, marks
-from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError
+from schema.handles import Reader
 from schema.layout import OUTBOUND_DB, SessionFolder
 from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
+from schema.plain_file import ReadLimits
 
 _NEWEST: Final = 1000  # runs that `run list --stale` judges
 # What time alone makes due: central.db knows when, and the sweep's full pass finds what central.db does not know.

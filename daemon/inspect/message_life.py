@@ -21,10 +21,11 @@ from daemon.inspect.reading import whole_rows
 from daemon.inspect.row_values import CONTENT, ack_values, delivery_values, values_of
 from daemon.inspect.trusted_files import guarded, open_inbound, table_rows
 from daemon.store import outbound
-from schema.connect import Reader, ReadLimits
+from schema.handles import Reader
 from schema.instants import from_text
 from schema.layout import SessionFolder
 from schema.outbound_copy import open_outbound_copy
+from schema.plain_file import ReadLimits
 from schema.rows import Ack, AckStatus
 
 _ANSWERS: Final = 1000

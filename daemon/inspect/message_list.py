@@ -16,7 +16,7 @@ from daemon.inspect.central_reading import Key, folder_of, read_central
 from daemon.inspect.row_values import CONTENT
 from daemon.inspect.session_detail import attempts_of
 from daemon.inspect.trusted_files import open_inbound
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.instants import from_text, to_text
 
 BUDGET_S: Final = 60.0

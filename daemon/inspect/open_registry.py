@@ -9,8 +9,8 @@ from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownSessio
 from daemon.inspect.trusted_files import open_current
 from daemon.store.rebuild import REMAKE_HINT, found_sessions
 from daemon.store.verified_idle import still_idle
-from schema.connect import Reader
 from schema.errors import StorageError
+from schema.handles import Reader
 from schema.layout import CENTRAL_DB
 
 _KEYS: Final = "SELECT agent, session FROM sessions ORDER BY active DESC, agent, session"

@@ -23,7 +23,7 @@ from daemon.inspect.session_report import sessions_report
 from daemon.inspect.trusted_files import open_inbound
 from daemon.store.backlog import NOT_CLOSED, Queued, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
-from schema.connect import Reader
+from schema.handles import Reader
 
 LOCAL: Final = "local"
 _CHANNEL_OF: Final = "substr(destination, 1, instr(destination, char(31)) - 1)"

@@ -15,8 +15,8 @@ from daemon.store import questions
 from daemon.store.backlog import dead_answers, failed_messages, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.questions import Asked
-from schema.connect import Reader
 from schema.errors import ClawbusError
+from schema.handles import Reader
 from schema.instants import from_text, to_text
 from schema.layout import SessionFolder
 

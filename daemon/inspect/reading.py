@@ -23,13 +23,14 @@ from daemon.inspect.history_rows import history_row
 from daemon.inspect.trusted_files import open_inbound, table_rows
 from daemon.store import outbound
 from daemon.store.messages import chunks, marks
-from schema.connect import Reader, ReadLimits
 from schema.errors import ClawbusError, HostileFileError, SchemaTooNewError
+from schema.handles import Reader
 from schema.ids import is_message_id
 from schema.instants import from_text
 from schema.layout import SessionFolder
 from schema.migrate import VERSION
 from schema.outbound_copy import open_outbound_copy
+from schema.plain_file import ReadLimits
 from schema.rows import Ack, MessageStatus, ToolInFlight
 
 MAX_SUSPECTS: Final = 1000

@@ -15,7 +15,7 @@ from daemon.inspect.central_reading import Key, folder_of, read_central
 from daemon.inspect.trusted_files import open_inbound
 from daemon.store import schedules
 from daemon.store.schedules import ScheduleRow
-from schema.connect import Reader
+from schema.handles import Reader
 
 _BUDGET_S: Final = 60.0
 _RUNS: Final = 20

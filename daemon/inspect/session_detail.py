@@ -18,10 +18,11 @@ from daemon.store.backlog import NOT_CLOSED
 from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.pruned import read as read_pruned
 from daemon.store.turn_usage import used
-from schema.connect import Reader, ReadLimits
+from schema.handles import Reader
 from schema.instants import from_text
 from schema.layout import HEARTBEAT, SessionFolder
 from schema.outbound_copy import open_outbound_copy
+from schema.plain_file import ReadLimits
 
 
 @dataclass(slots=True)

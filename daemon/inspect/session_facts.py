@@ -14,8 +14,8 @@ from daemon.core.run_state import Life
 from daemon.inspect.queues import Queues, read_queues
 from daemon.inspect.reading import RunsRead
 from daemon.inspect.trusted_files import open_inbound, table_rows
-from schema.connect import Reader
 from schema.errors import ClawbusError
+from schema.handles import Reader
 from schema.instants import from_text
 from schema.layout import OUTBOUND_DB, SessionFolder
 

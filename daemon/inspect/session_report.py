@@ -27,8 +27,9 @@ from daemon.inspect.queues import Queues, read_queues
 from daemon.inspect.session_detail import read_detail
 from daemon.store.rebuild import is_session
 from daemon.store.verified_idle import still_idle
-from schema.connect import Reader, ReadLimits
+from schema.handles import Reader
 from schema.layout import SessionFolder
+from schema.plain_file import ReadLimits
 
 
 @dataclass(frozen=True, slots=True)

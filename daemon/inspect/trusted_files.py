@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from schema.connect import Reader, open_reader
+from schema.connect import open_reader
 from schema.errors import ClawbusError, SchemaTooNewError, UnusableFileError
+from schema.handles import Reader
 from schema.layout import SessionFolder
 from schema.migrate import VERSION
 

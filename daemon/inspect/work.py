@@ -14,10 +14,10 @@ from daemon.inspect.row_values import CONTENT
 from daemon.inspect.trusted_files import open_inbound
 from daemon.store import outbound
 from daemon.store.agent_words import agent_words
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder
 from schema.outbound_copy import open_outbound_copy
+from schema.plain_file import ReadLimits
 from schema.rows import ToolInFlight
 
 _TEXT: Final = 120

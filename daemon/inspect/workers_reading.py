@@ -17,7 +17,7 @@ from daemon.store import schedules, workers
 from daemon.store.data_folder import Layout
 from daemon.store.schedules import ScheduleRow, ScheduleState
 from daemon.store.workers import WorkerRow
-from schema.connect import Reader
+from schema.handles import Reader
 
 CONFIRMED_WITHIN_MS: Final = 120_000  # a running daemon confirms every half minute
 _BUDGET_S: Final = 20.0

@@ -14,7 +14,7 @@ from daemon.store import deliveries
 from daemon.store.dead_letters import DeadAnswer, Operator, drop
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import record
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.instants import to_text
 from schema.rows import DeliveryState, MessageOut
 

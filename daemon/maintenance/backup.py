@@ -20,8 +20,10 @@ from daemon.core.repair_errors import (
     RestoreFailedError,
     RestoreRefusedError,
 )
-from schema.connect import Reader, copy_database, open_reader, open_still_reader, overwrite_database
+from schema.connect import open_reader, open_still_reader
+from schema.database_copy import copy_database, overwrite_database
 from schema.errors import ClawbusError, FileBusyError
+from schema.handles import Reader
 from schema.instants import file_stamp
 from schema.lockfree import Patience, copy_unlocked, uses_wal
 

@@ -21,13 +21,15 @@ from daemon.maintenance.folder_files import Copied, copy_plain, copy_tree, descr
 from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
 from daemon.store.rebuild import found_sessions
 from daemon.store.registry import SessionKey
-from schema.connect import ReadLimits, open_outbound_reader, open_owner
+from schema.connect import open_owner
 from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.ids import session_folder
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, SENT_FILES, SessionFolder
 from schema.migrate import Role
 from schema.outbound_copy import copy_outbound
+from schema.outbound_file import open_outbound_reader
+from schema.plain_file import ReadLimits
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1

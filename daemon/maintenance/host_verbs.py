@@ -20,7 +20,7 @@ from daemon.core.zones import zone
 from daemon.maintenance import people_verbs
 from daemon.store import agent_usage, routes
 from daemon.store.routes import StoredRoute
-from schema.connect import Writer
+from schema.handles import Writer
 
 
 @dataclass(frozen=True, slots=True)

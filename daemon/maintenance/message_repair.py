@@ -17,8 +17,8 @@ from daemon.store import messages, outbound
 from daemon.store.dead_letters import DeadAnswer, Operator, dead_letter, requeue_message
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record
-from schema.connect import Reader, Writer
 from schema.errors import HostileFileError
+from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.rows import AckStatus, MessageIn, MessageStatus
 

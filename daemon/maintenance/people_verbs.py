@@ -12,7 +12,7 @@ from daemon.core.people import ANY_AGENT, Grant, RoleScope, UserRole
 from daemon.core.people_verbs import AddUser, BindUser, DecidePairing, RestoreUser, RevokeUser, SetRole, UserVerb
 from daemon.core.place_names import name_fault
 from daemon.store import people
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.ids import check_name
 
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9._-]+")

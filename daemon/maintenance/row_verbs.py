@@ -30,7 +30,7 @@ from daemon.maintenance import answer_repair, message_repair
 from daemon.store.dead_letters import Operator
 from daemon.store.schedules import Scheduled
 from daemon.store.session_files import SessionFiles
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.rows import Address
 
 

@@ -16,7 +16,6 @@ from daemon.store import deliveries, messages, outbound
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import SESSION, record
-from schema.connect import Reader
 from schema.errors import (
     FileBusyError,
     HostileFileError,
@@ -24,6 +23,7 @@ from schema.errors import (
     ReadRaceError,
     StorageError,
 )
+from schema.handles import Reader
 from schema.instants import file_stamp
 from schema.rows import AckStatus
 

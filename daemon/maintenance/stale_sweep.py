@@ -23,7 +23,8 @@ from daemon.store.dead_letters import Operator
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import record, repair_status
-from schema.connect import Reader, Writer, open_still_reader
+from schema.connect import open_still_reader
+from schema.handles import Reader, Writer
 from schema.rows import MessageStatus
 
 PURPOSE: Final = "pre-sweep"

@@ -20,9 +20,9 @@ from daemon.inspect.idle_check import is_idle
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.store.verified_idle import RENEW_MS, VALID_MS, Verified, stamp_of, take_stamp
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.os_faults import typed_host_errors
+from schema.plain_file import ReadLimits
 
 _PAGE: Final = 200
 _FIRST_S: Final = 2.0

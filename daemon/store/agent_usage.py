@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
 from daemon.core.budgets import AgentDay
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 _COLUMNS = "day, agent, turns, tokens, cost"
 Key = tuple[str, str]  # day, agent

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from daemon.core.attachments import Attachment
-from schema.connect import Reader
 from schema.durable_files import remove_any, sync_folder, write_new_file
+from schema.handles import Reader
 from schema.ids import is_message_id
 from schema.layout import INBOX_FILES, SessionFolder
 from schema.os_faults import host_error

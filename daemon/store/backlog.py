@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from daemon.store.messages import DUE
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.instants import to_text
 
 _DESTINATIONS: Final = 1000

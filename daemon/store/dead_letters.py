@@ -15,7 +15,7 @@ from typing import Final
 from daemon.core.errors import NotDeadLetterError, UnknownMessageError
 from daemon.store.messages import find, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.rows import DeliveryState, MessageIn, MessageStatus
 

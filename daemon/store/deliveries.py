@@ -13,7 +13,7 @@ from typing import Final
 
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.rows import DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from daemon.core.destinations import AGENT_CHANNEL, DestinationSource, NamedPlace
 from daemon.store import reply_routes
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 OWN_PLACE: Final = "here"
 _COLUMNS: Final = "name, display_name, type, channel_type, platform_id, agent_group_id, source"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 
 def is_draining(db: Reader, incarnation: str) -> bool:

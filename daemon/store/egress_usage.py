@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, fields
 
 from daemon.core.egress_usage import UsageRow
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 _COLUMNS = tuple(field.name for field in fields(UsageRow))
 

@@ -11,7 +11,7 @@ from typing import Final
 from daemon.store import deliveries, outbound
 from daemon.store.dead_letters import expire
 from daemon.store.session_files import SessionFiles
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.instants import to_text
 
 RULE: Final = "retention.dead_letters_s"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from schema.connect import Writer
+from schema.handles import Writer
 
 _CACHE_BYTES: Final = 128 * 1024  # page cache of each open file; one delivery batch changes less
 

@@ -13,7 +13,7 @@ from daemon.core.lifecycle import is_due
 from daemon.store.deliveries import known, track
 from daemon.store.messages import address_of, chunks, marks, next_even_seq, pending
 from daemon.store.schedules import repeats_failure
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.ids import new_id
 from schema.instants import to_text
 from schema.rows import Address, DeliveryState, Kind, MessageIn, MessageOut

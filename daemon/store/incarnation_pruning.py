@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daemon.store.pruned import note
-from schema.connect import Writer
+from schema.handles import Writer
 
 
 def prune(db: Writer, cutoff: int, after: str, limit: int, now_ms: int) -> tuple[int, str | None]:

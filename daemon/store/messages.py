@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.store.transitions import record
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.ids import MAX_ID
 from schema.instants import from_text, to_text
 from schema.rows import Address, MessageIn, MessageStatus

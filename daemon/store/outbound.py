@@ -14,8 +14,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from daemon.store.messages import MAX_SEQ, chunks, marks
-from schema.connect import Reader
 from schema.errors import HostileFileError
+from schema.handles import Reader
 from schema.instants import from_text
 from schema.layout import HEARTBEAT, SessionFolder
 from schema.rows import Ack, AckStatus, Deferral, MessageOut, ToolInFlight, TurnNote

@@ -9,7 +9,7 @@ from typing import Any, Final
 from daemon.core.errors import PairingClosedError, UnknownUserError, UserRefusedError
 from daemon.core.pairing import MAX_WAITING, REFUSED_FOR_MS, Pairing, PairingOutcome
 from daemon.core.people import Grant, People, RoleScope, UserRole
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 MAX_USERS: Final = 100_000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 
 def note(db: Writer, what: str, rows: int, at: int, through: int) -> None:

@@ -17,7 +17,7 @@ from daemon.store.attachments import remove_attachments, remove_unnamed
 from daemon.store.messages import chunks, marks
 from daemon.store.pruned import note
 from daemon.store.session_files import SessionFiles
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.instants import from_text
 from schema.rows import DeliveryState, MessageStatus
 

@@ -16,7 +16,7 @@ from daemon.core.errors import AnswerRefusedError, QuestionClosedError, UnknownQ
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema import questions
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.questions import Decision, Outcome, Question, QuestionError
 from schema.rows import Address, Kind, MessageIn, MessageOut, MessageStatus

@@ -20,7 +20,8 @@ from daemon.store.dead_letters import Operator
 from daemon.store.file_anchor import FileAnchor
 from daemon.store.pruned import note
 from daemon.store.verified_idle import Verified
-from schema.connect import Writer, open_owner
+from schema.connect import open_owner
+from schema.handles import Writer
 from schema.ids import new_id
 from schema.migrate import Role
 

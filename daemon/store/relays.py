@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from daemon.core.relays import Relay, from_text
 from daemon.store import host_messages, messages, reply_routes
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.rows import Address, MessageIn
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.store.messages import chunks, marks
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.instants import from_text
 from schema.rows import Address, Cause
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from daemon.core.routing import Directory, Route, RoutingTable
 from daemon.store.people import read_people
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 MAX_REFUSED: Final = 5_000  # rows of refused_events; the ones that happened longest ago go first
 MAX_MENTIONED: Final = 100_000

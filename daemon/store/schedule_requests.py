@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from schema.connect import Writer
+from schema.handles import Writer
 
 # How many outcomes are kept; the row's receipt, not this table, keeps a request from being carried out twice.
 KEPT: Final = 200

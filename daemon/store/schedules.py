@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any, Final, cast
 
 from daemon.core.schedules import Times
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.rows import Address
 
 CONFIG: Final = "config"

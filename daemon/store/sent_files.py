@@ -18,9 +18,9 @@ from typing import Final
 from daemon.core.attachments import IntakeLimits, true_type
 from daemon.core.sent_files import NONE, SentFile, SentFiles, names_in, read_manifest, refused_by_runner
 from daemon.store.attachments import media_type
-from schema.connect import Reader
 from schema.durable_files import remove_any, sync_folder, write_new_file
 from schema.given_files import FileRefusedError, read_below
+from schema.handles import Reader
 from schema.ids import is_message_id
 from schema.layout import OUTBOX_FILES, SENT_FILES, SessionFolder
 from schema.os_faults import host_error, in_own_folder

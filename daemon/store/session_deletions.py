@@ -6,7 +6,7 @@ Functions that write must be called inside `Writer.transaction()`. `session_tras
 from __future__ import annotations
 
 from daemon.store.dead_letters import Operator
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 
 def begin(db: Writer, deletion: str, key: tuple[str, str], now_ms: int, operator: Operator) -> None:

@@ -16,20 +16,14 @@ from typing import Final
 from daemon.store.file_pool import FilePool
 from daemon.store.sent_files import SentStore
 from schema.bell import ring
-from schema.connect import (
-    Reader,
-    ReadLimits,
-    Writer,
-    make_whole,
-    open_outbound_reader,
-    open_owner,
-    recover_outbound_journal,
-)
+from schema.connect import make_whole, open_owner
 from schema.errors import FileBusyError, StorageError, UnusableFileError
+from schema.handles import Reader, Writer
 from schema.layout import OUTBOUND_DB, OUTBOX_FILES, SessionFolder
 from schema.migrate import Role
 from schema.os_faults import file_error, host_error, in_own_folder
-from schema.plain_file import lies_there
+from schema.outbound_file import open_outbound_reader, recover_outbound_journal
+from schema.plain_file import ReadLimits, lies_there
 
 _PROBE_MS: Final = 200
 

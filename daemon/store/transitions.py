@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.rows import MessageStatus
 from schema.states import check_transition

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from daemon.store.messages import chunks, marks
-from schema.connect import Reader
+from schema.handles import Reader
 from schema.rows import Ack, AckStatus, TurnUsage
 
 _COUNTS: Final = ("input_tokens", "output_tokens", "cached_tokens")

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 from schema.ids import session_folder
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 

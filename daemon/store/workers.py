@@ -11,7 +11,7 @@ from typing import Final
 
 from daemon.core.deploy_errors import DuplicateOwnershipError
 from daemon.core.ownership import AGENT
-from schema.connect import Reader, Writer
+from schema.handles import Reader, Writer
 
 _KEPT: Final = 20  # ended workers that are still listed
 Owned = frozenset[tuple[str, str]]  # (kind, id)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.layout import OUTBOUND_DB
+from schema.plain_file import ReadLimits
 from tests.hostile.corpus import Pair, build
 from tests.hostile.mutate import mutate
 from tests.support.hostile_session import HostileSession, host_operations

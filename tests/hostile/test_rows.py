@@ -16,8 +16,8 @@ from daemon.core.lifecycle import Container, Fail, Kill, Release, Reset
 from daemon.engine.delivery_steps import collect
 from daemon.engine.sweep_steps import sweep_files
 from daemon.store import messages
-from schema.connect import ReadLimits
 from schema.errors import HostileFileError
+from schema.plain_file import ReadLimits
 from schema.rows import Address
 from tests.support.hostile_session import LIVE, SETTINGS, HostileSession, host_operations, means
 from tests.support.invariants import session_violations

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 import schema.connect
-from schema.connect import ReadLimits, open_outbound_reader, open_owner, recover_outbound_journal
+from schema.connect import open_owner
 from schema.errors import ClawbusError, HostileFileError
 from schema.layout import OUTBOUND_DB
 from schema.migrate import Role
+from schema.outbound_file import open_outbound_reader, recover_outbound_journal
+from schema.plain_file import ReadLimits
 from tests.support.hot_journal import strand_journal
 
 pytestmark = pytest.mark.faults

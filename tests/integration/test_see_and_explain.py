@@ -15,10 +15,12 @@ import pytest
 from daemon.core.clock import SystemClock
 from daemon.store import messages
 from daemon.store.registry import Registry
-from schema.connect import ReadLimits, open_outbound_reader, open_owner
+from schema.connect import open_owner
 from schema.errors import ClawbusError
 from schema.instants import to_text
 from schema.migrate import Role
+from schema.outbound_file import open_outbound_reader
+from schema.plain_file import ReadLimits
 from schema.rows import MessageIn, MessageStatus
 from tests.support.agents import ECHO, obedient
 from tests.support.daemon import RealDaemon, eventually

@@ -23,8 +23,9 @@ from daemon.core.message_verbs import CancelMessage, RequeueDead, RetryAnswer, R
 from daemon.core.session_verbs import UndoStale
 from daemon.store.data_folder import Layout
 from daemon.store.registry import SessionKey
-from schema.connect import Reader, Writer, open_reader
+from schema.connect import open_reader
 from schema.errors import ClawbusError
+from schema.handles import Reader, Writer
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root
 from tests.simulation.checks_talk import open_talk, talk_violations

@@ -35,7 +35,7 @@ import schema.ids
 import schema.lockfree
 from daemon.channels.protocol import ChannelContext
 from daemon.store.session_files import SessionFiles
-from schema.connect import recover_outbound_journal
+from schema.outbound_file import recover_outbound_journal
 from tests.simulation.disk import Disk, Threads
 from tests.simulation.loop import PROCESS
 from tests.simulation.receivers import TRAITS, Receivers, SimChannel, SimChannels

@@ -18,7 +18,7 @@ import container_runner.retention
 import daemon.maintenance.retention
 from daemon.config.models import Retention
 from daemon.store.registry import SessionKey
-from schema.connect import Writer
+from schema.handles import Writer
 from tests.simulation.receivers import Receivers
 from tests.simulation.world import World
 

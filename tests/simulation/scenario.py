@@ -19,7 +19,7 @@ from daemon.core.errors import IdConflictError
 from daemon.store.install import mark_restored
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 from schema.rows import Address
 from tests.simulation.agent import BAD, LATER, POISON
 from tests.simulation.backups import Backups

@@ -29,7 +29,7 @@ from daemon.engine.supervisor.slots import Slot, Timings
 from daemon.store.data_folder import DataFolder
 from daemon.store.registry import SessionKey, SessionRow
 from daemon.systemd.watchdog import Pulse
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 from schema.rows import Address
 from tests.support.clock import MovedClock
 from tests.support.fake_agent import Agent

@@ -17,7 +17,8 @@ from container_runner.shared.reply import Reply
 from container_runner.store import Batch, OutboundRow, Store
 from daemon.core.clock import Clock
 from daemon.runtimes.protocol import ContainerSpec
-from schema.connect import Writer, open_owner
+from schema.connect import open_owner
+from schema.handles import Writer
 from schema.layout import CONTAINER_IN, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
 from schema.migrate import Role
 from schema.rows import AckStatus

@@ -19,8 +19,8 @@ from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.inspect.message_life import read_life
 from daemon.inspect.session_detail import read_detail
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
 from schema.layout import OUTBOUND_DB
+from schema.plain_file import ReadLimits
 from tests.support.session_world import NOW, SessionWorld
 
 SETTINGS: Final = Settings(Policy())

@@ -10,8 +10,8 @@ from daemon.maintenance.verification import check_files
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.store.verified_idle import Verified
-from schema.connect import ReadLimits
 from schema.ids import session_path
+from schema.plain_file import ReadLimits
 from tests.support.forensic_world import AGENT, ForensicWorld
 
 

@@ -17,7 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from schema.connect import Reader, open_reader
+from schema.connect import open_reader
+from schema.handles import Reader
 from schema.layout import SessionFolder
 from schema.rows import AckStatus, DeliveryState, MessageStatus
 

@@ -13,8 +13,9 @@ from typing import Any, Final
 import anyio
 
 from schema import layout
-from schema.connect import Writer, open_owner, open_reader
+from schema.connect import open_owner, open_reader
 from schema.errors import ClawbusError
+from schema.handles import Writer
 from schema.instants import from_text
 from schema.migrate import Role
 from schema.rows import RunnerSettings

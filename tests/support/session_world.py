@@ -13,9 +13,11 @@ from typing import Any, Final
 
 from daemon.store import messages
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, Writer, open_owner, open_reader
+from schema.connect import open_owner, open_reader
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.migrate import Role
+from schema.plain_file import ReadLimits
 from schema.rows import Address, MessageIn, MessageStatus
 
 NOW: Final = 1_795_219_200_000  # 2026-11-21T00:00:00Z

@@ -24,7 +24,8 @@ ALLOWED = {
     },  # what an operator may ask for
     "daemon.store.data_folder": {"Layout"},
     "daemon.store.registry": {"SessionKey"},
-    "schema.connect": {"Reader", "Writer", "open_reader"},
+    "schema.connect": {"open_reader"},
+    "schema.handles": {"Reader", "Writer"},
     "schema.errors": {"ClawbusError"},
     "schema.ids": {"session_folder"},
     "schema.layout": {"SessionFolder"},

@@ -12,7 +12,9 @@ import pytest
 
 from container_runner.providers.acp.provider import STATE_KEY
 from daemon.store.turn_usage import used, with_usage
-from schema.connect import Reader, ReadLimits, open_outbound_reader
+from schema.handles import Reader
+from schema.outbound_file import open_outbound_reader
+from schema.plain_file import ReadLimits
 from schema.rows import Ack, AckStatus, TurnUsage
 from tests.integration.runner.test_acp import AGENT
 from tests.integration.runner.test_command import lives

@@ -28,8 +28,8 @@ from daemon.engine.outcomes import outgoing
 from daemon.inspect.dead_reading import Wanted, read_dead_letters
 from daemon.store import deliveries
 from daemon.store.registry import SessionKey
-from schema.connect import Writer
 from schema.errors import HostileFileError, StorageError
+from schema.handles import Writer
 from schema.layout import SessionFolder
 from schema.rows import Address, DeliveryState
 from tests.support.invariants import check_session, session_violations

@@ -22,8 +22,8 @@ from daemon.engine.outcome_steps import record_outcomes
 from daemon.store import sent_files
 from daemon.store.pruning import prune_receipts
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
 from schema.errors import StorageError
+from schema.plain_file import ReadLimits
 from tests.support.session_world import SessionWorld
 
 INTAKE = IntakeLimits(max_content_bytes=10_000, max_attachments=3, max_attachment_bytes=20, max_sent_bytes=1000)

@@ -20,9 +20,10 @@ from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.runtimes import output_log
 from daemon.store import messages
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, open_reader
+from schema.connect import open_reader
 from schema.errors import HostileFileError, ReadRaceError
 from schema.instants import to_text
+from schema.plain_file import ReadLimits
 from schema.rows import AckStatus, Address
 from tests.support.hot_journal import strand_journal
 from tests.support.invariants import check_session

@@ -19,8 +19,8 @@ from daemon.engine.session import Session
 from daemon.engine.watch import Watch
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
 from schema.inotify import Inotify
+from schema.plain_file import ReadLimits
 from tests.support.bus_kit import until
 
 pytestmark = [pytest.mark.anyio]

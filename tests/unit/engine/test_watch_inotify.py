@@ -16,9 +16,10 @@ from daemon.engine.watch import Watch
 from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.bell import ring
-from schema.connect import ReadLimits, open_owner
+from schema.connect import open_owner
 from schema.inotify import Inotify
 from schema.migrate import Role
+from schema.plain_file import ReadLimits
 from tests.support.bus_kit import until
 
 pytestmark = [pytest.mark.anyio]

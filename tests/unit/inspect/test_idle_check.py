@@ -10,7 +10,7 @@ import pytest
 from daemon.core.run_evidence import RuntimeContext
 from daemon.inspect.idle_check import is_idle
 from daemon.inspect.reading import read_newest_runs
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.idle_sessions import finished
 from tests.support.session_world import NOW, SessionWorld

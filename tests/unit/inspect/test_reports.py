@@ -15,8 +15,9 @@ from daemon.inspect.dead_reading import dead_letters_report
 from daemon.inspect.message_life import message_life
 from daemon.inspect.session_report import session_report, sessions_report
 from daemon.inspect.status_report import status_report
-from schema.connect import Writer, open_owner
+from schema.connect import open_owner
 from schema.errors import InvalidNameError
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.layout import SessionFolder
 from schema.migrate import Role

@@ -10,8 +10,8 @@ from daemon.core.session_state import SESSION_STATES
 from daemon.inspect.explain import state_of
 from daemon.inspect.queues import read_queues
 from daemon.inspect.work import read_work
-from schema.connect import ReadLimits
 from schema.instants import to_text
+from schema.plain_file import ReadLimits
 from tests.support.session_world import NOW, SessionWorld
 
 DAY = 86_400_000

@@ -41,9 +41,9 @@ from daemon.store.data_folder import DataFolder
 from daemon.store.registry import IncarnationRow, Registry, SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
-from schema.connect import ReadLimits
 from schema.errors import ClawbusError
 from schema.ids import session_path
+from schema.plain_file import ReadLimits
 from schema.rows import Address, MessageStatus
 from tests.support.bus_kit import AGENT, BusKit
 

@@ -9,7 +9,7 @@ from daemon.store.data_folder import DataFolder
 from daemon.store.mailbox import Mailbox, NewEntry
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 
 NOW: Final = 1_763_000_000_000
 

@@ -17,7 +17,7 @@ from daemon.inspect.reading import read_runs_of, read_suspect_runs
 from daemon.maintenance.stale_sweep import read_runs
 from daemon.store.messages import note_claim
 from daemon.store.registry import SessionKey
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 from tests.support.session_world import NOW, SessionWorld
 
 KEY: Final = SessionKey("echo", "s")

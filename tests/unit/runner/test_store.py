@@ -13,8 +13,8 @@ from container_runner.providers.protocol import DeclaredTimeout
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from container_runner.shared.reply import Reply
 from container_runner.store import Batch, Store
-from schema.connect import Writer
 from schema.errors import SchemaTooNewError, StorageError
+from schema.handles import Writer
 from schema.rows import AckStatus, Address
 from tests.support.session_kit import SessionKit
 

@@ -8,17 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from schema.connect import (
-    Reader,
-    ReadLimits,
-    Writer,
-    is_readonly_race,
-    open_outbound_reader,
-    open_owner,
-    open_reader,
-    outbound_columns,
-    translate,
-)
+from schema.connect import open_owner, open_reader
 from schema.errors import (
     ClawbusError,
     FileBusyError,
@@ -28,7 +18,10 @@ from schema.errors import (
     StorageError,
     UnusableFileError,
 )
+from schema.handles import Reader, Writer, is_readonly_race, translate
 from schema.migrate import OUTBOUND_TABLES, Role
+from schema.outbound_file import open_outbound_reader, outbound_columns
+from schema.plain_file import ReadLimits
 
 
 def pragma(db: Reader, name: str) -> object:

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from schema.connect import Reader, open_reader
+from schema.connect import open_reader
 from schema.errors import ClawbusError, FileBusyError, StorageError, UnusableFileError
+from schema.handles import Reader
 from schema.lockfree import Patience, copy_unlocked, read_unlocked, uses_wal
 from schema.stamp import FileMovedError, StrandedJournalError, check_stamp, take_stamp
 from tests.support.hot_journal import strand_journal

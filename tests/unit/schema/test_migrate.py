@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from schema import migrate
-from schema.connect import ReadLimits, open_outbound_reader, open_owner, open_reader
+from schema.connect import open_owner, open_reader
 from schema.errors import SchemaTooNewError
 from schema.migrate import VERSION, Role
+from schema.outbound_file import open_outbound_reader
+from schema.plain_file import ReadLimits
 from tests.support.older_shapes import (
     INBOUND_SHAPES,
     OLDEST_IN,

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from schema.connect import ReadLimits, open_outbound_reader, open_owner, translate
+from schema.connect import open_owner
 from schema.errors import ClawbusError, HostileFileError, HostTroubleError, StorageError, UnusableFileError
-from schema.handles import once_more
+from schema.handles import once_more, translate
 from schema.migrate import Role
 from schema.os_faults import Fault, as_host_error, fault_of, file_error, host_error, probe, read_own_file
-from schema.plain_file import check_journal, open_plain, refuse_wal
+from schema.outbound_file import open_outbound_reader
+from schema.plain_file import ReadLimits, check_journal, open_plain, refuse_wal
 
 HOST = (
     "EMFILE", "ENFILE", "EIO", "ENOSPC", "ENOMEM", "ESTALE", "EAGAIN", "ETIMEDOUT", "EINTR", "EDQUOT", "EBUSY", "EROFS",

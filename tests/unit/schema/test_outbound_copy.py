@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from schema.connect import Reader, ReadLimits, open_outbound_reader, open_owner
+from schema.connect import open_owner
 from schema.errors import ClawbusError, HostileFileError, ReadRaceError
+from schema.handles import Reader
 from schema.layout import OUTBOUND_DB
 from schema.migrate import Role
 from schema.outbound_copy import copy_outbound, open_outbound_copy
+from schema.outbound_file import open_outbound_reader
+from schema.plain_file import ReadLimits
 from tests.support.hot_journal import strand_journal
 from tests.support.impatient_writer import LEFT, RIGHT, begin, impatient_writer, outcome, prepare
 from tests.support.inngest_server import open_elsewhere

@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 
 import schema.connect
-from schema.connect import Reader, ReadLimits, open_outbound_reader, open_owner, recover_outbound_journal
+import schema.outbound_file
+from schema.connect import open_owner
 from schema.errors import HostileFileError, ReadDeadlineError, StorageError
+from schema.handles import Reader
 from schema.layout import OUTBOUND_DB
 from schema.migrate import OUTBOUND_TABLES, Role
 from schema.outbound_copy import open_outbound_copy
+from schema.outbound_file import open_outbound_reader, recover_outbound_journal
+from schema.plain_file import ReadLimits
 from tests.support.hot_journal import strand_journal
 
 LIMITS = ReadLimits(max_file_bytes=1024**2, max_row_bytes=100_000, deadline_s=5.0)
@@ -284,7 +288,7 @@ def test_a_descriptor_that_vouched_by_chance_vouches_once(out: Path, monkeypatch
     path = good(out)
     secret = out.parent / "secret.db"
     open_owner(secret, Role.OUTBOUND).close()
-    connect, limit, chance = schema.connect._connect, schema.connect._limit, [-1]
+    connect, limit, chance = schema.connect._connect, schema.outbound_file._limit, [-1]
 
     def swap_and_connect(wanted: Path, mode: str) -> sqlite3.Connection:
         spare = os.open("/dev/null", os.O_RDONLY)  # the number that SQLite's open would have had
@@ -299,7 +303,7 @@ def test_a_descriptor_that_vouched_by_chance_vouches_once(out: Path, monkeypatch
         limit(connection, limits)
 
     monkeypatch.setattr(schema.connect, "_connect", swap_and_connect)
-    monkeypatch.setattr(schema.connect, "_limit", close_and_limit)
+    monkeypatch.setattr(schema.outbound_file, "_limit", close_and_limit)
     with pytest.raises(HostileFileError, match="replaced"):
         open_outbound_reader(out, LIMITS)
 

@@ -8,9 +8,11 @@ import pytest
 
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, Writer, open_owner, translate
+from schema.connect import open_owner
 from schema.errors import ReadRaceError, StorageError, UnusableFileError
+from schema.handles import Writer, translate
 from schema.migrate import Role
+from schema.plain_file import ReadLimits
 
 
 @pytest.fixture

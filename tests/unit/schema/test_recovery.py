@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from schema.connect import ReadLimits, open_outbound_reader, open_owner, open_reader, recover_outbound_journal
+from schema.connect import open_owner, open_reader
 from schema.errors import HostileFileError, ReadRaceError
 from schema.layout import OUTBOUND_DB
 from schema.migrate import Role
+from schema.outbound_file import open_outbound_reader, recover_outbound_journal
+from schema.plain_file import ReadLimits
 from tests.support.hot_journal import strand_journal
 
 JOURNAL = OUTBOUND_DB + "-journal"

@@ -22,9 +22,11 @@ from daemon.store import host_messages, messages
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
-from schema.connect import ReadLimits, Writer, open_owner
+from schema.connect import open_owner
+from schema.handles import Writer
 from schema.instants import to_text
 from schema.migrate import Role
+from schema.plain_file import ReadLimits
 from schema.rows import Address, MessageIn, MessageStatus
 from tests.support.invariants import check_session
 

@@ -12,9 +12,11 @@ import pytest
 
 from daemon.store.file_pool import FilePool
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, Writer, open_owner
+from schema.connect import open_owner
 from schema.errors import ClawbusError, UnusableFileError
+from schema.handles import Writer
 from schema.migrate import Role
+from schema.plain_file import ReadLimits
 
 
 @pytest.fixture

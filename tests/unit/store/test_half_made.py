@@ -12,9 +12,10 @@ import pytest
 from daemon.store.rebuild import agree_on_install_id, found_sessions
 from daemon.store.registry import Registry, SessionKey
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, open_owner, open_reader
+from schema.connect import open_owner, open_reader
 from schema.errors import UnusableFileError
 from schema.migrate import Role
+from schema.plain_file import ReadLimits
 
 STEPS = ("mkdir", "chmod", "open", "fchmod", "replace", "fsync", "unlink")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from daemon.store import deliveries, host_messages, messages, outbound, pruned, reply_routes
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
 from schema.errors import HostileFileError, StorageError
+from schema.plain_file import ReadLimits
 from schema.rows import AckStatus, Address, MessageStatus
 from tests.support.older_shapes import OLDEST_OUT, ROWS_OUT, make_older
 from tests.support.session_world import NOW, SessionWorld

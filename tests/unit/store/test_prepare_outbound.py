@@ -11,8 +11,9 @@ from daemon.core.destinations import DestinationSource, NamedPlace
 from daemon.store import destinations
 from daemon.store.destinations import OWN_PLACE
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits, open_reader
+from schema.connect import open_reader
 from schema.migrate import OUTBOUND_TABLES
+from schema.plain_file import ReadLimits
 
 
 @pytest.fixture

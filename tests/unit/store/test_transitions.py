@@ -11,7 +11,7 @@ import pytest
 
 from daemon.store import transitions
 from daemon.store.transitions import change_status, record, schedule_retry
-from schema.connect import Writer
+from schema.handles import Writer
 from schema.rows import MessageStatus
 from schema.states import TRANSITIONS, IllegalTransitionError
 from tests.support.invariants import check_session

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from daemon.store.turn_usage import used, with_usage
-from schema.connect import Reader, ReadLimits, open_outbound_reader, open_owner
+from schema.connect import open_owner
+from schema.handles import Reader
 from schema.migrate import Role
+from schema.outbound_file import open_outbound_reader
+from schema.plain_file import ReadLimits
 from schema.rows import Ack, AckStatus, TurnUsage
 
 COLUMNS = "message_id, incarnation, at, input_tokens, output_tokens, cached_tokens, cost, currency"
