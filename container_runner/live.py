@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 import anyio
 
@@ -13,9 +12,7 @@ from container_runner.heartbeat import Heartbeat
 from container_runner.providers.protocol import DeclaredTimeout, OutMessage, TurnMessage
 from container_runner.saying import Say
 from container_runner.words import PROGRESS, STDERR
-from schema.questions import Decision, Question
-
-QUESTION: Final = "question"  # the tool that is declared while a question is open
+from schema.questions import TOOL, Decision, Question
 
 SetTool = Callable[[DeclaredTimeout | None, int], Awaitable[None]]
 
@@ -116,7 +113,7 @@ class TurnProgress:
         if question.notify:
             return await self._ask(question, key)
         self._open_questions += 1
-        await self._set_tool(DeclaredTimeout(QUESTION, question.timeout_s), self._now_ms())
+        await self._set_tool(DeclaredTimeout(TOOL, question.timeout_s), self._now_ms())
         try:
             decision = await self._ask(question, key)
         finally:

@@ -17,6 +17,7 @@ from typing import Final, cast
 from schema.json_text import UnsendableError, encode, sendable
 
 TYPE: Final = "question"
+TOOL: Final = "question"  # what a runner declares as its tool while a question is open
 MAX_TEXT: Final = 4_000
 MAX_OPTIONS: Final = 20
 MAX_WHAT: Final = 1_000  # characters of what a request asks for, and of its reason

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from daemon.core.message_fate import claimed_by, due_since, held_from, is_expired
+from schema.questions import TOOL as QUESTION_TOOL
 from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote, TurnUsage
 
 CEILING: Final = "ceiling"
@@ -231,11 +232,16 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
     own = [claim for claim in seen.claims if _is_of(claim, container)]
     if not own:
         return None
-    excused = max((seen.excused.get(claim.message_id, 0) for claim in own), default=0)
+    # An instant in the future was dated before the clock was set back.
+    ends = (seen.excused.get(claim.message_id, 0) for claim in own)
+    excused = max((end for end in ends if end <= seen.now), default=0)
     seen = replace(seen, evidence_floor=max(seen.evidence_floor, excused)) if excused else seen
     born = max(container.spawned_at, seen.evidence_floor)
     heartbeat = _heartbeat(container, born, seen.now)
-    declared = _declared(container, policy)
+    # A runner touches its heartbeat when it reads how its question ended: one that has not is not waiting any more.
+    tool = container.tool
+    unread = tool is not None and tool.name == QUESTION_TOOL and 0 < excused < seen.now and heartbeat is None
+    declared = 0 if unread else _declared(container, policy)
     silent = seen.now - (heartbeat if heartbeat is not None else born)
     ceiling = max(policy.ceiling, declared)
     if silent > ceiling:

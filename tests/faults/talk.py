@@ -6,10 +6,10 @@ each place gets each text at most once, no answer comes without what was said be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -68,7 +68,8 @@ class Person:
         self._hook = hook
         self._rng = random.Random(f"person {seed}")
         self._over = threading.Event()
-        self._answered: dict[str, str] = {}
+        self._seen: set[str] = set()
+        self._open: dict[str, tuple[dict[str, Any], str]] = {}  # by question: the answer, and the message's name
         self.chosen: dict[Spot, str] = {}  # by session and the message's name: what the bus has taken as the answer
         self.questions = 0
         self._thread = threading.Thread(target=self._read)
@@ -83,42 +84,39 @@ class Person:
     def _read(self) -> None:
         client, cursor = ControlClient(self._socket), 0
         while not self._over.wait(0.05):
-            try:
+            asked = [(one["session"], one["content"], self._hook) for one in list(self._posts.values())]
+            with contextlib.suppress(*_DIED, RemoteError):
                 entries = client.read_mailbox(self._mailbox, cursor, 100)
-            except (*_DIED, RemoteError):
-                continue
-            asked = [(one.session, json.loads(one.content), None) for one in entries]
-            cursor = entries[-1].cursor if entries else cursor
-            asked += [(one["session"], one["content"], self._hook) for one in list(self._posts.values())]
-            for session, content, hook in asked:
+                local = {"channel_type": "local", "platform_id": self._mailbox}
+                asked += [(one.session, json.loads(one.content), local) for one in entries]
+                cursor = entries[-1].cursor if entries else cursor
+            for session, content, place in asked:
                 if isinstance(content, dict) and content.get("type") == "question":
-                    self._answer(
-                        client, session, content, hook or {"channel_type": "local", "platform_id": self._mailbox}
-                    )
+                    self._note(session, content, place)
+            # One answer that is refused now must not keep the other sessions waiting.
+            self._open = {one: answer for one, answer in self._open.items() if not self._answer(client, answer)}
         client.close()
 
-    def _answer(self, client: ControlClient, session: str, content: dict[str, Any], place: dict[str, str]) -> None:
+    def _note(self, session: str, content: dict[str, Any], place: dict[str, str]) -> None:
         identity = content["question"]
-        if identity in self._answered:
-            return
-        self._answered[identity] = word = self._rng.choice(("yes", "no"))
-        said = {"answer_to": identity, "text": word}
-        message = {"agent": AGENT, "session": session, "id": f"a-{identity}", "content": said, "address": place}
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                client.accept(message)
-            except RemoteError as error:
-                if error.remote_code in ("QUESTION_CLOSED", "UNKNOWN_QUESTION"):
-                    return  # its deadline, or its message's end, came first
-                time.sleep(0.1)
-            except _DIED:
-                time.sleep(0.05)
-            else:
-                name = content["text"].removeprefix("Go on with ").removesuffix("?")
-                self.chosen[session, name] = word
-                self.questions += 1
-                return
+        if identity not in self._seen:
+            self._seen.add(identity)
+            said = {"answer_to": identity, "text": self._rng.choice(("yes", "no"))}
+            message = {"agent": AGENT, "session": session, "id": f"a-{identity}", "content": said, "address": place}
+            self._open[identity] = message, content["text"].removeprefix("Go on with ").removesuffix("?")
+
+    def _answer(self, client: ControlClient, answer: tuple[dict[str, Any], str]) -> bool:
+        """Try once. Return whether that is the end of it."""
+        message, name = answer
+        try:
+            client.accept(message)
+        except RemoteError as error:
+            return error.remote_code in ("QUESTION_CLOSED", "UNKNOWN_QUESTION")  # its end came first
+        except _DIED:
+            return False
+        self.chosen[message["session"], name] = message["content"]["text"]
+        self.questions += 1
+        return True
 
 
 def faults_of_talk(data: Path, posts: dict[str, dict[str, Any]], person: Person) -> tuple[list[str], list[str]]:

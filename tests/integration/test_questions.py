@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.agents import obedient
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.wreck import found, repair
@@ -91,6 +93,22 @@ def test_an_open_question_survives_the_death_of_daemon_and_agent_and_is_asked_on
     asked = [one for one in daemon.entries() if one["content"].get("type") == "question"]
     assert [one["content"]["question"] for one in asked] == [question], "the second try found the recorded answer"
     eventually("settled", lambda: daemon.message("prog", "s", message_id)["status"] == "completed")
+    daemon.at_rest = True
+
+
+@pytest.mark.parametrize("outcome", ["answered yes yes", "timeout no None"])
+def test_a_turn_that_froze_while_it_waited_is_ended_soon_after_its_question(make_daemon: Make, outcome: str) -> None:
+    """While it waits it may be silent for as long as the question is open, and not for as long again."""
+    daemon = make_daemon(obedient(timeout_s=4.0), sweep_keys="claim_stuck_s = 1.0")
+    daemon.start()
+    # Its deadline is far longer than this test waits, or near.
+    message_id, question = ask(daemon, "s", timeout_s=3600 if outcome.startswith("answered") else 12, default="no")
+    os.killpg(daemon.leader("prog", "s"), signal.SIGSTOP)
+    if outcome.startswith("answered"):
+        reply(daemon, "s", question, "yes")
+    assert text_of(daemon, message_id, "s") == outcome
+    assert [one["reason"] for one in daemon.events("container_stuck")] == ["claim_stuck"]
+    assert daemon.message("prog", "s", message_id)["tries"] == 1
     daemon.at_rest = True
 
 

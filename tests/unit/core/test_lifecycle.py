@@ -218,6 +218,34 @@ def test_a_turn_that_waits_for_a_person_makes_room_for_others_and_loses_no_try(
     assert decide(asks_again, policy) == ([Stop(SECOND)] if contended and asked == NOW else [])
 
 
+ENDED_QUESTIONS = {
+    "open": (NOW, HOUR, None),
+    "ended a moment ago, and not yet read": (NOW - MINUTE, HOUR, None),
+    "ended, and not read for longer than a claim may be stuck": (NOW - MINUTE - 1, HOUR, CLAIM_STUCK),
+    "ended, and read": (NOW - 10 * MINUTE, 10 * MINUTE, None),
+    "ended before the clock was set back": (NOW + HOUR, HOUR, None),
+}
+
+
+@pytest.mark.parametrize("name", ENDED_QUESTIONS)
+def test_a_question_excuses_silence_for_as_long_as_it_is_open_and_not_for_as_long_again(name: str) -> None:
+    ended, beat, reason = ENDED_QUESTIONS[name]
+    runs = replace(container(up=9 * HOUR, beat=beat), tool=ToolInFlight("question", 6 * HOUR))
+    seen = Observation(now=NOW, pending=(message(),), claims=(claim(2 * HOUR),), container=runs, excused={"m": ended})
+    assert [one.reason for one in decide(seen, POLICY) if isinstance(one, Kill)] == ([reason] if reason else [])
+    another = replace(seen, container=replace(runs, tool=ToolInFlight("Bash", 6 * HOUR)))
+    assert decide(another, POLICY) == [], "a tool that the agent declared counts"
+
+
+def test_a_question_that_ended_before_the_clock_was_set_back_excuses_nothing() -> None:
+    runs = container(up=9 * HOUR, beat=HOUR)
+    seen = Observation(
+        now=NOW, pending=(message(),), claims=(claim(2 * HOUR),), container=runs, excused={"m": NOW + HOUR},
+        evidence_floor=NOW - MINUTE - 1,
+    )  # fmt: skip
+    assert [one.reason for one in decide(seen, POLICY) if isinstance(one, Kill)] == [CLAIM_STUCK]
+
+
 def test_a_container_is_not_blamed_for_what_an_earlier_message_held_back() -> None:
     """The moment the first one is due again the others are, too, though they came an hour ago."""
     old = to_text(NOW - HOUR)
