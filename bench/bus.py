@@ -26,6 +26,7 @@ from daemon.config.agents import Agent
 from daemon.config.models import Config, Delivery, Runtime
 from daemon.core.clock import SystemClock
 from daemon.core.delivery_plan import ChannelRules
+from daemon.core.session_key import SessionKey
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import Collected, collect
 from daemon.engine.session import Session
@@ -33,7 +34,6 @@ from daemon.logs.pipeline import configure
 from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder
 from daemon.store.messages import insert, next_even_seq, note_claim, set_routing
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from daemon.store.verified_idle import recorded

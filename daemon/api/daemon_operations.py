@@ -19,6 +19,7 @@ from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.errors import NoAnswerError
+from daemon.core.session_key import SessionKey
 from daemon.core.verb import AnyVerb
 from daemon.engine.router import Router
 from daemon.engine.sessions import Sessions
@@ -30,7 +31,6 @@ from daemon.inspect.session_report import session_report, sessions_report
 from daemon.inspect.status_report import status_report
 from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.store.mailbox import MailboxEntry
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError, ReadDeadlineError
 from schema.ids import check_name, check_session
 

@@ -24,6 +24,7 @@ from daemon.config.policies import fate_of, intake_limits, read_limits, schedule
 from daemon.core.clock import Clock
 from daemon.core.destinations import AGENT_CHANNEL
 from daemon.core.egress_usage import UsageRow
+from daemon.core.session_key import SessionKey
 from daemon.core.slots import SlotState
 from daemon.core.user_commands import rules
 from daemon.core.zones import zone
@@ -68,7 +69,7 @@ from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
 from daemon.store.install import InstallFile
 from daemon.store.mailbox import Mailbox
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.systemd.watchdog import Pulse
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.telemetry import Telemetry

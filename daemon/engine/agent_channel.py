@@ -39,10 +39,10 @@ from daemon.core.errors import (
 from daemon.core.place_names import chained_name, session_name
 from daemon.core.relays import Bucket, Relay, Root
 from daemon.core.sent_files import SentFiles
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.store import relays as store
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError, InvalidNameError, StorageError
 from schema.handles import Reader
 from schema.os_faults import typed_host_errors

@@ -23,6 +23,7 @@ from daemon.core.clock import Clock
 from daemon.core.delivery_plan import ChannelRules, HeadRule, Send
 from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
+from daemon.core.session_key import SessionKey
 from daemon.core.trace import Tracing
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import Collected
@@ -40,7 +41,6 @@ from daemon.engine.session import Session
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import COLLECT, POLL, RECORD
-from daemon.store.registry import SessionKey
 from schema.errors import (
     ClawbusError,
     FileBusyError,

@@ -19,6 +19,7 @@ import structlog
 
 from daemon.core.clock import Clock
 from daemon.core.events import FilesLocked, Subscriptions
+from daemon.core.session_key import SessionKey
 from daemon.engine.background import Background
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
@@ -26,7 +27,6 @@ from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import WRITE
 from daemon.runtimes.members import Members, lock_holders, name_of
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.os_faults import typed_host_errors
 

@@ -31,6 +31,7 @@ from daemon.core.errors import (
     UnknownSessionError,
 )
 from daemon.core.events import MessageAccepted, MessageRefused, MessageRequeued
+from daemon.core.session_key import SessionKey
 from daemon.core.trace import SpanStart, Tracing
 from daemon.engine.events import Events
 from daemon.engine.held_files import HeldFiles, end_others
@@ -44,7 +45,6 @@ from daemon.store.attachments import media_type, place_attachments
 from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.questions import Asked
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError, FileBusyError
 from schema.handles import Writer
 from schema.ids import check_message_id, check_name, check_session, new_id

@@ -20,9 +20,10 @@ from daemon.engine.incarnation_steps import disown_incarnation
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.runtimes.spec import LABEL_INCARNATION
 from daemon.store.data_folder import Layout
+from daemon.store.incarnations import IncarnationRow
 from daemon.store.install import Install, InstallFile, Origin, is_copied, place_of
 from daemon.store.rebuild import agree_on_install_id, write_install_id
-from daemon.store.registry import IncarnationRow, Registry
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError
 from schema.ids import new_id, session_path

@@ -16,9 +16,9 @@ import structlog
 
 from daemon.core.destinations import NamedPlace
 from daemon.core.events import ContainerAdopted, Subscriptions
+from daemon.core.session_key import SessionKey
 from daemon.engine.background import Background
 from daemon.engine.supervisor.supervisor import Supervisor
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError
 

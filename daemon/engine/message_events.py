@@ -36,10 +36,10 @@ from daemon.core.events import (
 )
 from daemon.core.lifecycle import Action, Fail, Kill, Reset, Settle, Stop
 from daemon.core.message_fate import Defer, Expire, GiveUp, Verdict, Void
+from daemon.core.session_key import SessionKey
 from daemon.engine.delivery_steps import Collected
 from daemon.engine.hand_over import Outcome
 from daemon.store.questions import Asked
-from daemon.store.registry import SessionKey
 from schema.questions import is_question
 from schema.rows import AckStatus, MessageOut
 

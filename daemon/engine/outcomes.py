@@ -12,8 +12,8 @@ import structlog
 from daemon.channels.protocol import DeliveryFailure, Outgoing, Receipt
 from daemon.core.delivery_plan import Send
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.session_key import SessionKey
 from daemon.engine.hand_over import Outcome
-from daemon.store.registry import SessionKey
 from schema.json_text import without_halves
 from schema.os_faults import as_host_error, passes
 

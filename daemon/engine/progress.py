@@ -14,9 +14,9 @@ import anyio.to_thread
 
 from daemon.core.clock import Clock
 from daemon.core.events import AgentWrote
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.store.agent_words import AgentWords, NewWords
-from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from schema.os_faults import typed_host_errors
 

@@ -14,10 +14,10 @@ from typing import Final
 from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
 from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, check, check_key, fire, next_after, set_back
+from daemon.core.session_key import SessionKey
 from daemon.engine.recurrence import occurrence_id
 from daemon.store import host_messages, messages, schedules
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import SessionKey
 from daemon.store.schedules import CONFIG, OPERATOR, Scheduled, ScheduleRow, ScheduleState
 from daemon.store.transitions import SESSION, record
 from schema.handles import Writer

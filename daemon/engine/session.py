@@ -20,8 +20,8 @@ from daemon.core.errors import UnknownSessionError
 from daemon.core.message_fate import Fate
 from daemon.core.poll_budget import PollBudget
 from daemon.core.schedule_limits import ScheduleLimits
+from daemon.core.session_key import SessionKey
 from daemon.store.folder_use import FolderUse
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.errors import FileBusyError, ReadDeadlineError, StorageError
 from schema.handles import once_more

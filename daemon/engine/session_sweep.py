@@ -24,6 +24,7 @@ from daemon.core.events import (
     TurnStopped,
 )
 from daemon.core.lifecycle import IDLE, Container, Kill, Policy, Stop, Wake
+from daemon.core.session_key import SessionKey
 from daemon.engine.delivery import Delivery
 from daemon.engine.events import Events
 from daemon.engine.incarnation_steps import drain, finish_incarnation
@@ -37,7 +38,6 @@ from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.sweep_steps import Settings, Swept, sweep_files
 from daemon.engine.troubles import ACCEPT, EXIT, SWEEP, WRITE
 from daemon.runtimes.protocol import Exit
-from daemon.store.registry import SessionKey
 from schema.errors import (
     ClawbusError,
     FileBusyError,

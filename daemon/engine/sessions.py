@@ -18,14 +18,17 @@ from daemon.core.errors import RegistryGoneError, UnknownSessionError
 from daemon.core.events import FilesLocked
 from daemon.core.message_fate import Fate
 from daemon.core.schedule_limits import ScheduleLimits
+from daemon.core.session_key import SessionKey
 from daemon.engine.events import Events
 from daemon.engine.session import OPERATION_S, Session
 from daemon.engine.storage_watch import StorageWatch
 from daemon.engine.troubles import Troubles
 from daemon.store.file_pool import FilePool
+from daemon.store.incarnations import IncarnationRow
 from daemon.store.rebuild import found_sessions, is_session, remake
-from daemon.store.registry import IncarnationRow, Memory, Registry, SessionKey, SessionRow
+from daemon.store.registry import Memory, Registry
 from daemon.store.session_files import SessionFiles
+from daemon.store.session_rows import SessionRow
 from daemon.store.session_trash import finish_deletions
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, StorageError
 from schema.handles import once_more

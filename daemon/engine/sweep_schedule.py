@@ -11,7 +11,7 @@ from collections.abc import Callable
 import anyio
 
 from daemon.core.clock import Clock
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 
 _LONGEST_SLEEP_S = 5.0
 

@@ -29,6 +29,7 @@ from daemon.core.lifecycle import (
     decide,
 )
 from daemon.core.message_fate import EXPIRY_GRACE, Expire, Fate, Verdict, held_from
+from daemon.core.session_key import SessionKey
 from daemon.engine import recurrence, schedule_steps
 from daemon.engine.cancelled_turns import STOP_LOOK, CancelledTurns, cancelled_turns, note_stopped
 from daemon.engine.endings import endings
@@ -40,7 +41,6 @@ from daemon.store import deliveries, host_messages, messages, outbound, question
 from daemon.store.backlog import count_dead
 from daemon.store.draining import is_draining, note_draining
 from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
-from daemon.store.registry import SessionKey
 from daemon.store.schedules import Scheduled
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, schedule_retry

@@ -17,12 +17,12 @@ from daemon.config.models import Sweep as SweepConfig
 from daemon.core.clock import Clock
 from daemon.core.errors import UnknownSessionError
 from daemon.core.events import SweepFinished
+from daemon.core.session_key import SessionKey
 from daemon.engine.events import Events
 from daemon.engine.session_sweep import FAILED_RETRY_MS, SessionSweep
 from daemon.engine.sessions import Sessions
 from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import SWEEP
-from daemon.store.registry import SessionKey
 from daemon.store.verified_idle import is_unchanged
 from daemon.systemd.watchdog import Pulse
 from schema.errors import ClawbusError, ReadDeadlineError

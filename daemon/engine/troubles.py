@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError
 from schema.instants import to_text
 

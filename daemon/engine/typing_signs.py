@@ -27,9 +27,9 @@ from daemon.core.events import (
     SessionEvent,
     Subscriptions,
 )
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.store.outbound import heartbeat_at
-from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from schema.os_faults import typed_host_errors
 from schema.rows import Address

@@ -10,11 +10,11 @@ from functools import partial
 from daemon.core.clock import Clock
 from daemon.core.events import MessageAccepted, QuestionAsked, QuestionDecided, Subscriptions
 from daemon.core.message_fate import EXPIRY_GRACE
+from daemon.core.session_key import SessionKey
 from daemon.engine.background import Background
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
-from daemon.store.registry import SessionKey
 
 
 class Waking:

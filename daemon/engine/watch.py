@@ -16,10 +16,10 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from daemon.core.events import ContainerAdopted, ContainerExited, ContainerSpawned, SessionEvent, Subscriptions
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.watch_portable import PortableEvents
 from daemon.engine.watch_trouble import TroubleLog, hint_of
-from daemon.store.registry import SessionKey
 from schema.bell import BELL_EVENTS, is_ring
 from schema.inotify import IN_CREATE, IN_DELETE, IN_IGNORED, IN_MOVED_TO, IN_Q_OVERFLOW, FileEvent, Inotify
 from schema.layout import OUTBOUND_DB

@@ -13,8 +13,8 @@ import anyio
 import structlog
 from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType] - its stop_event names trio's type
 
+from daemon.core.session_key import SessionKey
 from daemon.engine.watch_trouble import TroubleLog, hint_of
-from daemon.store.registry import SessionKey
 from schema.layout import BELL, OUTBOUND_DB
 
 _STEP_MS = 5

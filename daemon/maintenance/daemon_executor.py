@@ -30,6 +30,7 @@ from daemon.core.message_verbs import (
 )
 from daemon.core.run_evidence import RuntimeContext
 from daemon.core.schedule_verbs import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RunSchedule
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import (
     ApplyStale,
     DeleteSession,
@@ -54,7 +55,6 @@ from daemon.maintenance.host_verbs import Configured
 from daemon.maintenance.row_verbs import change_row, check_schedule, operator_of
 from daemon.maintenance.session_deletion import Deletions
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
 
 _NOTE_S: Final = 2.0

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from daemon.core.repair_errors import BackupFailedError, BackupNotVerifiedError
+from daemon.core.session_key import SessionKey
 from daemon.maintenance.backup import copy_verified
 from daemon.maintenance.folder_files import Copied, copy_plain, copy_tree, described
 from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
 from daemon.store.rebuild import found_sessions
-from daemon.store.registry import SessionKey
 from schema.connect import open_owner
 from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
 from schema.ids import session_folder

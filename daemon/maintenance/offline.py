@@ -26,6 +26,7 @@ from daemon.core.facts import Container
 from daemon.core.message_verbs import CancelMessage
 from daemon.core.run_evidence import RuntimeContext
 from daemon.core.schedule_verbs import PutSchedule
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import (
     ApplyStale,
     DeleteSession,
@@ -49,7 +50,7 @@ from daemon.runtimes.factory import build_runtime
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
 from daemon.store.rebuild import REMAKE_HINT, agree_on_install_id, found_sessions, is_session
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError
 from schema.ids import session_path

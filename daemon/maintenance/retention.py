@@ -18,12 +18,12 @@ import structlog
 
 from daemon.config.models import Retention as RetentionConfig
 from daemon.core.clock import Clock
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
 from daemon.store.mailbox import Mailbox
 from daemon.store.pruning import Step, prune_messages, prune_receipts
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError, ReadRaceError
 from schema.os_faults import typed_host_errors

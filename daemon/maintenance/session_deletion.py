@@ -17,12 +17,13 @@ import structlog
 from daemon.core.clock import Clock
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, ScheduleError
 from daemon.core.repair_errors import SessionUnfinishedError
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.store import deliveries, outbound, schedules
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from daemon.store.session_trash import move_to_trash, remove_trash
 from schema.errors import ClawbusError, StorageError

@@ -15,12 +15,12 @@ from typing import Any, Final
 from daemon.core.repair_errors import RestoreRefusedError, StaleChangedError, StaleNotVerifiedError
 from daemon.core.run_evidence import RunRead, RuntimeContext
 from daemon.core.run_state import FINISHED, RunStatus
+from daemon.core.session_key import SessionKey
 from daemon.core.stale_plan import SAMPLE, Ending, Plan, Scope, Seen, check_plan, plan
 from daemon.inspect.reading import runs_over, suspects
 from daemon.maintenance.backup import Backup, Progress, back_up, restore, verify
 from daemon.store import host_messages, messages
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import record, repair_status
 from schema.connect import open_still_reader

@@ -16,12 +16,12 @@ from daemon.core.clock import Clock
 from daemon.core.message_verbs import CancelMessage
 from daemon.core.people_verbs import DecidePairing
 from daemon.core.routing import RouteTarget
+from daemon.core.session_key import SessionKey
 from daemon.core.user_commands import BuiltIn, Command, CommandRule, help_text
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.store import conversations, host_messages, messages
-from daemon.store.registry import SessionKey
 from daemon.store.transitions import change_status
 from schema.errors import ClawbusError
 from schema.instants import to_text

@@ -14,10 +14,10 @@ import anyio
 import structlog
 
 from daemon.core.clock import Clock
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.inspect.idle_check import is_idle
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from daemon.store.verified_idle import RENEW_MS, VALID_MS, Verified, stamp_of, take_stamp
 from schema.errors import ClawbusError

@@ -17,10 +17,11 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.store.backlog import Backlog, read_backlog
-from daemon.store.registry import SessionKey, Totals
+from daemon.store.session_rows import Totals
 from schema.errors import ClawbusError, StorageError
 from schema.os_faults import typed_host_errors
 

@@ -12,8 +12,8 @@ from anyio import to_thread
 
 from daemon.core.errors import EngineChangedError
 from daemon.runtimes.protocol import ContainerRuntime
+from daemon.store.incarnations import IncarnationRow
 from daemon.store.install import Engine, InstallFile
-from daemon.store.registry import IncarnationRow
 from schema.os_faults import typed_host_errors
 
 

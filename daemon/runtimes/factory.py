@@ -15,6 +15,7 @@ from daemon.config.policies import engine_of, turn_limit_s
 from daemon.core.clock import Clock
 from daemon.core.destinations import NamedPlace
 from daemon.core.errors import NotOwnedError, UnknownAgentError
+from daemon.core.session_key import SessionKey
 from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
 from daemon.runtimes.image_source import source_digest
 from daemon.runtimes.process import ProcessRuntime
@@ -24,7 +25,6 @@ from daemon.runtimes.users import container_uid_gid, user_mounts
 from daemon.runtimes.workspace import ensure_workspace, folder_error
 from daemon.store import destinations
 from daemon.store.data_folder import DataFolder, Layout
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.ids import session_path
 from schema.layout import CONTAINER_GATE, SessionFolder

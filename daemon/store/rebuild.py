@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from daemon.store.registry import Memory, Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Memory, Registry
 from schema.errors import InvalidNameError, StorageError
 from schema.ids import check_name, session_of_folder
 from schema.layout import SessionFolder

@@ -6,19 +6,21 @@ gone or replaced later, that is an error, never an empty registry (see `daemon/s
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from daemon.core.deploy_errors import FencedError
 from daemon.core.egress_usage import UsageRow
 from daemon.core.errors import RegistryGoneError
-from daemon.store import egress_usage, incarnation_pruning, session_deletions, verified_idle, workers
+from daemon.core.session_key import SessionKey
+from daemon.store import egress_usage, incarnations, session_deletions, session_rows, verified_idle, workers
 from daemon.store.dead_letters import Operator
 from daemon.store.file_anchor import FileAnchor
+from daemon.store.incarnations import IncarnationRow
 from daemon.store.pruned import note
+from daemon.store.session_rows import SessionRow, Totals
 from daemon.store.verified_idle import Verified
 from schema.connect import open_owner
 from schema.handles import Writer
@@ -26,50 +28,6 @@ from schema.ids import new_id
 from schema.migrate import Role
 
 T = TypeVar("T")
-
-
-class SessionKey(NamedTuple):
-    """A session's name: its agent group and its own name, both checked to be safe as path components."""
-
-    agent: str
-    session: str
-
-    def __str__(self) -> str:
-        return f"{self.agent}/{self.session}"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionRow:
-    """A row of sessions. Times are epoch milliseconds."""
-
-    key: SessionKey
-    active: bool
-    next_due_at: int | None
-    quarantine_reason: str | None
-    spawn_failures: int
-    next_spawn_at: int | None
-    last_spawn_error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class IncarnationRow:
-    """A row of incarnations."""
-
-    id: str
-    key: SessionKey
-    runtime: str
-    fingerprint: str
-    container_id: str | None
-    created_at: int
-    started_at: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What the registry knows without opening sessions: the quarantined ones, and open dead letters by session."""
-
-    quarantined: tuple[SessionKey, ...] = ()
-    dead_letters: Mapping[SessionKey, int] = field(default_factory=dict[SessionKey, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,46 +92,32 @@ class Registry:
         """Become a new installation. The containers on record belong to the old one, so none of them is ours any longer."""
         with self._open() as db, db.transaction():
             db.execute("UPDATE install SET install_id = ?, created_at = ? WHERE id = 1", (install_id, now_ms))
-            db.execute("UPDATE incarnations SET ended_at = ?, end_reason = 'copied' WHERE ended_at IS NULL", (now_ms,))
+            incarnations.end_all(db, now_ms, "copied")
 
     def session(self, key: SessionKey) -> SessionRow | None:
         """Return one session, or None."""
         with self._open() as db:
-            row = db.one("SELECT * FROM sessions WHERE agent = ? AND session = ?", key)
-        return _session(row) if row is not None else None
+            return session_rows.read(db, key)
 
     def with_work(self) -> list[SessionRow]:
         """Return the sessions that are marked active, or that will have work at a known time."""
         with self._open() as db:
-            rows = db.all(
-                "SELECT * FROM sessions WHERE active = 1 UNION SELECT * FROM sessions WHERE next_due_at IS NOT NULL"
-            )
-        return [_session(row) for row in rows]
+            return session_rows.with_work(db)
 
     def all_keys(self, after: SessionKey | None, limit: int) -> list[SessionKey]:
         """Return a page of all sessions in key order, for the slow full pass."""
-        last = after if after is not None else SessionKey("", "")
         with self._open() as db:
-            rows = db.all(
-                "SELECT agent, session FROM sessions WHERE (agent, session) > (?, ?) ORDER BY agent, session LIMIT ?",
-                (*last, limit),
-            )
-        return [SessionKey(row["agent"], row["session"]) for row in rows]
+            return session_rows.page(db, after, limit)
 
     def count_sessions(self) -> int:
         """Return the number of sessions."""
         with self._open() as db:
-            row = db.one("SELECT count(*) AS n FROM sessions")
-        return int(row["n"]) if row is not None else 0
+            return session_rows.count(db)
 
     def activate(self, key: SessionKey, now_ms: int) -> None:
         """Record the session and that it has work. Call this before writing its first row of work."""
         with self._open() as db, db.transaction():
-            db.execute(
-                "INSERT INTO sessions(agent, session, created_at, active) VALUES (?, ?, ?, 1)"
-                " ON CONFLICT(agent, session) DO UPDATE SET active = 1",
-                (*key, now_ms),
-            )
+            session_rows.activate(db, key, now_ms)
 
     def deactivate(
         self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None, schedules: int | None = None
@@ -181,28 +125,14 @@ class Registry:
         """Record that the session has no work, or none before `next_due_at`, its open dead letters, and whether it has schedules.
 
         None leaves a number unchanged.
-
-        Write nothing if nothing changes: the slow full pass calls this for every session, and the commits would be most of its
-        cost.
         """
         with self._open() as db, db.transaction():
-            db.execute(
-                "UPDATE sessions SET active = 0, next_due_at = ?1, dead_letters = coalesce(?2, dead_letters),"
-                " schedules = coalesce(?3, schedules) WHERE agent = ?4 AND session = ?5"
-                " AND (active <> 0 OR next_due_at IS NOT ?1 OR dead_letters IS NOT coalesce(?2, dead_letters)"
-                " OR schedules IS NOT coalesce(?3, schedules))",
-                (next_due_at, dead_letters, schedules, *key),
-            )
+            session_rows.deactivate(db, key, next_due_at, dead_letters, schedules)
 
     def totals(self) -> Totals:
         """Return the totals, without opening a session. The cost depends on the number of quarantines and dead letters."""
         with self._open() as db:
-            quarantined = db.all("SELECT agent, session FROM sessions WHERE quarantined_at IS NOT NULL")
-            dead = db.all("SELECT agent, session, dead_letters FROM sessions WHERE dead_letters > 0")
-        return Totals(
-            tuple(SessionKey(row["agent"], row["session"]) for row in quarantined),
-            {SessionKey(row["agent"], row["session"]): int(row["dead_letters"]) for row in dead},
-        )
+            return session_rows.totals(db)
 
     def probe(self) -> None:
         """Open and read the file, to raise what an operation would raise now."""
@@ -211,25 +141,23 @@ class Registry:
 
     def quarantine(self, key: SessionKey, reason: str, now_ms: int) -> None:
         """Take the session out of service until an operator releases it."""
-        self._update(key, "quarantined_at = ?, quarantine_reason = ?", (now_ms, reason))
+        with self._open() as db, db.transaction():
+            session_rows.quarantine(db, key, reason, now_ms)
 
     def release(self, key: SessionKey) -> None:
         """Put a quarantined session back into service, and clear its spawn failures."""
-        self._update(
-            key,
-            "quarantined_at = NULL, quarantine_reason = NULL, spawn_failures = 0, next_spawn_at = NULL, active = 1",
-            (),
-        )
+        with self._open() as db, db.transaction():
+            session_rows.release(db, key)
 
     def spawn_failed(self, key: SessionKey, failures: int, next_spawn_at: int, error: str) -> None:
         """Record a failed spawn and when the next may be tried."""
-        self._update(
-            key, "spawn_failures = ?, next_spawn_at = ?, last_spawn_error = ?", (failures, next_spawn_at, error[:500])
-        )
+        with self._open() as db, db.transaction():
+            session_rows.spawn_failed(db, key, failures, next_spawn_at, error)
 
     def spawn_recovered(self, key: SessionKey) -> None:
         """Forget past spawn failures."""
-        self._update(key, "spawn_failures = 0, next_spawn_at = NULL, last_spawn_error = NULL", ())
+        with self._open() as db, db.transaction():
+            session_rows.spawn_recovered(db, key)
 
     def begin_incarnation(self, row: IncarnationRow) -> bool:
         """Record an incarnation before its container exists. Return False if the session already has another live one.
@@ -241,31 +169,17 @@ class Registry:
             _check_epoch(db, self._epoch)
             if self._worker is not None:
                 workers.check_owner(db, self._worker, row.key.agent)
-            taken = db.one("SELECT id FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NULL", row.key)
-            if taken is not None:
-                return taken["id"] == row.id
-            db.execute(
-                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, created_at, epoch)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (row.id, *row.key, row.runtime, row.fingerprint, row.created_at, self._epoch),
-            )
-        return True
+            return incarnations.begin(db, row, self._epoch)
 
     def incarnation_started(self, incarnation: str, container_id: str, started_at: int) -> None:
         """Record that the incarnation's container runs."""
         with self._open() as db, db.transaction():
-            db.execute(
-                "UPDATE incarnations SET container_id = ?, started_at = ? WHERE id = ?",
-                (container_id, started_at, incarnation),
-            )
+            incarnations.started(db, incarnation, container_id, started_at)
 
     def end_incarnation(self, incarnation: str, at: int, exit_code: int | None, reason: str) -> None:
         """Record a confirmed exit, after it has been settled. Safe to repeat."""
         with self._open() as db, db.transaction():
-            db.execute(
-                "UPDATE incarnations SET ended_at = ?, exit_code = ?, end_reason = ? WHERE id = ? AND ended_at IS NULL",
-                (at, exit_code, reason, incarnation),
-            )
+            incarnations.end(db, incarnation, at, exit_code, reason)
 
     def prune_incarnations(self, cutoff: int, after: str, limit: int, now_ms: int) -> tuple[int, str | None]:
         """Delete those of the next `limit` incarnations after id `after` that ended before `cutoff`; keep each session's newest.
@@ -273,7 +187,7 @@ class Registry:
         Return how many were deleted, and the id to continue from, or None when no old ones follow. Times are epoch milliseconds.
         """
         with self._open() as db:
-            return incarnation_pruning.prune(db, cutoff, after, limit, now_ms)
+            return incarnations.prune(db, cutoff, after, limit, now_ms)
 
     def note_pruned(self, taken: Mapping[str, int], now_ms: int, through: int) -> None:
         """Add to the retention figures of `status`, for rows that were removed from other files. Times are epoch ms."""
@@ -294,29 +208,12 @@ class Registry:
     def live_incarnations(self) -> list[IncarnationRow]:
         """Return every incarnation without a confirmed exit."""
         with self._open() as db:
-            rows = db.all("SELECT * FROM incarnations WHERE ended_at IS NULL ORDER BY id")
-        return [
-            IncarnationRow(
-                id=row["id"],
-                key=SessionKey(row["agent"], row["session"]),
-                runtime=row["runtime"],
-                fingerprint=row["fingerprint"],
-                container_id=row["container_id"],
-                created_at=row["created_at"],
-                started_at=row["started_at"],
-            )
-            for row in rows
-        ]
+            return incarnations.live(db)
 
     def ended_incarnations(self, key: SessionKey) -> dict[str, int]:
         """Return when a session's incarnations exited (epoch milliseconds), by id; the newest 10,000."""
         with self._open() as db:
-            rows = db.all(
-                "SELECT id, ended_at FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL"
-                " ORDER BY created_at DESC LIMIT 10000",
-                key,
-            )
-        return {row["id"]: row["ended_at"] for row in rows}
+            return incarnations.ended(db, key)
 
     def begin_deletion(self, deletion: str, key: SessionKey, now_ms: int, operator: Operator) -> None:
         """Delete the session and its incarnations from the registry, and record that it is being deleted."""
@@ -327,7 +224,7 @@ class Registry:
         """Undo a deletion whose folder could not be moved to the trash: the session exists as before."""
         with self._open() as db, db.transaction():
             session_deletions.forget(db, deletion)
-            _insert_sessions(db, [key], now_ms)
+            session_rows.insert(db, [key], now_ms)
 
     def deletion_moved(self, deletion: str) -> None:
         """Record that the folder is in the trash: from now on a session with that name is a new one."""
@@ -342,20 +239,12 @@ class Registry:
     def open_deletions(self) -> list[tuple[str, SessionKey, bool]]:
         """Return unfinished deletions: (id, session, whether its folder is in the trash)."""
         with self._open() as db:
-            return [(one, SessionKey(*key), moved) for one, key, moved in session_deletions.unfinished(db)]
+            return session_deletions.unfinished(db)
 
     def idle_sessions(self, after: SessionKey | None, limit: int, created_before: int) -> list[SessionKey]:
         """Return a page of sessions without work, quarantine, open dead letters or container, created before a time."""
-        last = after if after is not None else SessionKey("", "")
         with self._open() as db:
-            rows = db.all(
-                "SELECT agent, session FROM sessions WHERE (agent, session) > (?, ?) AND active = 0 AND next_due_at IS NULL"
-                " AND quarantined_at IS NULL AND dead_letters = 0 AND created_at < ?"
-                " AND NOT EXISTS (SELECT 1 FROM incarnations AS one WHERE one.agent = sessions.agent"
-                " AND one.session = sessions.session AND one.ended_at IS NULL) ORDER BY agent, session LIMIT ?",
-                (*last, created_before, limit),
-            )
-        return [SessionKey(row["agent"], row["session"]) for row in rows]
+            return session_rows.idle_page(db, after, limit, created_before)
 
     def verified_idle(
         self, now_ms: int, first: SessionKey, last: SessionKey, *, scheduled: bool = True
@@ -373,11 +262,10 @@ class Registry:
     def add_sessions(self, keys: Iterable[SessionKey], now_ms: int) -> list[SessionKey]:
         """Record sessions whose folders were found, as having work. Return those that were not known before."""
         with self._open() as db:
-            known = {SessionKey(row["agent"], row["session"]) for row in db.all("SELECT agent, session FROM sessions")}
-            fresh = sorted(set(keys) - known)
+            fresh = session_rows.unknown(db, keys)
             if fresh:
                 with db.transaction():
-                    _insert_sessions(db, fresh, now_ms)
+                    session_rows.insert(db, fresh, now_ms)
         return fresh
 
     def with_file(self, work: Callable[[Writer], T]) -> T:
@@ -401,24 +289,10 @@ class Registry:
                 " ON CONFLICT(id) DO UPDATE SET install_id = excluded.install_id",
                 (memory.install_id, now_ms),
             )
-            _insert_sessions(db, sorted({*keys, *memory.sessions}), now_ms)
-            db.executemany(
-                "UPDATE sessions SET quarantined_at = coalesce(quarantined_at, ?), quarantine_reason = ?"
-                " WHERE agent = ? AND session = ?",
-                [(now_ms, reason, *key) for key, reason in memory.quarantined.items()],
-            )
-            db.execute(
-                "UPDATE incarnations SET ended_at = ?, end_reason = 'registry_replaced' WHERE ended_at IS NULL",
-                (now_ms,),
-            )
-            db.executemany(
-                "INSERT INTO incarnations(id, agent, session, runtime, fingerprint, container_id, created_at, started_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET ended_at = NULL, end_reason = NULL",
-                [
-                    (row.id, *row.key, row.runtime, row.fingerprint, row.container_id, row.created_at, row.started_at)
-                    for row in memory.live
-                ],
-            )
+            session_rows.insert(db, sorted({*keys, *memory.sessions}), now_ms)
+            session_rows.quarantine_again(db, memory.quarantined, now_ms)
+            incarnations.end_all(db, now_ms, "registry_replaced")
+            incarnations.insert_live(db, memory.live)
         self._anchor = FileAnchor(self._path)
 
     def _open(self) -> Writer:
@@ -433,32 +307,8 @@ class Registry:
         self.check()
         return open_owner(self._path, Role.CENTRAL, create=False)
 
-    def _update(self, key: SessionKey, assignments: str, values: tuple[object, ...]) -> None:
-        with self._open() as db, db.transaction():
-            db.execute(f"UPDATE sessions SET {assignments} WHERE agent = ? AND session = ?", (*values, *key))
-
 
 def _check_epoch(db: Writer, epoch: int) -> None:
     row = db.one("SELECT epoch FROM serving WHERE id = 1")
     if row is not None and row["epoch"] > epoch:
         raise FencedError(f"this daemon claims in epoch {epoch}; epoch {row['epoch']} has begun.")
-
-
-def _insert_sessions(db: Writer, keys: Iterable[SessionKey], now_ms: int) -> None:
-    db.executemany(
-        "INSERT INTO sessions(agent, session, created_at, active) VALUES (?, ?, ?, 1)"
-        " ON CONFLICT(agent, session) DO NOTHING",
-        [(*key, now_ms) for key in keys],
-    )
-
-
-def _session(row: sqlite3.Row) -> SessionRow:
-    return SessionRow(
-        key=SessionKey(row["agent"], row["session"]),
-        active=bool(row["active"]),
-        next_due_at=row["next_due_at"],
-        quarantine_reason=row["quarantine_reason"],
-        spawn_failures=row["spawn_failures"],
-        next_spawn_at=row["next_spawn_at"],
-        last_spawn_error=row["last_spawn_error"],
-    )

@@ -5,12 +5,13 @@ Functions that write must be called inside `Writer.transaction()`. `session_tras
 
 from __future__ import annotations
 
+from daemon.core.session_key import SessionKey
 from daemon.store.dead_letters import Operator
 from schema.handles import Reader, Writer
 
 
-def begin(db: Writer, deletion: str, key: tuple[str, str], now_ms: int, operator: Operator) -> None:
-    """Delete the session (agent, name) and its ended incarnations, and record that it is being deleted."""
+def begin(db: Writer, deletion: str, key: SessionKey, now_ms: int, operator: Operator) -> None:
+    """Delete the session and its ended incarnations, and record that it is being deleted."""
     db.execute(
         "INSERT INTO session_deletions(id, agent, session, at, by, reason) VALUES (?, ?, ?, ?, ?, ?)",
         (deletion, *key, now_ms, operator.name, operator.reason),
@@ -35,7 +36,7 @@ def note_done(db: Writer, deletion: str, now_ms: int) -> None:
     db.execute("UPDATE session_deletions SET finished_at = ? WHERE id = ?", (now_ms, deletion))
 
 
-def unfinished(db: Reader) -> list[tuple[str, tuple[str, str], bool]]:
-    """Return unfinished deletions: (id, (agent, session), whether the folder is in the trash)."""
+def unfinished(db: Reader) -> list[tuple[str, SessionKey, bool]]:
+    """Return unfinished deletions: (id, session, whether its folder is in the trash)."""
     rows = db.all("SELECT * FROM session_deletions WHERE finished_at IS NULL ORDER BY id")
-    return [(row["id"], (row["agent"], row["session"]), bool(row["moved"])) for row in rows]
+    return [(row["id"], SessionKey(row["agent"], row["session"]), bool(row["moved"])) for row in rows]

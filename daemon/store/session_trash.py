@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from schema.errors import StorageError
 from schema.ids import session_path
 from schema.os_faults import host_error

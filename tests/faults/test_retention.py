@@ -49,7 +49,7 @@ CRASHES: Final = (
     *(Crash("daemon", f"pruning.prune_messages#{number}:{phase}")
       for number, phase in ((1, "before"), (1, "torn"), (1, "after"), (2, "after"))),
     *(Crash("daemon", f"pruning.prune_receipts#1:{phase}") for phase in ("torn", "after")),
-    Crash("daemon", "incarnation_pruning.prune#1:torn"),
+    Crash("daemon", "incarnations.prune#1:torn"),
     *(Crash("runner", f"retention.{step}#1:{phase}") for step in ("_answers", "_acks") for phase in ("torn", "after")),
     Crash("runner", "retention._answers#1:after", both=True),
 )  # fmt: skip

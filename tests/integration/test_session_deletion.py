@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from daemon.core.session_key import SessionKey
 from daemon.maintenance import session_deletion
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.store.session_trash import move_to_trash, remove_trash, trash_of
 from tests.support.agents import obedient
 from tests.support.bus_kit import AGENT, BusKit, until

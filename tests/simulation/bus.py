@@ -24,10 +24,11 @@ from daemon.config.models import Config, Delivery, Runtime, Sweep
 from daemon.config.policies import read_limits
 from daemon.core.errors import DataFolderError, RuntimeUnavailableError
 from daemon.core.events import ContainerExited, ExitSettled
+from daemon.core.session_key import SessionKey
 from daemon.core.verb import Verb
 from daemon.engine.installation import Start, settle_install
 from daemon.store.data_folder import VERSION_NAME, Layout
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.systemd.watchdog import Pulse
 from schema.errors import FileBusyError, StorageError
 from schema.migrate import VERSION

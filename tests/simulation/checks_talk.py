@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import UndoStale
-from daemon.store.registry import SessionKey
 from tests.simulation.people import Written
 from tests.simulation.pruning import Witness
 from tests.simulation.scenario import Scenario

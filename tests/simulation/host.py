@@ -24,8 +24,8 @@ from container_runner.retention import Retention
 from container_runner.store import Store
 from container_runner.watch import InboundWatch
 from daemon.core.errors import ContainerGoneError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.session_key import SessionKey
 from daemon.runtimes.protocol import ContainerSpec, Exit, Running
-from daemon.store.registry import SessionKey
 from schema.layout import HEARTBEAT
 from schema.rows import RunnerSettings
 from tests.simulation.agent import SimProvider

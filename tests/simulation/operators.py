@@ -25,6 +25,7 @@ from daemon.core.message_verbs import (
     RetryAnswer,
     RetryMessage,
 )
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import (
     ApplyStale,
     KillSession,
@@ -36,7 +37,6 @@ from daemon.core.session_verbs import (
     UndoStale,
 )
 from daemon.core.verb import RowVerb, Verb
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root

@@ -16,7 +16,7 @@ import anyio
 
 from daemon.channels.protocol import Accepted, Incoming, Outgoing
 from daemon.core.answering import Person
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 from tests.simulation.world import World
 
 NAMES: Final = ("ann", "ben")

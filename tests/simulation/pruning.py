@@ -17,7 +17,7 @@ from unittest import mock
 import container_runner.retention
 import daemon.maintenance.retention
 from daemon.config.models import Retention
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 from schema.handles import Writer
 from tests.simulation.receivers import Receivers
 from tests.simulation.world import World

@@ -16,8 +16,9 @@ import anyio
 
 from daemon.channels.protocol import Accepted, Incoming, Outgoing
 from daemon.core.errors import IdConflictError
+from daemon.core.session_key import SessionKey
 from daemon.store.install import mark_restored
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.plain_file import ReadLimits
 from schema.rows import Address

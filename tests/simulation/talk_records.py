@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 
 
 @dataclass(frozen=True)

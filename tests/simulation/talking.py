@@ -18,7 +18,7 @@ from container_runner.providers.protocol import OutMessage, Progress, Turn
 from container_runner.shared.sent_files import FileSource
 from container_runner.tools.calls import Calls, ToolError
 from container_runner.tools.session import ToolSession
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 from schema.tools import TOOLS
 from tests.simulation.talk_records import Said
 from tests.simulation.world import World

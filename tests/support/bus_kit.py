@@ -24,10 +24,11 @@ from daemon.channels.registry import GROUP, find_types
 from daemon.config.agents import Agent as AgentConfig
 from daemon.config.models import Config
 from daemon.core.errors import NotConfirmedError
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.supervisor.slots import Slot, Timings
 from daemon.store.data_folder import DataFolder
-from daemon.store.registry import SessionKey, SessionRow
+from daemon.store.session_rows import SessionRow
 from daemon.systemd.watchdog import Pulse
 from schema.plain_file import ReadLimits
 from schema.rows import Address

@@ -14,12 +14,14 @@ from daemon.config.loading import load_config
 from daemon.config.models import Config
 from daemon.core.daemon_status import DaemonStatus
 from daemon.core.facts import Container, DaemonState
+from daemon.core.session_key import SessionKey
 from daemon.inspect.containers import RuntimeSeen
 from daemon.inspect.doctor import Doctor, Examination
 from daemon.inspect.runs import Runs
 from daemon.store import messages
 from daemon.store.data_folder import VERSION_NAME
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.store.incarnations import IncarnationRow
+from daemon.store.registry import Registry
 from daemon.store.transitions import change_status, schedule_retry
 from schema.rows import MessageStatus
 from tests.support.session_world import NOW, SessionWorld

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from daemon.core.session_key import SessionKey
 from daemon.maintenance.verification import check_files
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from daemon.store.verified_idle import Verified
 from schema.ids import session_path

@@ -10,13 +10,15 @@ import pytest
 
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules
+from daemon.core.session_key import SessionKey
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import collect
 from daemon.engine.hand_over import Outcome
 from daemon.engine.outcome_steps import record_outcomes
 from daemon.store.data_folder import Layout
+from daemon.store.incarnations import IncarnationRow
 from daemon.store.mailbox import Mailbox, NewEntry
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.store.registry import Registry
 from tests.support.invariants import check_data_folder, check_session, data_folder_violations, session_violations
 from tests.support.session_world import NOW, SessionWorld
 

@@ -12,12 +12,13 @@ import anyio
 
 from daemon.core.errors import RuntimeUnavailableError, UnknownAgentError
 from daemon.core.events import ContainerAdopted
+from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.draining import Draining
 from daemon.engine.supervisor.slots import Phase, Slot
 from daemon.engine.supervisor.state import SupervisorState
 from daemon.engine.supervisor.terminator import Terminator
 from daemon.runtimes.protocol import Running
-from daemon.store.registry import IncarnationRow, SessionKey
+from daemon.store.incarnations import IncarnationRow
 from schema.errors import ClawbusError
 
 

@@ -14,8 +14,8 @@ from typing import Final
 from daemon.core.errors import EngineChangedError, RuntimeChangedError, RuntimeUnavailableError
 from daemon.runtimes.engine_identity import EngineGuard, another_engine, is_witness
 from daemon.runtimes.protocol import ContainerRuntime
+from daemon.store.incarnations import IncarnationRow
 from daemon.store.install import Engine
-from daemon.store.registry import IncarnationRow
 from schema.errors import ClawbusError
 
 _KINDS: Final = ("docker", "podman", "process")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.supervisor.slots import AgentImage
 from daemon.runtimes.protocol import ContainerSpec, Exit
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 import anyio
 
 from daemon.core.errors import RuntimeUnavailableError
+from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.adoption import Adoption
 from daemon.engine.supervisor.state import SupervisorState
 from daemon.engine.supervisor.terminator import Terminator
 from daemon.runtimes.protocol import Running
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError
 
 

@@ -17,6 +17,7 @@ from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
 from daemon.core.errors import ImageError
 from daemon.core.events import SpawnFailed
+from daemon.core.session_key import SessionKey
 from daemon.engine.events import Events
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
@@ -25,7 +26,7 @@ from daemon.engine.supervisor.slots import AgentImage, Slot, Timings
 from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from schema.errors import ClawbusError
 
 T = TypeVar("T")

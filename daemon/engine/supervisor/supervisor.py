@@ -16,6 +16,7 @@ from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
 from daemon.core.errors import AgentFileError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.core.events import ContainerSpawned
+from daemon.core.session_key import SessionKey
 from daemon.engine.events import Events
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
@@ -30,7 +31,7 @@ from daemon.engine.supervisor.wake_queue import WakeQueue
 from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
-from daemon.store.registry import IncarnationRow, SessionKey
+from daemon.store.incarnations import IncarnationRow
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.ids import new_id
 from schema.os_faults import as_host_error

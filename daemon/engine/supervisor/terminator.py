@@ -13,12 +13,12 @@ import anyio.to_thread
 
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.core.events import ContainerExited, ExitSettled
+from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.last_words import last_words
 from daemon.engine.supervisor.slots import Phase, Slot
 from daemon.engine.supervisor.state import SupervisorState
 from daemon.runtimes.protocol import Exit, Running
 from daemon.runtimes.spec import STDERR_LOG
-from daemon.store.registry import SessionKey
 from schema.errors import ClawbusError, StorageError
 from schema.layout import CANNOT_START_CODE
 from schema.os_faults import typed_host_errors

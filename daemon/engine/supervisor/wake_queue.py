@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 
 
 class WakeQueue:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Final
 
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from schema.connect import open_owner
 from schema.ids import session_path
 from schema.instants import to_text

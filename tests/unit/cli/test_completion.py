@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from tests.support.command_line import CommandLine
 from tests.support.session_world import SessionWorld
 

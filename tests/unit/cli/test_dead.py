@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from daemon.store.transitions import change_status
 from schema.connect import open_owner
 from schema.layout import SessionFolder

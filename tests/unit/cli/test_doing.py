@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from daemon.cli.doing import doing
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from schema.connect import open_owner
 from schema.instants import to_text
 from schema.migrate import Role

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from daemon.core.session_key import SessionKey
 from daemon.core.session_state import SESSION_STATES
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from schema.connect import open_owner
 from schema.instants import to_text
 from schema.migrate import Role

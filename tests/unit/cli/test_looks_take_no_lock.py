@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from schema.connect import open_owner
 from schema.migrate import Role
 from tests.support.command_line import CommandLine

@@ -14,9 +14,10 @@ from daemon.cli.durations import since_ms, span_ms
 from daemon.cli.global_options import Globals
 from daemon.cli.invocation import Invocation
 from daemon.config.models import Config
+from daemon.core.session_key import SessionKey
 from daemon.core.stale_plan import Scope
 from daemon.maintenance.stale_drive import Report
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
 from tests.support.session_world import SessionWorld

@@ -9,7 +9,8 @@ import pytest
 from daemon.cli.arguments import ID_PARAMETERS
 from daemon.cli.main import command_tree
 from daemon.cli.suggestions import nearest
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from tests.support.command_line import CommandLine
 from tests.support.session_world import SessionWorld
 

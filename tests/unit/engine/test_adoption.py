@@ -13,12 +13,13 @@ from structlog.testing import capture_logs
 from daemon.config.agents import Agent as AgentConfig
 from daemon.core.errors import DataFolderError, ImageError, RuntimeUnavailableError
 from daemon.core.message_verbs import CancelMessage
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import KillSession, ResetSession, StopSession
 from daemon.core.verb import Verb
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes import factory
 from daemon.runtimes.protocol import Running
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from schema.errors import FileBusyError, StorageError
 from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.fake_runtime import FakeRuntime

@@ -8,7 +8,7 @@ import pytest
 
 from daemon.config.agents import Agent
 from daemon.core.budgets import AgentBudget, AgentDay
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 from schema.rows import TurnUsage
 from tests.support.bus_kit import AGENT, BusKit, until
 

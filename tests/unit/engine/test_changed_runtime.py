@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from daemon.core.errors import EngineChangedError, RuntimeChangedError
+from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.changed_runtime import _alive, refuse_changed_runtime
 from daemon.runtimes.protocol import ContainerRuntime, Running
+from daemon.store.incarnations import IncarnationRow
 from daemon.store.install import Engine
-from daemon.store.registry import IncarnationRow, SessionKey
 from tests.support.fake_runtime import FakeRuntime
 from tests.support.runtime_harness import FakeHarness
 

@@ -15,11 +15,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import ReleaseSession
 from daemon.engine import delivery as delivery_module
 from daemon.engine import inline_delivery
 from daemon.store import deliveries
-from daemon.store.registry import SessionKey
 from schema.errors import FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
 from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
 from tests.support.fake_agent import Agent

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.core.errors import TransientDeliveryError
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 from schema.errors import StorageError
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, BusKit, until

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules, Reason, Send
+from daemon.core.session_key import SessionKey
 from daemon.engine import delivery_steps
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import Collected, collect
@@ -27,7 +28,6 @@ from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.outcomes import outgoing
 from daemon.inspect.dead_reading import Wanted, read_dead_letters
 from daemon.store import deliveries
-from daemon.store.registry import SessionKey
 from schema.errors import HostileFileError, StorageError
 from schema.handles import Writer
 from schema.layout import SessionFolder

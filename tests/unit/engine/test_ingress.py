@@ -19,11 +19,12 @@ from daemon.core.errors import (
     UnknownAgentError,
     UnknownSessionError,
 )
+from daemon.core.session_key import SessionKey
 from daemon.engine import ingress as ingress_module
 from daemon.engine.dead_letters import drop_one
 from daemon.store import messages
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError, InvalidNameError, StorageError
 from schema.instants import to_text

@@ -14,13 +14,14 @@ import pytest
 
 from daemon.config.policies import read_limits
 from daemon.core.errors import DataFolderError, EngineChangedError, RuntimeUnavailableError
+from daemon.core.session_key import SessionKey
 from daemon.engine.installation import Start, renew, settle_install
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import Layout
 from daemon.store.install import InstallFile
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.fake_runtime import FakeContainer, FakeHost, FakeRuntime
 

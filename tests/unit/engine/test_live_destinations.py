@@ -12,12 +12,12 @@ import pytest
 
 from daemon.core.destinations import DestinationSource, NamedPlace
 from daemon.core.events import ContainerAdopted
+from daemon.core.session_key import SessionKey
 from daemon.engine import live_destinations
 from daemon.engine.background import Background
 from daemon.engine.events import Events
 from daemon.engine.live_destinations import LiveDestinations
 from daemon.engine.supervisor.supervisor import Supervisor
-from daemon.store.registry import SessionKey
 from schema.errors import FileBusyError
 from tests.support.session_kit import eventually
 

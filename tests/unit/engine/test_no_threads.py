@@ -13,12 +13,13 @@ import pytest
 
 from daemon.app.registration import Registration
 from daemon.config.egress import Egress
+from daemon.core.session_key import SessionKey
 from daemon.egress.gate import Gate
 from daemon.egress.ledger import Ledger
 from daemon.engine.progress import Progress
 from daemon.maintenance.retention import LastPass
 from daemon.monitoring.backlog import BacklogWatch
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from schema.errors import ClawbusError
 from tests.support.bus_kit import BusKit
 

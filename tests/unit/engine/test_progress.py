@@ -9,8 +9,8 @@ import structlog
 
 from container_runner.words import PROGRESS, STDERR, Words
 from daemon.core.events import AgentWrote
+from daemon.core.session_key import SessionKey
 from daemon.engine.progress import Progress
-from daemon.store.registry import SessionKey
 from schema.layout import SessionFolder
 from tests.support.clock import MovedClock
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.store.registry import Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.registry import Registry
 from schema.errors import FileBusyError
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, BusKit, until

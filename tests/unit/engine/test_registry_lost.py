@@ -13,9 +13,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.core.errors import RegistryGoneError
+from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.slots import Phase
 from daemon.store.rebuild import agree_on_install_id, found_sessions, remake
-from daemon.store.registry import Memory, Registry, SessionKey
+from daemon.store.registry import Memory, Registry
 from schema.errors import StorageError
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, INSTALL, SECONDS, BusKit, text_of, until

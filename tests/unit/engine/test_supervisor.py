@@ -13,11 +13,13 @@ import pytest
 
 from daemon.config.agents import Agent as AgentConfig
 from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import KillSession
 from daemon.engine import session_sweep
 from daemon.engine.supervisor.slots import Phase, Timings
 from daemon.runtimes.protocol import Exit
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.store.incarnations import IncarnationRow
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.connect import open_owner
 from schema.errors import StorageError

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.core.session_key import SessionKey
 from daemon.engine.sweep_schedule import Schedule
-from daemon.store.registry import SessionKey
 
 A, B, C = SessionKey("g", "a"), SessionKey("g", "b"), SessionKey("g", "c")
 

@@ -11,13 +11,14 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import ReleaseSession
 from daemon.engine import session_sweep
 from daemon.engine import sweeper as sweeper_module
 from daemon.engine.supervisor.slots import Phase
 from daemon.engine.sweeper import _pass_pause
 from daemon.engine.troubles import ACCEPT
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from schema.errors import ReadDeadlineError, StorageError
 from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
 

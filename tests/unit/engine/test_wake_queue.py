@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.wake_queue import WakeQueue
-from daemon.store.registry import SessionKey
 
 
 def drain(queue: WakeQueue) -> list[str]:

@@ -14,10 +14,10 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.core.session_key import SessionKey
 from daemon.engine import watch_portable
 from daemon.engine.session import Session
 from daemon.engine.watch import Watch
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.inotify import Inotify
 from schema.plain_file import ReadLimits

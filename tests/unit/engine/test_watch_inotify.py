@@ -11,9 +11,9 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.watch import Watch
-from daemon.store.registry import SessionKey
 from daemon.store.session_files import SessionFiles
 from schema.bell import ring
 from schema.connect import open_owner

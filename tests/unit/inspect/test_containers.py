@@ -9,13 +9,13 @@ import pytest
 
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import PreviewStale
 from daemon.core.stale_plan import MIN_OLDER_THAN_MS
 from daemon.inspect.containers import RuntimeSeen, look_at_runtime
 from daemon.maintenance.offline import offline_executor
 from daemon.runtimes import process_table
 from daemon.runtimes.process_records import Record, RecordStore
-from daemon.store.registry import SessionKey
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.session_world import NOW
 

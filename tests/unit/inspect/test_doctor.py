@@ -9,10 +9,10 @@ import pytest
 from daemon.core.diagnosis import Diagnosis
 from daemon.core.errors import UnknownSessionError
 from daemon.core.facts import HELD_MS, Container, DaemonState
+from daemon.core.session_key import SessionKey
 from daemon.maintenance import message_repair
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import SessionKey
 from daemon.store.transitions import defer
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.session_world import NOW, SessionWorld

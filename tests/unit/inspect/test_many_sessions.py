@@ -13,12 +13,12 @@ import pytest
 
 import schema.connect
 from daemon.core.facts import DaemonState
+from daemon.core.session_key import SessionKey
 from daemon.inspect.answer_reading import open_answers_report
 from daemon.inspect.dead_reading import dead_letters_report
 from daemon.inspect.runs import RunQuery
 from daemon.inspect.status_report import status_report
 from daemon.store import verified_idle
-from daemon.store.registry import SessionKey
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.idle_sessions import finished, idle, verify
 from tests.support.session_world import SessionWorld

@@ -21,6 +21,7 @@ from daemon.core.message_verbs import (
 )
 from daemon.core.people_verbs import AddUser, BindUser, DecidePairing, RestoreUser, RevokeUser, SetRole
 from daemon.core.schedule_verbs import CancelSchedule, PauseSchedule, PutSchedule, ResumeSchedule, RunSchedule
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import (
     ApplyStale,
     DeleteSession,
@@ -38,7 +39,8 @@ from daemon.inspect.containers import RuntimeSeen
 from daemon.maintenance.offline import OfflineExecutor, offline_executor
 from daemon.store import host_messages, messages
 from daemon.store.data_folder import DataFolder
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.store.incarnations import IncarnationRow
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status
 from schema.errors import ClawbusError

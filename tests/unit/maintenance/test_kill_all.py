@@ -12,12 +12,12 @@ from daemon.cli.session import kill
 from daemon.config.models import Config
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.core.facts import Container
+from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.slots import Phase
 from daemon.inspect.containers import RuntimeSeen
 from daemon.maintenance import offline
 from daemon.maintenance.container_ends import KilledAgent
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import SessionKey
 from tests.support.bus_kit import AGENT, INSTALL, BusKit, until
 from tests.support.fake_runtime import FakeRuntime
 

@@ -11,12 +11,12 @@ import pytest
 
 from daemon.core.run_evidence import RunRead, RuntimeContext
 from daemon.core.run_state import RunStatus
+from daemon.core.session_key import SessionKey
 from daemon.core.stale_plan import Seen
 from daemon.inspect import reading
 from daemon.inspect.reading import read_runs_of, read_suspect_runs
 from daemon.maintenance.stale_sweep import read_runs
 from daemon.store.messages import note_claim
-from daemon.store.registry import SessionKey
 from schema.plain_file import ReadLimits
 from tests.support.session_world import NOW, SessionWorld
 

@@ -13,11 +13,11 @@ import daemon.maintenance.retention
 from container_runner.retention import Retention as RunnerRetention
 from daemon.config.loading import load_config
 from daemon.core.errors import ConfigError
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import DeleteSession
 from daemon.inspect.session_report import session_report
 from daemon.inspect.status_report import status_report
 from daemon.store.mailbox import NewEntry
-from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from schema.layout import SessionFolder
 from tests.support.bus_kit import AGENT, BusKit, until

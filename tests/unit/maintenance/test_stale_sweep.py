@@ -25,12 +25,12 @@ from daemon.core.repair_errors import (
     StaleScopeTooBroadError,
 )
 from daemon.core.run_evidence import RuntimeContext
+from daemon.core.session_key import SessionKey
 from daemon.core.stale_plan import Scope, SkipReason
 from daemon.maintenance import backup as backups
 from daemon.maintenance import stale_sweep
 from daemon.store.dead_letters import Operator
 from daemon.store.messages import note_claim
-from daemon.store.registry import SessionKey
 from schema import connect
 from schema.errors import SchemaTooNewError, StorageError, UnusableFileError
 from tests.support.invariants import check_session

@@ -7,10 +7,10 @@ from typing import Any
 import anyio
 import pytest
 
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import QuarantineSession, ReleaseSession, ResetSession
 from daemon.core.verb import Verb
 from daemon.maintenance import session_repair
-from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from tests.support.bus_kit import AGENT, BusKit, until
 

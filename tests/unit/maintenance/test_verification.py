@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from daemon.core.message_verbs import DropDead
+from daemon.core.session_key import SessionKey
 from daemon.inspect.central_reading import idle_sessions
 from daemon.maintenance import verification
 from daemon.store import verified_idle
-from daemon.store.registry import SessionKey
 from schema.errors import StorageError
 from schema.layout import SessionFolder
 from schema.rows import AckStatus

@@ -16,9 +16,9 @@ import pytest
 from container_runner.shared.errors import ClaimLostError
 from daemon.core.errors import NotConfirmedError
 from daemon.core.message_verbs import CancelMessage
+from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import KillSession
 from daemon.engine.supervisor.slots import Phase
-from daemon.store.registry import SessionKey
 from tests.support.bus_kit import AGENT, BusKit, until
 from tests.support.fake_agent import Agent
 from tests.support.fake_runtime import FakeContainer, FakeRuntime

@@ -13,10 +13,11 @@ import schema.connect
 from daemon.config.models import Delivery
 from daemon.core.delivery_plan import ChannelRules
 from daemon.core.lifecycle import Container, Policy
+from daemon.core.session_key import SessionKey
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import collect
 from daemon.engine.sweep_steps import Settings, sweep_files
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from tests.support.session_world import NOW, SessionWorld
 
 MANY = 10_000

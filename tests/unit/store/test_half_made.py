@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from daemon.core.session_key import SessionKey
 from daemon.store.rebuild import agree_on_install_id, found_sessions
-from daemon.store.registry import Registry, SessionKey
+from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.connect import open_owner, open_reader
 from schema.errors import UnusableFileError

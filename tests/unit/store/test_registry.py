@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import schema.connect
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.core.session_key import SessionKey
+from daemon.store.incarnations import IncarnationRow
+from daemon.store.registry import Registry
 from schema.errors import SchemaTooNewError
 
 NOW = 1_795_219_200_000

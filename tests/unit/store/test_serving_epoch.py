@@ -7,8 +7,10 @@ import pytest
 from daemon.app.lease import Lease
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import FencedError
+from daemon.core.session_key import SessionKey
 from daemon.deploy.state_file import read_state, state_path
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.store.incarnations import IncarnationRow
+from daemon.store.registry import Registry
 
 
 def claim(registry: Registry, name: str) -> bool:

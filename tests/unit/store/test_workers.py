@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from daemon.core.deploy_errors import DuplicateOwnershipError
+from daemon.core.session_key import SessionKey
 from daemon.store import workers
-from daemon.store.registry import IncarnationRow, Registry, SessionKey
+from daemon.store.incarnations import IncarnationRow
+from daemon.store.registry import Registry
 from daemon.store.workers import Owned, WorkerRow
 
 OWNED: Owned = frozenset({("agent", "a"), ("agent", "b"), ("channel", "hook")})
