@@ -24,6 +24,13 @@ class Draining:
         """Stop the container with this reason as soon as it works on nothing, in the background."""
         self._state.begin(self._drain, slot, reason, name=f"drain {slot.session.key}")
 
+    def begin_all(self, agent: str, reason: str) -> None:
+        """Stop the agent's containers, each as soon as it works on nothing. Nothing more is claimed."""
+        for slot in tuple(self._state.slots.values()):
+            if slot.session.key.agent == agent and slot.phase is Phase.RUNNING and not slot.draining:
+                slot.draining = True
+                self.begin(slot, reason)
+
     async def _drain(self, slot: Slot, reason: str) -> None:
         key, told = slot.session.key, False
         log = self._state.log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)

@@ -1,7 +1,7 @@
 """State shared by the supervisor's parts: the slots, whether the runtime answers, and writes to central.db with retries.
 
-It makes no decisions: `supervisor.py` starts containers, `adoption.py` adopts them, `terminator.py` ends them. An exit is never
-recorded before it is confirmed.
+It makes no decisions: `supervisor.py` says who is next, `spawner.py` starts containers, `adoption.py` adopts them,
+`terminator.py` ends them. An exit is never recorded before it is confirmed.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class SupervisorState:
         self.accepting = False  # whether adoption has been done, so that spawning is safe
         self.unavailable: tuple[int, str] | None = None  # (since epoch ms, why)
         self.bad_images: dict[AgentImage, tuple[int, str]] = {}  # the same, until one of them is found usable
+        # Until when (epoch ms) nothing starts for an agent, because its budget is used up.
+        self.blocked_until: Callable[[str], int | None] = lambda _: None
 
     @property
     def keeper(self) -> SessionKeeper:
@@ -78,6 +80,10 @@ class SupervisorState:
     @keeper.setter
     def keeper(self, keeper: SessionKeeper) -> None:
         self._keeper = keeper
+
+    def alive(self) -> tuple[Slot, ...]:
+        """Return the slots whose exit is not confirmed."""
+        return tuple(slot for slot in self.slots.values() if not slot.exited.is_set())
 
     def begin(self, work: Callable[..., Coroutine[Any, Any, object]], *args: object, name: str) -> None:
         """Start one of the supervisor's tasks in the background. Does nothing unless the supervisor is running."""

@@ -1,21 +1,19 @@
 """Decides which session gets a container, and when: one per session, capped, fair, with back-off after failures.
 
-`adoption.py` adopts the containers that already run, `terminator.py` ends those that must end. Nothing starts for a session
-until the exit of its last container has been settled.
+`spawner.py` starts a container, `room.py` makes room for it under the caps, `adoption.py` adopts the containers that already
+run, `terminator.py` ends those that must end. Nothing starts for a session until the exit of its last container has been settled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import anyio
 from anyio.abc import TaskStatus
 
 from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
-from daemon.core.errors import AgentFileError, ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
-from daemon.core.events import ContainerSpawned
+from daemon.core.errors import ImageError, NotConfirmedError
 from daemon.core.session_key import SessionKey
 from daemon.engine.events import Events
 from daemon.engine.session import Session
@@ -24,17 +22,18 @@ from daemon.engine.supervisor.adoption import Adoption
 from daemon.engine.supervisor.draining import Draining
 from daemon.engine.supervisor.needs import SessionKeeper, Specs
 from daemon.engine.supervisor.reconcile import Reconciler
-from daemon.engine.supervisor.slots import Phase, Slot, Timings
+from daemon.engine.supervisor.room import Room
+from daemon.engine.supervisor.slots import Slot, Timings
+from daemon.engine.supervisor.spawner import Spawner
 from daemon.engine.supervisor.state import SupervisorState
 from daemon.engine.supervisor.terminator import Terminator
 from daemon.engine.supervisor.wake_queue import WakeQueue
 from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
-from daemon.runtimes.protocol import ContainerRuntime, Running
+from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.incarnations import IncarnationRow
-from schema.errors import ClawbusError, FileBusyError, StorageError
+from schema.errors import ClawbusError
 from schema.ids import new_id
-from schema.os_faults import as_host_error
 
 
 class Supervisor:
@@ -72,7 +71,8 @@ class Supervisor:
         self._closed = False
         self._held = False
         self._draining = Draining(self._state, self._terminator)
-        self._blocked_until: Callable[[str], int | None] = _never
+        self._spawner = Spawner(self._state, self._terminator, self._draining)
+        self._room = Room(self._state, self._terminator)
         self._tell_waiting: Callable[[Session], Awaitable[None]] | None = None
 
     # --- what others ask
@@ -136,7 +136,7 @@ class Supervisor:
 
     def alive(self) -> tuple[Slot, ...]:
         """Return the slots whose exit is not confirmed. A container that has exited uses nothing, even if not settled yet."""
-        return tuple(slot for slot in self._state.slots.values() if not slot.exited.is_set())
+        return self._state.alive()
 
     def live_sessions(self) -> tuple[Session, ...]:
         """Return the sessions with a container whose exit is not confirmed."""
@@ -192,14 +192,11 @@ class Supervisor:
 
         `tell_waiting` is called for a session that waits for that.
         """
-        self._blocked_until, self._tell_waiting = blocked_until, tell_waiting
+        self._state.blocked_until, self._tell_waiting = blocked_until, tell_waiting
 
     def drain(self, agent: str, reason: str) -> None:
         """Stop the agent's containers, each as soon as it works on nothing. Nothing more is claimed."""
-        for slot in self.slots():
-            if slot.session.key.agent == agent and slot.phase is Phase.RUNNING and not slot.draining:
-                slot.draining = True
-                self._draining.begin(slot, reason)
+        self._draining.begin_all(agent, reason)
 
     def look_at(self, session: Session) -> None:
         """Have the session swept soon."""
@@ -213,7 +210,7 @@ class Supervisor:
         key = session.key
         if key in self._state.slots or session.quarantined is not None:
             return False
-        if (until := self._blocked_until(key.agent)) is not None:
+        if (until := self._state.blocked_until(key.agent)) is not None:
             self._schedule.at(key, until)
             if self._tell_waiting is not None:
                 await self._tell_waiting(session)
@@ -255,7 +252,7 @@ class Supervisor:
         """Start to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
         return self._terminator.begin_end(key, reason, graceful=graceful, incarnation=incarnation)
 
-    # --- spawning
+    # --- who is next
 
     async def _dispatch(self) -> None:
         """Run the only loop that assigns free slots. It also probes a runtime that has become unavailable."""
@@ -276,25 +273,18 @@ class Supervisor:
     async def _give_out(self) -> None:
         while (
             not (self._closed or self._held)
-            and self._has_room()
-            and (key := self._queue.pop(self._has_room_for)) is not None
+            and self._room.is_left()
+            and (key := self._queue.pop(self._room.is_left_for)) is not None
         ):
             await self._start(key)
         if self._held or not len(self._queue):
             return
-        if not self._has_room():
-            await self._make_room()
+        if not self._room.is_left():
+            await self._room.make()
             return
         # There is room, but each waiting agent is at its own limit, so only one of its own containers can make room.
         for agent in self._queue.groups():
-            await self._make_room(agent)
-
-    def _has_room(self) -> bool:
-        return len(self.alive()) + len(self._state.extras) < self._config.max_containers
-
-    def _has_room_for(self, agent: str) -> bool:
-        cap = self._specs.max_containers(agent)
-        return cap is None or sum(slot.session.key.agent == agent for slot in self.alive()) < cap
+            await self._room.make(agent)
 
     async def _probe(self) -> None:
         adopted_before = self._state.accepting
@@ -313,140 +303,10 @@ class Supervisor:
             return  # the sweep wakes it again
         if session.quarantined is not None or key in self._state.slots:
             return
-        if self._blocked_until(key.agent) is not None:  # used up while it was queued
+        if self._state.blocked_until(key.agent) is not None:  # used up while it was queued
             self._schedule.now(key)
             return
         now = self._clock.now_ms()
         slot = Slot(session, new_id(now), now)
         self._state.slots[key] = slot
-        self._state.begin(self._spawn, slot, name=f"spawn {key}")
-
-    async def _spawn(self, slot: Slot) -> None:
-        key = slot.session.key
-        try:
-            running = await self._try_spawn(slot)
-        except RuntimeUnavailableError as error:
-            self._state.set_unavailable(error)
-            running = await self._find_out(slot)
-            if running is None:
-                await self._give_up(slot, "never_started", error)
-        except ClawbusError as error:
-            running = None
-            await self._give_up(slot, "spawn_failed", error)
-        except Exception as error:  # noqa: BLE001 - a bug in one spawn must not end the daemon; log it and back off
-            running = None
-            refusal: ClawbusError | None = as_host_error(error, f"the container of {key} cannot be started")
-            if refusal is None:
-                self._log.error("spawn_raised", agent=key.agent, session=key.session, exc_info=True)
-                refusal = SpawnError(f"{type(error).__name__}: {error}")
-            await self._give_up(slot, "spawn_failed", refusal)
-        if running is not None:
-            await self._running(slot, running)
-
-    async def _try_spawn(self, slot: Slot) -> Running | None:
-        """Start a container, or return None and give the slot up when none is needed. Raise what `spawn` raises."""
-        key, now = slot.session.key, slot.spawned_at
-        # A sweep that found nothing running may be recovering a journal. It holds the session's lock, so it is done when
-        # this call begins, and the next sweep sees the slot.
-        await slot.session.call(partial(self._specs.prepare, key, slot.session.files))
-        if slot.session.quarantined is not None:
-            await self._give_up(slot, "quarantine", None)
-            return None
-        spec = self._specs.make(key, slot.incarnation)
-        row = IncarnationRow(slot.incarnation, key, self._runtime.name, spec.fingerprint, None, now)
-        if not await self._sessions.central(lambda registry: registry.begin_incarnation(row)):
-            # The registry has an incarnation that we do not know. List the running containers before starting another.
-            self._log.error("incarnation_conflict", agent=key.agent, session=key.session)
-            self._state.accepting = False
-            await self._give_up(slot, "conflict", None)
-            return None
-        image = (spec.image, bool(spec.runner))
-        try:
-            running = await self._runtime.spawn(spec)
-        except ImageError as error:
-            self._state.image_failed(image, str(error))
-            raise
-        self._state.bad_images.pop(image, None)
-        return running
-
-    async def _running(self, slot: Slot, running: Running) -> None:
-        key = slot.session.key
-        asked_at = slot.spawned_at
-        slot.container_id, slot.started_at = running.container_id, running.started_at
-        slot.spawned_at = min(slot.spawned_at, running.started_at)
-        if slot.phase is Phase.STARTING:
-            slot.phase = Phase.RUNNING
-        self._events.publish(
-            ContainerSpawned(
-                self._clock.now_ms(), key.agent, key.session, slot.incarnation, running.container_id,
-                self._runtime.name, asked_at,
-            )
-        )  # fmt: skip
-        self._terminator.watch(slot)
-        self._state.begin_record_start(slot, running)
-        if self._blocked_until(key.agent) is not None:  # used up while it started
-            self.drain(key.agent, "budget")
-
-    async def _find_out(self, slot: Slot) -> Running | None:
-        """Wait until the runtime, which became unavailable during a spawn, reports whether the container exists.
-
-        The session keeps its slot meanwhile.
-        """
-        while True:
-            try:
-                found = await self._runtime.find_or_cancel_spawn(slot.incarnation)
-            except RuntimeUnavailableError:
-                pass
-            except Exception:  # noqa: BLE001 - any failure means that it is still unknown
-                self._log.error("listing_raised", exc_info=True)
-            else:
-                self._state.set_available()
-                return found
-            await anyio.sleep(self._timings.probe_s)
-
-    async def _give_up(self, slot: Slot, reason: str, error: ClawbusError | None) -> None:
-        now = self._clock.now_ms()
-        await self._state.record(lambda registry: registry.end_incarnation(slot.incarnation, now, None, reason))
-        if error is not None:
-            # A `soft` error is not the session's fault: retry soon, however often it has failed.
-            soft = isinstance(
-                error, AgentFileError | ImageError | RuntimeUnavailableError | StorageError | FileBusyError
-            )
-            self._sessions.storage.failed(error)
-            limit = self._timings.soft_backoff_max_s if soft else self._config.spawn_backoff_max_s
-            await self._state.back_off(slot.session, error, limit, started=False)
-        self._state.release(slot)
-        self._schedule.now(slot.session.key)
-
-    async def _make_room(self, agent: str | None = None) -> None:
-        """Stop the container that has been idle longest, else one that is overdue: the cap is reached and a session waits.
-
-        With `agent`, that agent's own cap is reached, and only its containers are considered.
-        """
-        alive = [slot for slot in self.alive() if agent in {None, slot.session.key.agent}]
-        # Wait for a container that is already stopping, unless it is overdue: it may never end.
-        if any(slot.phase is Phase.STOPPING and not slot.overdue for slot in alive):
-            return
-        running = [slot for slot in alive if slot.phase is Phase.RUNNING]
-        overdue: tuple[Slot, str] | None = None
-        for slot in sorted(running, key=lambda item: item.session.last_activity):
-            reason: str | None = None
-            with anyio.move_on_after(
-                self._timings.look_s
-            ):  # its files may be locked, and other sessions wait for this loop
-                reason = await self._state.keeper.why_it_may_go(slot.session)
-            if reason == "idle":
-                self._evict(slot, "evicted")
-                return
-            overdue = overdue or ((slot, reason) if reason is not None else None)
-        if overdue is not None:
-            self._evict(*overdue)
-
-    def _evict(self, slot: Slot, reason: str) -> None:
-        key = slot.session.key
-        self._log.info("container_evicted", agent=key.agent, session=key.session, reason=reason)
-        self._terminator.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
-
-
-def _never(_: str) -> int | None:
-    return None
+        self._state.begin(self._spawner.spawn, slot, name=f"spawn {key}")
