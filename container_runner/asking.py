@@ -1,6 +1,6 @@
-"""Asks a person on behalf of a running turn: writes the question and waits for the outcome that the host records.
+"""Asks a person on behalf of a running turn: writes the question and waits until the host records how it ended.
 
-The host ends a question at its deadline. The runner's own deadline is only for a question that the host never saw.
+The host ends a question at its deadline. The runner's own, later deadline is only for a question that the host never saw.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from schema.os_faults import typed_host_errors
 from schema.questions import Decision, Outcome, Question, key_of, to_content
 from schema.rows import Address, Kind
 
-_GRACE_S: Final = 30.0  # the host may be restarting when the deadline comes
+_GRACE_S: Final = 30.0  # how much later the runner's deadline is: the host may be restarting at its own
 _RETRY_S: Final = 0.5
 
 _T = TypeVar("_T")
 
 
 class Asking:
-    """The questions of one turn. `note(event, error)` logs a file that cannot be used now."""
+    """Asks the questions of one turn. `note(event, error)` logs that a file cannot be used now."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class Asking:
     ) -> None:
         self._outbox = outbox
         self._watch = watch
-        # The first trigger: in a retry, each trigger of a failed turn is tried alone, and this one asks the same again.
+        # A question is about the turn's first trigger. A retry of a failed turn runs each trigger alone, so only the first
+        # one's retry asks the same question again.
         self._about = next(message for message in messages if message.trigger)
         self._life = self._about.life(session)
         self._routing = routing
@@ -51,7 +52,7 @@ class Asking:
         self._asked: Counter[str] = Counter()
 
     async def ask(self, question: Question, key: str | None) -> Decision | None:
-        """Return how the question ended. If it only notifies, return None as soon as it is stored."""
+        """Ask, and return how the question ended. A question that only notifies returns None as soon as it is stored."""
         identity = row_id("q", self._life, self._numbered(key or key_of(question), named=key is not None))
         reply = self._reply(to_content(identity, question))
         await insist(lambda: self._outbox.add(identity, reply), self._note)
@@ -67,7 +68,7 @@ class Asking:
         return Decision(Outcome.TIMEOUT, question.default)
 
     def _numbered(self, key: str, *, named: bool) -> str:
-        """Return the key for the question's id. Repetitions of a question without a key get different ones."""
+        """Return the key for the question's id. A question without a key gets a number, so that its repetitions differ."""
         if named:
             return f"k:{key}"
         self._asked[key] += 1
@@ -91,7 +92,7 @@ class Asking:
 
 
 async def insist(work: Callable[[], _T], note: Callable[[str, ClawbusError], None]) -> _T:
-    """Repeat `work` in a worker thread until the files can be used. The turn's end cancels it."""
+    """Repeat `work` in a worker thread until the files can be used. The end of the turn cancels this."""
     while True:
         try:
             return await _in_thread(work)

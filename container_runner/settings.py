@@ -1,4 +1,4 @@
-"""The runner's settings: environment variables in, checked values out. Reads nothing else and keeps no state.
+"""Reads and checks the runner's settings, which come only from environment variables. Keeps no state.
 
 Every invalid value raises a SettingsError that names the variable and the key.
 """
@@ -35,9 +35,9 @@ _ZERO_OR_ABOVE: Final = ("grace_s", "keep_s", "max_files", "max_file_bytes")
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """All of a runner's input: its settings, names and three folders.
+    """Everything that the environment tells a runner: its settings, its incarnation, two names and four folders.
 
-    `agent` and `session` are only for the agent program and may be empty; the runner finds its files by its folders.
+    `agent` and `session` are only passed on to the agent's program and may be empty. The runner itself needs only the folders.
     """
 
     settings: RunnerSettings
@@ -54,7 +54,7 @@ def read_environment(environ: Mapping[str, str], providers: typing.Collection[st
     """Read and check the environment. `providers` are the names of the available providers. Raise SettingsError."""
     incarnation = environ.get(layout.ENV_INCARNATION, "")
     if not is_message_id(incarnation):
-        raise SettingsError(f"{layout.ENV_INCARNATION} must be the id of this spawn; it is {incarnation!r}.")
+        raise SettingsError(f"{layout.ENV_INCARNATION} must be this incarnation's id; it is {incarnation!r}.")
     return Environment(
         settings=_check(_read_settings(environ), providers),
         incarnation=incarnation,
@@ -81,20 +81,25 @@ def _read_settings(environ: Mapping[str, str]) -> RunnerSettings:
     given = cast(dict[str, Any], values)
     unknown = sorted(set(given) - {field.name for field in dataclasses.fields(RunnerSettings)})
     if unknown:
-        raise SettingsError(f"{layout.ENV_RUNNER}: unknown key {unknown[0]!r}: image and daemon differ in version.")
+        raise SettingsError(
+            f"{layout.ENV_RUNNER}: unknown key {unknown[0]!r}: the image and the daemon are of different versions."
+        )
     values_by_key: dict[str, Any] = {key: _typed(key, value, hints[key]) for key, value in given.items()}
     return RunnerSettings(**values_by_key)
 
 
 def _typed(key: str, value: object, wanted: object) -> object:
-    """Convert the value to its field's type. JSON has no tuples, and an integer is a valid number of seconds."""
+    """Convert a JSON value to its field's type: a list to a tuple, and an integer to a float where one is wanted."""
     if isinstance(wanted, types.GenericAlias):
         parts = cast(list[object], value) if isinstance(value, list) else None
         if parts is not None and all(isinstance(part, str) and "\0" not in part for part in parts):
             return tuple(parts)
-        raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be a list of texts without NUL; it is {value!r:.80}.")
+        raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be a list of strings without NUL; it is {value!r:.80}.")
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise SettingsError(f"{layout.ENV_RUNNER}: {key} is too large a number.") from None
     if isinstance(wanted, type) and isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
         return value
     name = wanted.__name__ if isinstance(wanted, type) else str(wanted)
@@ -103,14 +108,14 @@ def _typed(key: str, value: object, wanted: object) -> object:
 
 def _check(settings: RunnerSettings, providers: typing.Collection[str]) -> RunnerSettings:
     for key in _ABOVE_ZERO:
-        # `not above` rather than `at most`: NaN is neither.
-        if not 0 < float(getattr(settings, key)) < float("inf"):
+        # `not 0 < x` rather than `x <= 0`, because both comparisons are false for NaN.
+        if not 0 < getattr(settings, key) < float("inf"):
             raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be a number above 0.")
     for key in _ZERO_OR_ABOVE:
-        if not 0 <= float(getattr(settings, key)) < float("inf"):
+        if not 0 <= getattr(settings, key) < float("inf"):
             raise SettingsError(f"{layout.ENV_RUNNER}: {key} must be 0 or more.")
     if not -1 <= settings.egress_port <= 65_535:
-        raise SettingsError(f"{layout.ENV_RUNNER}: egress_port must be a port, 0 for any, or -1 for none.")
+        raise SettingsError(f"{layout.ENV_RUNNER}: egress_port must be a port number, 0 for any port, or -1 for none.")
     if settings.provider not in providers:
         raise SettingsError(
             f"{layout.ENV_RUNNER}: unknown provider {settings.provider!r}.", hint=f"One of: {', '.join(providers)}."

@@ -40,12 +40,13 @@ from container_runner.shared.errors import (
 )
 from container_runner.shared.running_time import cancel_after_running
 
-# A process that left the group may hold stdout open forever. The program's own output is read long before this.
+# Seconds to read on after the exit: a process that left the group may hold stdout open forever. The program's own output is
+# read long before that.
 _DRAIN_S: Final = 1.0
 
 
 class CommandProvider:
-    """Starts the program for each turn."""
+    """Starts the program anew for each turn."""
 
     accepts_follow_ups = False
 
@@ -61,7 +62,7 @@ class CommandProvider:
         self.silence: DeclaredTimeout | None = DeclaredTimeout("command", self._timeout_s + TERM_WAIT_S)
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
-        """Run the program and return its answer. Raise a TurnFailedError; when cancelled, kill the program first."""
+        """Run the program and return its answer. Raise a TurnFailedError or TurnDeferredError. When cancelled, kill it first."""
         with AnswerPipe() as answers:
             passed = (answers.descriptor,)
             process = await start_program(self._command, self._cwd, self._environ, self._children, passed)
@@ -112,13 +113,13 @@ class _Conversation:
         return self._parser.answer()
 
     async def _heed_stop(self, limit: anyio.CancelScope) -> None:
-        """End the program, as at its time-out: it gets SIGTERM, and a second later SIGKILL."""
+        """When a stop is requested, end the program as its time-out does: SIGTERM, then SIGKILL."""
         await self._progress.stop_asked()
         self._stopped = True
         limit.cancel()
 
     async def _talk(self, turn: bytes) -> int:
-        """Write the turn, read all output and return the exit code. An invalid answer ends it early and sets `_failure`."""
+        """Write the turn, read all output and return the exit code. An invalid line stops this early and sets `_failure`."""
         code = -int(signal.SIGTERM)
         async with anyio.create_task_group() as group:
             reading = anyio.Event()
@@ -151,7 +152,7 @@ class _Conversation:
             await self._output.feed(rest)
 
     def _check_later(self, code: int) -> None:
-        """Raise TurnDeferredError when the program asked to be tried later: by its exit code, or by a `later` line."""
+        """Raise TurnDeferredError if the program asked for a later try, by exit code 75 (EX_TEMPFAIL) or by a `later` line."""
         wish = self._parser.later
         if code == os.EX_TEMPFAIL:
             reason = wish.reason if wish is not None else None

@@ -45,17 +45,17 @@ from container_runner.shared.errors import (
 )
 from container_runner.shared.running_time import cancel_after_running
 
-_CANCEL_WAIT_S: Final = 5.0  # how long it may take from `cancel` to `end` before it is killed
+_CANCEL_WAIT_S: Final = 5.0  # from the line `cancel` to the line `end`; then the program is killed
 _CLOSE_WAIT_S: Final = 1.0  # from the end of standard input to SIGTERM
 _EXIT_WAIT_S: Final = 1.0  # from the end of standard output to the exit
-_DRAIN_CHUNKS: Final = 64  # dropped between two turns; a program that prints more is ended
+_DRAIN_CHUNKS: Final = 64  # chunks of output dropped between two turns; a program that prints more is ended
 _LOOP_STEPS: Final = 2  # in the first step the event loop polls the pipe, in the second it reads
-_MAX_UNREAD: Final = 64  # lines for the program that it has not read yet
+_MAX_UNREAD: Final = 64  # lines queued for the program
 _MAX_REASON: Final = 1000
 
 
 class LongLivedProvider:
-    """Keeps one program over many turns."""
+    """Keeps one program running over many turns."""
 
     accepts_follow_ups = False
 
@@ -101,7 +101,7 @@ class LongLivedProvider:
         self._children.forget(process.pid)
 
     async def _still_there(self, progress: Progress) -> bool:
-        """Return whether the program of the last turn still runs. Drop what it printed since: it belongs to no turn."""
+        """Return whether the last turn's program still runs. Drop what it has printed since: that belongs to no turn."""
         process = self._process
         if process is None:
             return False
@@ -118,7 +118,7 @@ class LongLivedProvider:
 
 
 class _Conversation:
-    """One turn with the program. `over`: the program has ended the turn itself, so it can get another one."""
+    """One turn with the program. When `over` is true, the program has printed `end`, so it can get another turn."""
 
     def __init__(self, process: Process, max_bytes: int, progress: Progress) -> None:
         self._process = process
@@ -179,7 +179,7 @@ class _Conversation:
         limit.cancel()
 
     async def _cancel(self, why: TurnFailedError) -> None:
-        """Tell the program to stop, and wait a moment for its line `end`: then it can be kept."""
+        """Tell the program to stop, and wait up to 5 s for its line `end`. If it comes, the program is kept."""
         if self._ready:
             self._send({"type": "cancel"})
             with anyio.move_on_after(_CANCEL_WAIT_S):
@@ -195,7 +195,7 @@ class _Conversation:
         return CommandNotReadyError(f"The program printed no line `ready` within {timeout_s:g} s.{words}")
 
     async def _read(self, turn: Mapping[str, object]) -> None:
-        """Read up to the line `end`. Keep the first invalid line as the failure."""
+        """Read up to the line `end`. An invalid line, or an end of the output before it, becomes `_failure`."""
         try:
             stream = opened(self._process.stdout)
             while not self.over:
@@ -258,7 +258,7 @@ class _Conversation:
 
 
 async def _drained(process: Process) -> bool:
-    """Drop what the program has printed by now. Return False when it has exited, or does not stop printing."""
+    """Drop what the program has printed by now. Return False if it has exited or does not stop printing."""
     stream = opened(process.stdout)
     for _ in range(_DRAIN_CHUNKS):
         for _ in range(_LOOP_STEPS):

@@ -1,6 +1,6 @@
-"""The operator API: HTTP routes that parse requests and call `Operations`. It makes no decisions of its own.
+"""The control API's routes: they parse requests and call `Operations`, and make no decisions of their own.
 
-Every response is JSON. A long poll is bounded, and ends when the client disconnects or the daemon stops.
+Every response is JSON. A long poll has a time limit, and ends early when the client disconnects or the daemon stops.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def build_api(
     max_body_bytes: int = DEFAULT_BODY_BYTES,
     max_attachment_bytes: int = 0,
 ) -> Starlette:
-    """Build the ASGI app. `max_body_bytes` limits a request's body; the ingress has its own limit for the content.
+    """Build the ASGI app. `max_body_bytes` limits a request's body; the ingress has a limit of its own for the content.
 
-    A message may be larger by `max_attachment_bytes` of files, which it brings in base64.
-    `more` are other routes on the same socket: telemetry and the event stream.
+    A message's body may also hold up to `max_attachment_bytes` of files, in base64. `more` are other routes on the same
+    socket: monitoring, the event stream, reloads and deploys.
     """
     api = _Handlers(operations, max_body_bytes, 4 * (max_attachment_bytes // 3 + 1))
 
@@ -113,7 +113,7 @@ class _Handlers:
         )
         if not wait_s:
             return asdict(accepted)
-        # The acceptance goes out before the wait begins: whatever happens then, the client knows that the message is stored.
+        # Send the acceptance before waiting: whatever happens during the wait, the client knows that the message is stored.
         message_id = accepted.requeued_as or accepted.message_id
         return TwoEnvelopes(
             request,
@@ -135,7 +135,7 @@ class _Handlers:
         after: int | None,
         accepted_at: int | None = None,
     ) -> object:
-        """Wait for the answer to a message: agent, session and id."""
+        """Wait for the answer to a message. `about` is its agent, session and id; `after` and `accepted_at` are cursors."""
         entry = await until_gone(request, lambda: self._operations.wait_reply(*about, wait_s, after, accepted_at))
         return {"entry": asdict(entry) if entry is not None else None}
 
@@ -202,7 +202,7 @@ class _Handlers:
         return await self._operations.session(*session_named(request.path_params))
 
     async def execute(self, adapter: TypeAdapter[AnyVerb], request: Request) -> object:
-        """Execute a verb. Its values come from the body; names also from the path, operator and reason from the query."""
+        """Execute a verb. Its values come from the body, the query (operator, reason) and the path (names)."""
         body = await read_body(request, self._max_body_bytes)
         values: dict[str, Any] = {**request.query_params, **request.path_params}
         return await self._operations.execute(parse_verb(adapter, values, body))

@@ -61,7 +61,7 @@ Handler = Callable[[Request], Awaitable[object]]
 
 
 def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Wrap a handler, so that its result or its error becomes an envelope. A handler may return a `Response` of its own."""
+    """Wrap a handler, so that its result or its error becomes an envelope. A `Response` that it returns is sent as it is."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -75,7 +75,7 @@ def enveloped(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 
 
 class TwoEnvelopes(Response):
-    """Two lines, each an envelope and each sent as soon as it is known: `first`, and what `rest` returns or raises."""
+    """A response of two lines, each an envelope: `first` is sent at once, then what `rest` returns or raises."""
 
     def __init__(self, request: Request, first: object, rest: Handler) -> None:
         super().__init__(media_type="application/x-ndjson")
@@ -101,7 +101,7 @@ async def _envelope(request: Request, handler: Handler) -> tuple[int, dict[str, 
         return _refused(error)
     except ClientDisconnect:
         raise
-    except Exception as error:  # noqa: BLE001 - the last handler: traceback to the log, a code to the client
+    except Exception as error:  # noqa: BLE001 - the last handler: the log gets the traceback, the client a code
         host = as_host_error(error, "this request could not be answered")
         if host is not None:
             structlog.get_logger("control").warning(
@@ -109,11 +109,11 @@ async def _envelope(request: Request, handler: Handler) -> tuple[int, dict[str, 
             )
             return _refused(host)
         structlog.get_logger("control").exception("control_request_failed", path=request.url.path)
-        return _refusal(500, "INTERNAL", "the daemon failed at this request.", ClawbusError.default_hint)
+        return _refusal(500, "INTERNAL", "the daemon failed to handle this request.", ClawbusError.default_hint)
 
 
 def status_of(error: ClawbusError) -> int:
-    """Return the HTTP status of a refusal. An error that names its cause is never a 500."""
+    """Return the HTTP status for an error. Only an error without a code of its own is a 500."""
     if error.code in _STATUS:
         return _STATUS[error.code]
     if isinstance(error, StorageError | ReadRaceError | ReadDeadlineError):
@@ -122,9 +122,9 @@ def status_of(error: ClawbusError) -> int:
 
 
 async def http_error(_: Request, error: Exception) -> Response:
-    """Answer a request that no route takes."""
+    """Answer a request that no route accepts."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    message = {404: "no such route.", 405: "this route has another method."}.get(status, "refused.")
+    message = {404: "no such route.", 405: "this route does not accept this method."}.get(status, "refused.")
     return _json(*_refusal(status, "REQUEST_REFUSED", message, "Use the clawbus command of the daemon's own version."))
 
 
@@ -141,5 +141,5 @@ def _json(status: int, body: object) -> Response:
 
 
 def _dump(body: object) -> bytes:
-    # ASCII, because content may hold lone surrogates that UTF-8 cannot.
+    # ASCII, because content may hold lone surrogates, which UTF-8 cannot encode.
     return json.dumps(body, separators=(",", ":"), default=str).encode()

@@ -1,4 +1,4 @@
-"""The part of the status that only the running daemon knows. It comes from memory; no file is read."""
+"""The part of the status report that only the running daemon knows. It comes from memory; no file is read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daemon.store.folder_use import SessionLimits
 
 
 class LiveStatus:
-    """Built once, at the daemon's start, which it reports as `started_at`."""
+    """Reports the daemon's state. Build it once, at the daemon's start: that time is reported as `started_at`."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class LiveStatus:
         limits: SessionLimits,
     ) -> None:
         self.problems = problems
-        self.source: Mapping[str, Any] | None = None  # which release runs, where the composition root knows it
-        self.worker: Callable[[], Mapping[str, Any]] = dict  # how this daemon is registered, where it is
-        self.budgets: Callable[[], Mapping[str, str]] = dict  # agents whose budget of today is used up: what of it
+        self.source: Mapping[str, Any] | None = None  # which release runs; None if the composition root does not know
+        self.worker: Callable[[], Mapping[str, Any]] = dict  # this daemon's registration; empty without one
+        self.budgets: Callable[[], Mapping[str, str]] = dict  # agent -> which of today's budgets it has used up
         self._agents = agents
         self._sessions = sessions
         self._supervisor = supervisor
@@ -80,7 +80,7 @@ class LiveStatus:
         }
 
     def near_limits(self) -> list[dict[str, Any]]:
-        """Return the sessions with a folder that was close to a limit at the last sweep. Over the limit, they are quarantined."""
+        """Return the sessions with a folder that was close to a limit at the last sweep. Over it, they are quarantined."""
         return [
             {"agent": one.key.agent, "session": one.key.session, "sentence": sentence}
             for one in self._sessions

@@ -1,6 +1,6 @@
-"""The parts that live for as long as the daemon does, built and wired. Nothing runs yet: `main.py` starts and ends them.
+"""Builds and connects the parts that live for as long as the daemon. Nothing runs yet: `main.py` starts and ends them.
 
-A part gets the parts that it calls. It publishes what it did as events (`core/events.py`), to which other parts subscribe.
+Each part gets the parts that it calls. It publishes what it did as events (`core/events.py`), to which others subscribe.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ _THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Parts that a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry; and what runs."""
+    """What a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry.
+
+    `source` is the release that runs.
+    """
 
     timings: Timings | None = None
     types: Mapping[str, EntryPoint] | None = None
@@ -93,11 +96,11 @@ class Registered(Protocol):
     """The daemon's registration, as the bus needs it."""
 
     def poke(self) -> None:
-        """Register what the configuration has now."""
+        """Register again, with the current configuration."""
         ...
 
     def payload(self) -> dict[str, Any]:
-        """Return what `/healthz` and `status` say of this worker."""
+        """Return what `/healthz` and `status` report about this worker."""
         ...
 
 
@@ -119,8 +122,8 @@ class Bus:
         self.config, self.clock, self.runtime, self.pulse = config, clock, runtime, pulse
         self._source = overrides.source
         self.agents: dict[str, Agent] = dict(config.agents)
-        self.elsewhere = self.ownership.elsewhere  # agents of another role, with that role
-        self.slots = SlotState()  # as the conductor last saw it; empty without slots
+        self.elsewhere = self.ownership.elsewhere  # agent -> its role, for agents that other daemons run
+        self.slots = SlotState()  # the releases' slots as the conductor last saw them; empty without any
         self.registration: Registered | None = None  # None until the daemon is registered
         self.channels: Channels = build_channels(config, clock, overrides.types)
         self.telemetry = _telemetry(config, self.channels, runtime, install_id, clock)
@@ -184,7 +187,7 @@ class Bus:
         return held_files
 
     def _build_engine(self, held_files: HeldFiles) -> tuple[Delivery, Sweeper, SessionSweep]:
-        """Build what moves messages and what repairs: both bring unreadable files to one place."""
+        """Build delivery, which moves messages, and the sweep, which repairs. They share what handles unreadable files."""
         config, clock, events = self.config, self.clock, self.events
         read_trouble = ReadTrouble(
             clock, self.sessions.troubles, self.schedule,
@@ -212,12 +215,12 @@ class Bus:
         delivery = Delivery(
             receivers, settings, clock, self.supervisor, self.schedule, read_trouble, self.telemetry, events
         )
-        one = SessionSweep(
+        session_sweep = SessionSweep(
             self.sessions, self.supervisor, delivery, self.schedule, clock,
             SweepSettings.of(config, self.agents), read_trouble, events,
         )  # fmt: skip
-        sweeper = Sweeper(self.sessions, one, self.schedule, clock, config.sweep, self.pulse, events)
-        return delivery, sweeper, one
+        sweeper = Sweeper(self.sessions, session_sweep, self.schedule, clock, config.sweep, self.pulse, events)
+        return delivery, sweeper, session_sweep
 
     def watched(self) -> Watched:
         """Return what metrics and readiness read."""
@@ -272,9 +275,9 @@ class Bus:
 
 @dataclass(frozen=True, slots=True)
 class _UsageKeeper:
-    """The gate's totals in central.db."""
+    """Loads and writes the gate's token totals in central.db."""
 
-    sessions: Callable[[], Sessions]  # built after the gate, which the sessions' owner comes from
+    sessions: Callable[[], Sessions]  # a function, because the sessions are built after the gate, which they need
 
     async def load(self, first_day: str) -> Sequence[UsageRow]:
         """See the protocol."""
@@ -289,9 +292,9 @@ def _session_settings(config: Config, owner: tuple[int, int] | None, agents: Map
     return SessionSettings(
         read_limits(config),
         owner,
-        # A container can make one thread wait as long as it likes (with locks); all of them together leave enough.
+        # A container can block one thread for as long as it likes, with a lock. One more for each keeps the rest free.
         threads=_THREADS + config.runtime.max_containers,
-        operation_s=config.sweep.session_timeout_s * 0.8,  # so that the operation's end comes before the sweep's
+        operation_s=config.sweep.session_timeout_s * 0.8,  # an operation gives up before the sweep gives up on it
         fate_of=lambda name: fate_of(agents.get(name), config),
         schedule_limits_of=lambda name: schedule_limits_of(agents.get(name), config),
     )

@@ -1,6 +1,6 @@
-"""Starts the parts of the daemon that `bus.py` has built, each in a named task, in the order that loses nothing.
+"""Starts the parts of the daemon that `bus.py` has built, each in a named task.
 
-First run the parts that deliver and repair, then those that run agents, last those that accept messages.
+The order loses nothing: first the parts that deliver and repair, then those that run agents, last those that accept messages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def bring_up(
     notifier: Notifier,
     conductor: Conductor | None,
 ) -> None:
-    """Start everything, then report readiness in the log, at /readyz and to systemd."""
+    """Start everything, then report readiness in the log, at /readyz and to systemd. `reload_now` rereads the configuration."""
     config = bus.config
     await tasks.start(monitoring.run, config.telemetry.listen, name="monitoring")
     operations = await start_parts(bus, tasks)
@@ -54,7 +54,7 @@ async def bring_up(
     api = build_api(operations, routes, max_attachment_bytes=config.limits.max_attachment_bytes)
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
     tasks.start_soon(Watchdog(pulse, notifier, bus.status_line).run, name="watchdog")
-    # The objects made so far live as long as the process. Without this, every full collection walks them: a 50 ms pause.
+    # The objects made so far live as long as the process. Unless frozen, each full collection walks them: a 50 ms pause.
     gc.collect()
     gc.freeze()
     if conductor is not None:
@@ -107,4 +107,4 @@ async def _check_runtime(bus: Bus) -> None:
         for error in await bus.supervisor.check_images():
             structlog.get_logger("daemon").error("image_unusable", error=str(error), hint=error.hint)
     except RuntimeUnavailableError:
-        return  # the supervisor logs it when it adopts containers, and keeps trying
+        return  # the supervisor also meets this error when it adopts containers; it logs it and keeps trying

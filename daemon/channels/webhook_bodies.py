@@ -1,8 +1,8 @@
-"""Builds the body that is posted to a reply_url: clawbus's own JSON, what a chat service's incoming webhook takes, or a body of the operator's. Pure.
+"""Builds the body that is posted to a reply_url: clawbus's own JSON, a chat service's form, or the operator's own. Pure.
 
-The services' forms: Slack, docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`&`, `<` and `>` are escaped, so
-that no agent can mention a whole channel); Discord, docs.discord.com/developers/resources/webhook (2,000 characters, no mentions);
-Teams, the Adaptive Card message that a Workflows webhook takes.
+Slack: docs.slack.dev/messaging/sending-messages-using-incoming-webhooks. `&`, `<` and `>` are escaped, so that no agent can
+mention a whole channel. Discord: docs.discord.com/developers/resources/webhook. At most 2,000 characters, and no mentions.
+Teams: the Adaptive Card message that a Workflows webhook takes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_PARTS: Final = 100
 
 
 def clawbus_body(message: Outgoing) -> object:
-    """Return the answer with all that is known about it: the same on every attempt."""
+    """Return the answer with everything that is known about it. It is the same on every attempt."""
     return {
         "id": message.message_out_id,
         "in_reply_to": message.in_reply_to,
@@ -47,7 +47,7 @@ def slack_body(message: Outgoing) -> object:
 
 
 def discord_body(message: Outgoing) -> object:
-    """Return what Discord's webhooks take. A longer text is cut, with a note; the whole text is in the session."""
+    """Return what Discord's webhooks take. A text over the limit is cut, with a note; the session keeps the whole text."""
     text = text_of(message.content)
     if len(text) > DISCORD_LIMIT:
         note = f"\n[cut: {len(text)} characters; the whole answer is {message.message_out_id}]"
@@ -74,12 +74,12 @@ FORMATS: Final[Mapping[str, Callable[[Outgoing], object]]] = MappingProxyType(
 
 
 def check_body(body: object) -> None:
-    """Raise ValueError for an operator's body that cannot be filled: its templates, its depth, its size."""
+    """Raise ValueError if an operator's body cannot be filled: an invalid template, too many levels or values."""
     _walk(body, _checked, 0, [0])
 
 
 def made_body(body: Mapping[str, Any], message: Outgoing) -> object:
-    """Return the operator's body with its texts filled. A field without a value becomes an empty text."""
+    """Return the operator's body with its templates filled. A field without a value becomes an empty text."""
     values = {
         "text": text_of(message.content), "agent": message.agent, "session": message.session,
         "id": message.message_out_id, "in_reply_to": message.in_reply_to, "kind": message.kind,
@@ -97,7 +97,7 @@ def made_body(body: Mapping[str, Any], message: Outgoing) -> object:
 
 
 def encoded(body: object) -> bytes:
-    """Return the JSON. Raise PermanentDeliveryError for what no JSON can hold."""
+    """Return the body as JSON in UTF-8. Raise PermanentDeliveryError for a value that JSON cannot hold."""
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
     except (ValueError, RecursionError) as error:
@@ -118,12 +118,15 @@ def _checked(text: str) -> str:
     except TemplateError as error:
         raise ValueError(f"the template {error}") from error
     if unknown:
-        raise ValueError(f"there is no {{{unknown[0]}}}; it may use {', '.join(sorted(REPLY_VALUES))}")
+        raise ValueError(f"there is no field {{{unknown[0]}}}; the fields are {', '.join(sorted(REPLY_VALUES))}")
     return text
 
 
 def _walk(value: object, text: Callable[[str], str], depth: int, seen: list[int]) -> object:
-    """Return a copy with every text passed through `text`. Raise ValueError for what is too deep or too large."""
+    """Return a copy with every string passed through `text`. Raise ValueError for too many levels or values.
+
+    `seen` holds one number: how many values were visited.
+    """
     seen[0] += 1
     if depth > _MAX_DEPTH or seen[0] > _MAX_PARTS:
         raise ValueError(f"has more than {_MAX_DEPTH} levels or {_MAX_PARTS} values")

@@ -94,7 +94,7 @@ class Hook(BaseModel):
         if value is not None:
             unknown = sorted(parse(value).first_words - HOOK_VALUES)
             if unknown:
-                raise ValueError(f"there is no {{{unknown[0]}}}; it may use {', '.join(sorted(HOOK_VALUES))}")
+                raise ValueError(f"there is no field {{{unknown[0]}}}; the fields are {', '.join(sorted(HOOK_VALUES))}")
         return value
 
     @model_validator(mode="after")

@@ -135,7 +135,7 @@ def session_template(text: str, values: frozenset[str]) -> Template:
         raise ValueError(f"the template {error}") from error
     unknown = sorted(found.first_words - values)
     if unknown:
-        raise ValueError(f"there is no {{{unknown[0]}}}; a template may use {', '.join(sorted(values))}")
+        raise ValueError(f"there is no field {{{unknown[0]}}}; the fields are {', '.join(sorted(values))}")
     if found.has_fields and any(sign in text for sign in "~%"):
         raise ValueError("a template may hold neither `~` nor `%`: they mark what was escaped or shortened")
     try:

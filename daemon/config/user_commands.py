@@ -33,7 +33,7 @@ class CommandTable(BaseModel):
             except TemplateError as error:
                 raise ValueError(f"the template {error}") from error
             if unknown:
-                raise ValueError(f"there is no {{{unknown[0]}}}; it may use {', '.join(sorted(_VALUES))}")
+                raise ValueError(f"there is no field {{{unknown[0]}}}; the fields are {', '.join(sorted(_VALUES))}")
         return value
 
     def rule(self) -> CommandRule:

@@ -1,8 +1,8 @@
-"""Decides at start-up whose data folder this is. A copy, or a restored backup, becomes a separate installation.
+"""Decides at start-up whether the data folder is a copy. A copy, or a restored backup, becomes a separate installation.
 
-A copy owns no containers: those on its record are the original's, which may still be running. It ends, adopts and removes
-none of them. The messages that they had claimed are worked on here if their exit is proved; otherwise the session is held for
-an operator.
+A copy owns no containers. Those in its records belong to the original and may still run, so the copy never ends, adopts or
+removes one. If such a container is proved to be gone, the messages that it had claimed are tried again here; otherwise their
+session is quarantined until an operator decides.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from schema.errors import ClawbusError
 from schema.ids import new_id, session_path
 from schema.plain_file import ReadLimits
 
-# Builds a runtime of the given kind for an installation's id. It is used only for queries.
+# Builds a runtime from its kind and an installation's id. Here it is only asked, and starts nothing.
 Build = Callable[[str, str], ContainerRuntime]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the start-up check needs."""
+    """What the check at start-up works on."""
 
     folder: Layout
     registry: Registry
@@ -51,8 +51,8 @@ class Start:
 async def settle_install(start: Start, build: Build) -> str:
     """Return this installation's id. A copied or restored folder first becomes a separate installation, with a new id.
 
-    Raise StorageError. Raise DataFolderError when the copy shares its sessions with the original, or lies in the original's
-    place while one of its containers runs; RuntimeUnavailableError when it is unknown whether one runs.
+    Raise DataFolderError when the copy shares its sessions folder with the original, or lies at the original's path while one
+    of the original's containers runs; RuntimeUnavailableError when it is unknown whether one runs; StorageError.
     """
     install_id = await to_thread.run_sync(
         agree_on_install_id, start.registry, start.folder.install_file, start.clock.now_ms()
@@ -65,13 +65,13 @@ async def settle_install(start: Start, build: Build) -> str:
 
 
 async def _become_own(start: Start, found: Install, build: Build) -> str:
-    """Make the copy a separate installation. The place is recorded last, so that an interrupted start is repeated."""
+    """Make the copy a separate installation. Its place is recorded last, so that the start after a crash repeats all of it."""
     log = structlog.get_logger("install")
     here = await to_thread.run_sync(place_of, start.folder.root)
-    if found.place is not None and None is not found.place.sessions == here.sessions:
+    if found.place is not None and here.sessions is not None and found.place.sessions == here.sessions:
         raise DataFolderError(
-            f"{start.folder.sessions_dir} is also that of the installation at {found.place.path}.",
-            hint="Copy the sessions, too; or stop that installation for good, then `clawbus install renew` here.",
+            f"{start.folder.sessions_dir} is also the sessions folder of the installation at {found.place.path}.",
+            hint="Copy the sessions, too; or stop that installation for good, then run `clawbus install renew` here.",
         )
     now = start.clock.now_ms()
     origin = Origin(found.install_id, found.place.path if found.place else found.origin and found.origin.path, now)
@@ -93,10 +93,10 @@ async def _become_own(start: Start, found: Install, build: Build) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the original's engine reports about its containers.
+    """What the original's engine reports about the original's containers.
 
-    `living` are ids of running containers, or an incarnation's id where no container id is on record. `silence` is why the
-    engine could not be asked.
+    `gone` are incarnations whose container is proved to be gone. `living` are the ids of containers that run or may start; an
+    incarnation's id stands for a container whose id was not recorded. `silence` is why the engine did not answer.
     """
 
     gone: set[str] = field(default_factory=set[str])
@@ -105,7 +105,7 @@ class _Answer:
 
 
 async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> _Answer:
-    """Ask the original's own engine which of its containers still exist. Another engine's answer would prove nothing."""
+    """Ask the engine that the original used which containers still exist. Another engine's answer would prove nothing."""
     engine = found.engine
     if engine is None or not engine.id:
         return _Answer()
@@ -115,13 +115,13 @@ async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> 
         async with aclosing(build(engine.kind, found.install_id)) as runtime:
             if await runtime.identity() != engine.id:
                 return _Answer()
-            # The record may be older than the containers, as a backup's is.
+            # The original may have started containers after the copy was made.
             living |= {one.container_id for one in await runtime.list_running()}
             for row in (row for row in rows if row.runtime == engine.kind):
                 if await runtime.may_live(row.id):
                     living.add(row.container_id or row.id)
                 elif row.container_id is not None:
-                    # No container id on record: its daemon was about to start it when the copy was made.
+                    # Without a recorded container id nothing is proved: the original was about to start the container.
                     gone.add(row.id)
     except ClawbusError as error:
         return _Answer(gone, tuple(sorted(living)), error)
@@ -131,30 +131,33 @@ async def _ask(rows: Sequence[IncarnationRow], found: Install, build: Build) -> 
 def _refuse_beside_containers(answer: _Answer, rows: Sequence[IncarnationRow], path: str) -> None:
     """Raise unless the original's containers are gone.
 
-    This folder is in the place that they mount, so a restarted one would write here without this installation knowing.
+    They mount the path of this folder, so one that is restarted would write here without this installation knowing.
     """
     if answer.living:
         names = ", ".join(answer.living)
-        known = [one for one in answer.living if one not in {row.id for row in rows}]
-        # A container without an id on record is found by its label.
-        asked = [
-            f"$(docker ps -aq --filter label={LABEL_INCARNATION}={one})" for one in answer.living if one not in known
+        incarnations = {row.id for row in rows}
+        by_id = [one for one in answer.living if one not in incarnations]
+        # A container whose id was not recorded is found by its label.
+        by_label = [
+            f"$(docker ps -aq --filter label={LABEL_INCARNATION}={one})" for one in answer.living if one in incarnations
         ]
         raise DataFolderError(
-            f"{path} took the place of an installation whose containers still run, or may start again: {names}."
-            " They would write to these sessions beside the new containers.",
-            hint=f"End them and start again. With Docker: `docker rm -f {' '.join([*known, *asked])}`.",
+            f"{path} replaced an installation whose containers still run, or may start again: {names}."
+            " They and the new containers would write to the same sessions.",
+            hint=f"End them and start again. With Docker: `docker rm -f {' '.join([*by_id, *by_label])}`.",
         )
     if answer.silence is not None and rows:
         raise RuntimeUnavailableError(
-            f"{path} took the place of an installation, and it is unknown whether that one's containers still run:"
-            f" {answer.silence}",
-            hint="Let their engine answer. When it is gone for good: `clawbus install renew`.",
+            f"{path} replaced an installation, and it is unknown whether that one's containers still run: {answer.silence}",
+            hint="Start the engine that ran them. If it is gone for good: `clawbus install renew`.",
         )
 
 
 def _disown(start: Start, row: IncarnationRow, gone: bool, origin: Origin) -> None:
-    """Release, without charging a try, what the original's container had claimed. Hold the session if it may still run."""
+    """Release the messages that the original's container had claimed, without charging a try.
+
+    Quarantine the session if the container may still work on one.
+    """
     log = structlog.get_logger("install").bind(agent=row.key.agent, session=row.key.session, incarnation=row.id)
     files = SessionFiles(session_path(start.folder.sessions_dir, *row.key), start.limits)
     try:
@@ -165,9 +168,9 @@ def _disown(start: Start, row: IncarnationRow, gone: bool, origin: Origin) -> No
     if in_hand and not gone:
         where = f" at {origin.path}" if origin.path else ""
         reason = (
-            f"This folder is a copy. When it was made, a container of the original{where} worked on {in_hand} messages of"
-            " this session, and it is unknown whether it still does. Release it when the original is gone, or when the"
-            " work may be done twice."
+            f"This folder is a copy. When it was made, a container of the original{where} was working on {in_hand} messages"
+            " of this session, and it is unknown whether it still is. Release the session when the original is gone, or when"
+            " the work may be done twice."
         )
         start.registry.quarantine(row.key, reason, start.clock.now_ms())
         log.warning("session_held", reason=reason)
@@ -184,9 +187,9 @@ def _note_place(start: Start, found: Install | None, install_id: str) -> None:
 
 
 def renew(folder: Layout) -> Install | None:
-    """Make the next start create a new installation, without containers on record. The caller holds the folder's lock.
+    """Make the next start create a new installation, as from a copy whose original's containers are gone for good.
 
-    Return None when no daemon of this version has started on the folder. Raise StorageError.
+    The caller holds the folder's lock. Return the old record, or None if the folder has none. Raise StorageError.
     """
     file = InstallFile(folder.install_record)
     found = file.read()

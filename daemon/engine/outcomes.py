@@ -47,7 +47,7 @@ def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
 
 
 def success(send: Send, receipt: object) -> Outcome:
-    """Return the outcome of a receipt. Raise TypeError for anything but a Receipt."""
+    """Return the outcome of a delivered row. Raise TypeError if the channel returned anything but a Receipt."""
     if not isinstance(receipt, Receipt):
         raise TypeError(f"deliver returned {type(receipt).__name__}, not a Receipt")
     platform_id = None if receipt.platform_message_id is None else str(receipt.platform_message_id)
@@ -55,7 +55,7 @@ def success(send: Send, receipt: object) -> Outcome:
 
 
 def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
-    """Return the outcome of a failed send. `timeout_s` is the bus's own timeout in seconds, for the text."""
+    """Return the outcome of a failed send. `timeout_s` is the bus's own timeout in seconds, which the text names."""
     if isinstance(error, TimeoutError):
         text = f"no answer within {timeout_s:g} s"
         return Outcome(send, sent=True, error_code=TransientDeliveryError.code, error=text, in_doubt=True)
@@ -77,7 +77,7 @@ def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
 def note_results(
     outcomes: list[Outcome], sends: Sequence[Send], results: Sequence[Receipt | DeliveryFailure], timeout_s: float
 ) -> None:
-    """Append the outcomes of several rows to `outcomes`, up to the first failure.
+    """Append the outcomes of a channel's `deliver_many` to `outcomes`, up to the first failure.
 
     Raise TypeError if a result is neither a receipt nor a delivery error.
     """

@@ -1,7 +1,8 @@
 """Finds a reply to a question in a message's content and records it as the question's outcome.
 
-A reply is `{"answer_to": ID, "text": ...}`, in the content itself or in the JSON body of a webhook; or, at a routed place, a
-plain text of the person whom the question is for. Synchronous; the caller holds the session's lock.
+A reply is `{"answer_to": ID}` with `text`, `choice` or `"declined": true`, in the content itself or in the JSON body of a
+webhook. At a routed place, it may also be a plain text from the person who was asked. Synchronous; the caller holds the
+session's lock.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Reply:
 
 
 def reply_in(content: object) -> Reply | None:
-    """Return the reply in this content, or None if it is not one. Raise AnswerRefusedError for a reply without an answer."""
+    """Return the reply in this content, or None if it has none. Raise AnswerRefusedError for a reply without an answer."""
     for value in (content, _body(content)):
         fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
         named = fields.get("answer_to")
@@ -61,9 +62,9 @@ def record_reply(
     person: Person,
     now: int,
 ) -> tuple[Asked, bool]:
-    """Record the reply in one transaction. Return the question as it is then, and whether this reply decided it.
+    """Record the reply in one transaction. Return the decided question, and whether it was this reply that decided it.
 
-    `rule` says who may answer, and `person` does. Raise UnknownQuestionError, QuestionClosedError, AnswerRefusedError or
+    `rule` says who may answer; `person` is who answers. Raise UnknownQuestionError, QuestionClosedError, AnswerRefusedError or
     AnswerForbiddenError without changing anything.
     """
     at = f"{place.channel_type}:{place.platform_id}" if place is not None else "unknown"
@@ -72,7 +73,7 @@ def record_reply(
     with files.inbound() as db, db.transaction():
         before = questions.find(db, reply.question_id)
         if before is not None and not may_answer(rule_of(rule, before.question), questions.asker(db, before), person):
-            raise AnswerForbiddenError(f"{who or 'whoever wrote this'} may not answer {reply.question_id}.")
+            raise AnswerForbiddenError(f"{who or 'the unnamed sender'} may not answer {reply.question_id}.")
         asked = questions.answer(db, reply.question_id, reply.text, by, now, place=place, answer_id=message_id)
     fresh = before is not None and before.decision is None
     if fresh:
@@ -83,10 +84,10 @@ def record_reply(
 def record_plain_reply(
     files: SessionFiles, text: str, message_id: str, place: Address, rule: AnswersFrom, person: Person, now: int
 ) -> tuple[Asked, bool] | None:
-    """Record a text as the answer to the one open question here that it can answer. Return what `record_reply` does.
+    """Record a plain text as the answer to the person's one open question at this place. Return what `record_reply` returns.
 
-    Return None if it is a message: no question about a message of this person is open here, or several are, or the text
-    answers none. What was stored as a message stays one, however often its channel hands it in.
+    Return None if the text is an ordinary message: this person has no open question here, or several, or the text does not
+    answer it. A text that was already stored as a message stays one, however often its channel hands it in.
     """
     with files.inbound() as db:
         repeated = questions.decided_with(db, message_id)
@@ -106,7 +107,10 @@ def record_plain_reply(
 
 
 def answer_by_operator(files: SessionFiles, question_id: str, said: str | None, by: str, now: int) -> dict[str, object]:
-    """Record an operator's answer. Return {id, outcome, choice, text, message_id, notify}. Raise what `record_reply` raises."""
+    """Record an operator's answer (None: declined). Return {id, outcome, choice, text, message_id, notify, asks_for}.
+
+    Raise UnknownQuestionError, QuestionClosedError or AnswerRefusedError.
+    """
     with files.inbound() as db, db.transaction():
         asked = questions.answer(db, question_id, said, by, now)
     files.ring()

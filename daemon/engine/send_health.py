@@ -1,7 +1,7 @@
-"""Tracks which places of which channels accept nothing at present, and why: for `degraded`, doctor and readiness.
+"""Tracks the places to which sends fail at present, and why. `status` (`degraded`), doctor and readiness report it.
 
-A place's trouble ends with a success. It also ends when every answer that failed there was given up, and when nothing was
-tried for longer than any retry waits.
+A place is well again after a successful send, after the operator has dropped every answer that failed there, or after a time
+without attempts that is longer than any retry waits.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from daemon.core.clock import Clock
 from daemon.engine.hand_over import Outcome
 from daemon.engine.send_slots import Lane
 
-_MANY = 5  # failures in a row
-_LONG_MS = 60_000  # or two failures, this far apart
-_NAMED = 3
-_PLACES = 1000
+_MANY = 5  # so many failures in a row are reported
+_LONG_MS = 60_000  # so are two or more that lie this far apart
+_NAMED = 3  # places named in one report; the others are counted
+_PLACES = 1000  # troubled places remembered; a further one is not tracked
 _ANSWERS = 1000  # failed answers remembered for one place; beyond that, only a success or silence ends its trouble
 
 
@@ -35,7 +35,7 @@ class _Trouble:
 
 
 class SendHealth:
-    """Tracks every place's failures. Call it in the event loop. `retry_max_s` and `send_timeout_s` are as configured."""
+    """Tracks every place's failures. Call it only in the event loop. `retry_max_s` and `send_timeout_s` are as configured."""
 
     def __init__(self, clock: Clock, retry_max_s: float, send_timeout_s: float) -> None:
         self._clock = clock
@@ -71,7 +71,7 @@ class SendHealth:
                 del self._troubles[lane]
 
     def problems(self) -> dict[str, tuple[int, str]]:
-        """Return each troubled channel with since when (epoch milliseconds) and why."""
+        """Return, for each troubled channel, since when (epoch milliseconds) and why."""
         now = self._clock.now_ms()
         self._troubles = {lane: one for lane, one in self._troubles.items() if now < one.until}
         found: dict[str, list[tuple[Lane, _Trouble]]] = {}

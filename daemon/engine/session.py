@@ -34,7 +34,7 @@ OPERATION_S: Final = 24.0  # enough for two busy timeouts, one read deadline and
 
 
 class _Job(Generic[T]):
-    """An operation handed to a thread. Either it runs, or it is withdrawn and never runs. Then `came_back` is called."""
+    """An operation handed to a thread. It either runs or is withdrawn and never runs. `came_back` is called after either."""
 
     def __init__(self, operation: Callable[[], T], came_back: Callable[[], None]) -> None:
         self._operation = operation
@@ -55,7 +55,7 @@ class _Job(Generic[T]):
             self._came_back()
 
     def _decide(self) -> bool:
-        """Return True for the first caller, of `run` and `withdraw`, only."""
+        """Return True only to whichever of `run` and `withdraw` calls first."""
         with self._gate:
             first, self._decided = not self._decided, True
             return first
@@ -90,19 +90,20 @@ class Session:
         self.active = False
         self.last_activity = 0
         self.moved_at = 0
-        self.held_at = 0  # epoch ms: when the sweep last saw messages waiting behind one that waits for its next try
-        self.tool: ToolInFlight | None = None  # the container's declared tool as the host last saw it
-        self.sending: dict[str, frozenset[str]] = {}  # destination -> ids under way
-        self.unconfirmed: set[str] = set()  # ids whose intent's commit failed but may be in the file; nothing was sent
-        self.behind: set[str] = set()  # destinations with rows that wait for a send under way
+        self.held_at = 0  # epoch ms: when the sweep last saw messages wait behind one whose next try is not yet due
+        self.tool: ToolInFlight | None = None  # the tool that the container last declared to be running
+        self.sending: dict[str, frozenset[str]] = {}  # destination -> ids of the answers that are being sent
+        self.unconfirmed: set[str] = (
+            set()
+        )  # answers not sent, as the commit of their intent failed (but may be on disk)
+        self.behind: set[str] = set()  # destinations with more answers, which wait for the send under way
         self.consecutive_timeouts: dict[str, int] = {}  # kind of read -> how many times in a row it passed its deadline
         self.unreadable_since: float | None = None  # monotonic: since when every read has failed
         self.unwritable_since: float | None = None  # monotonic: since when every write to inbound.db has failed
-        self.use: FolderUse | None = None  # the use of its out/ folder at the last sweep
+        self.use: FolderUse | None = None  # how much its out/ folder held at the last sweep
         self.home_use: FolderUse | None = None  # the same for home/
-        self.lost_places = frozenset[
-            tuple[str, str]
-        ]()  # (channel, place) that its container still lists and may no longer write to
+        # (channel, place) pairs that its container still lists as destinations and may no longer write to
+        self.lost_places = frozenset[tuple[str, str]]()
         self.deleted = False
         self.budget = PollBudget()
         self.cpu_s = 0.0  # CPU time of all operations on its files
@@ -110,9 +111,8 @@ class Session:
         self.throttled = False
         self.held_by: tuple[str, ...] = ()  # processes outside its container that hold a lock on inbound.db
         self._limiter = limiter
-        self._unbounded = anyio.CapacityLimiter(
-            math.inf
-        )  # `limiter` is the real bound; waiting for it does not count toward `operation_s`
+        # `limiter` bounds the threads: it is acquired first, so that waiting for it does not count toward `operation_s`.
+        self._unbounded = anyio.CapacityLimiter(math.inf)
         self.operation_s = operation_s
         self._in_thread = False
 
@@ -121,7 +121,7 @@ class Session:
         self.last_activity = self.moved_at = now_ms
 
     def shows_tool(self, tool: ToolInFlight | None, now_ms: int) -> None:
-        """Record the tool that the container declares. A different one than before counts as progress."""
+        """Record the tool that the container declares to be running. A change of tool counts as progress."""
         if tool is not None and tool != self.tool:
             self.moved_at = now_ms
         self.tool = tool
@@ -133,20 +133,23 @@ class Session:
 
     @property
     def schedule_limits(self) -> ScheduleLimits:
-        """What the agent may ask for with schedules of its own."""
+        """The agent's current limits for schedules that it makes itself."""
         return self._limits_of(self.key.agent)
 
     async def call(self, operation: Callable[[], T]) -> T:
-        """Run a synchronous operation on the session's files in a thread, holding `lock`. Not re-entrant."""
+        """Run a synchronous operation on the session's files in a thread, holding `lock`. Not re-entrant.
+
+        Raise UnknownSessionError, ReadDeadlineError, and what the operation raises.
+        """
         async with self.lock:
             return await self.call_locked(operation)
 
     async def call_locked(self, operation: Callable[[], T]) -> T:
         """Run an operation for a caller that holds `lock`.
 
-        An operation that does not return in time, or whose caller is cancelled, is abandoned: a container can make an open
-        hang forever (by putting a fifo in a file's place between our check and SQLite's open). Until its thread returns,
-        every call raises ReadDeadlineError: the lock alone no longer keeps a second thread from the same files.
+        An operation that takes longer than `operation_s`, or whose caller is cancelled, is abandoned: a container can make an
+        open hang forever, by putting a fifo in a file's place between our check and SQLite's open. Until the abandoned thread
+        returns, every call raises ReadDeadlineError, because the lock no longer keeps a second thread from the same files.
         """
         if self.deleted:
             raise UnknownSessionError(f"session {self.key} was deleted.")

@@ -1,6 +1,6 @@
-"""Lists the running containers of this install from the runtime, without a daemon. Starts and stops none.
+"""Asks the runtime for this installation's running containers, without a daemon. Starts and stops none.
 
-The runtimes' classes log; a command's output must not. So their events are dropped while they are asked.
+The runtimes' classes write log events, which do not belong in a command's output. So the events are dropped meanwhile.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PATIENCE_S: Final = 5.0  # a person waits for the answer at a terminal
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSeen:
-    """The listing. `containers` is None when the runtime did not answer; then `error` says why.
+    """What the runtime reported. `containers` is None when it is unknown which containers run; then `error` says why.
 
-    `image_error`: why the daemon would start no container from one of the configured images.
+    `image_error`: why the daemon could start no container from one of the configured images.
     """
 
     containers: tuple[Container, ...] | None
@@ -45,14 +45,14 @@ class RuntimeSeen:
     image_repair: str | None = None  # the command that builds that image
     image_others: tuple[tuple[str, str], ...] = ()  # the other unusable images: why, and the command that builds each
     images_checked: bool = False  # every configured image was inspected
-    repair: str | None = None  # a command, when the runtime did not answer
-    other_engine: bool = False  # another engine answered than the one that the containers run on
-    copied_from: str | None = None  # the folder is a copy of the install there, and no daemon has started on it
-    other_kind: str | None = None  # the runtime to ask instead, when the configured one is not that of the containers
+    repair: str | None = None  # a command to run when the runtime did not answer
+    other_engine: bool = False  # the engine that answered is not the one that the containers run on
+    copied_from: str | None = None  # the folder is a copy of this installation, and no daemon has started on it yet
+    other_kind: str | None = None  # the runtime that the containers run under, when another one is configured
 
     @property
     def alive(self) -> frozenset[str] | None:
-        """The living incarnations; None when that is unknown."""
+        """The incarnations whose container runs, or None if that is unknown."""
         return frozenset(one.incarnation for one in self.containers) if self.containers is not None else None
 
 
@@ -73,13 +73,13 @@ def context_of(
 
 
 def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
-    """Ask the configured runtime for this install's containers, and Docker for the images. Never raises for their absence.
+    """Ask the configured runtime for this installation's containers, and Docker for its images.
 
-    Without an install's id there is no label to ask for, and nothing of ours can run. When the data folder has containers
-    under another runtime than the configured one, this one's listing says nothing about them, and the result is unknown.
+    Never raise for a runtime that does not answer. The result is unknown for a folder without an id, for a copy, and when
+    containers run under another runtime than the configured one, which then says nothing about them.
     """
     if install_id is None:
-        return RuntimeSeen(None, "this data folder has no install id, so its containers cannot be recognised.")
+        return RuntimeSeen(None, "this data folder has no installation id, so its containers cannot be recognised.")
     record = _record(config.data_dir)
     if record is not None and is_copied(record, config.data_dir):
         return _copy(record)
@@ -94,7 +94,7 @@ def look_at_runtime(config: Config, install_id: str | None) -> RuntimeSeen:
 
 
 def container_output(config: Config, install_id: str, container_id: str, *, max_bytes: int = 65_536) -> str | None:
-    """Return the end of what a container wrote, as its runtime has it, or None if the container is gone."""
+    """Return the last `max_bytes` of a container's output from its runtime, or None if the runtime has none to give."""
     pipeline = configure(Logs(), None, None)
     try:
         return anyio.run(_output, config, install_id, container_id, max_bytes)
@@ -105,7 +105,7 @@ def container_output(config: Config, install_id: str, container_id: str, *, max_
 def _other_runtime(config: Config, kind: str) -> RuntimeSeen:
     why = (
         f'this configuration has [runtime] kind = "{config.runtime.kind}", and containers of {config.data_dir} run'
-        f' under "{kind}": name that configuration with --config.'
+        f' under "{kind}": name the configuration with that runtime with --config.'
     )
     return RuntimeSeen(None, why, other_kind=kind)
 
@@ -120,7 +120,7 @@ def _record(data_dir: Path) -> Install | None:
 def _copy(record: Install) -> RuntimeSeen:
     path = record.place.path if record.place is not None else record.origin and record.origin.path
     where = path or f"installation {record.install_id}"
-    why = f"this data folder is a copy of {where}, and that installation's containers are not its own; its first start gives it its own id."
+    why = f"this data folder is a copy of {where}, whose containers are not its own. Its first start gives it an id of its own."
     return RuntimeSeen(None, why, copied_from=where)
 
 
@@ -151,12 +151,12 @@ async def _look(config: Config, install_id: str) -> RuntimeSeen:
 
 
 async def _processes_live(config: Config, install_id: str) -> bool:
-    """Return whether agents live as plain processes, also when a lost registry has no record of them."""
+    """Return whether agents run as plain processes, also when the registry was lost and has no record of them."""
     runtime = _runtime(config, install_id, "process")
     try:
         return bool(await runtime.list_running())
     except RuntimeUnavailableError:
-        return False  # nothing is recorded there, or look_at_runtime had said so
+        return False  # central.db has no live process either, or look_at_runtime would have reported it
     finally:
         await runtime.aclose()
 
@@ -176,7 +176,7 @@ def _runtime(config: Config, install_id: str, kind: str | None = None) -> Contai
 
 
 def _images_seen(config: Config) -> RuntimeSeen:
-    """Return the images that containers could not start from, where each is configured, and how to build it."""
+    """Return which configured images are unusable and why, where each is configured, and the command that builds it."""
     if config.runtime.kind == "process":
         return RuntimeSeen(None)
     from daemon.runtimes.docker_client import engine_client  # noqa: PLC0415
@@ -193,7 +193,7 @@ def _images_seen(config: Config) -> RuntimeSeen:
             except ImageError as error:
                 unusable.append((f"{one.where}: {error}", one.build))
             except ClawbusError:
-                return RuntimeSeen(None)  # it no longer answers: the next listing reports that
+                return RuntimeSeen(None)  # Docker no longer answers, which the next command reports
     if not unusable:
         return RuntimeSeen(None, images_checked=True)
     (why, build), *others = unusable
@@ -201,7 +201,7 @@ def _images_seen(config: Config) -> RuntimeSeen:
 
 
 def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
-    """Return this install's id: central.db's, else that of the file beside it."""
+    """Return the installation's id: `recorded` (central.db's), else the one in the file install-id, else None."""
     if recorded is not None:
         return recorded
     try:
@@ -212,5 +212,5 @@ def install_id_of(data_dir: Path, recorded: str | None) -> str | None:
 
 
 def recorded_install_id(data_dir: Path) -> str | None:
-    """Return the install's id of a data folder or of a backup, or None when there is none that can be read."""
+    """Return the installation id of a data folder or a backup, or None if none can be read."""
     return install_id_of(data_dir, read_install_id(data_dir))

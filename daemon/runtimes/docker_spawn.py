@@ -1,4 +1,4 @@
-"""Starting one container: the leftover of its name cleared, created locked down, started. Blocks; call it in a thread.
+"""Starts one container: removes the session's dead ones, creates the new one locked down, starts it. Blocks; use a thread.
 
 Never removes or kills a container that runs: a running one of the same name is another container of the same session.
 """
@@ -38,7 +38,7 @@ _LOG_MAX_FILES: Final = "3"
 
 
 class Spawner:
-    """Creates and starts. `forget` removes a dead container given its inspection."""
+    """Creates and starts containers. `forget` gets what `docker inspect` says about a dead container and removes it."""
 
     def __init__(self, client: DockerClient, install_id: str, *, forget: Callable[[dict[str, Any]], None]) -> None:
         self._client = client
@@ -46,7 +46,10 @@ class Spawner:
         self._forget = forget
 
     def spawn(self, spec: ContainerSpec, image: UsableImage, cancelled: threading.Event) -> Running:
-        """Return once Docker has started it. SpawnError, ImageError or RuntimeUnavailableError as the protocol says."""
+        """Start the container and return once Docker has started it. Raise what `ContainerRuntime.spawn` raises.
+
+        When `cancelled` is set before the start, remove the new container and raise SpawnError.
+        """
         self._clear_leftovers(spec)
         _hand_over(spec)
         container_id = self._create(spec, image)
@@ -56,7 +59,7 @@ class Spawner:
         return self._start(spec, container_id)
 
     def _clear_leftovers(self, spec: ContainerSpec) -> None:
-        """Remove the session's other containers, found by label. A running one stays, and Docker refuses the start."""
+        """Remove the session's dead containers, found by label or name. Raise SpawnError if one of them runs."""
         labelled = [
             f"{name}={labels(spec)[name]}" for name in (LABEL_INSTALL, LABEL_AGENT, LABEL_SESSION)
         ]  # fmt: skip
@@ -76,7 +79,7 @@ class Spawner:
         if found.get(LABEL_INSTALL) != self._install_id:
             raise SpawnError(
                 f"the container name {spec.name} belongs to something else.",
-                hint=f"Look at `docker inspect {spec.name}`.",
+                hint=f"See what it is: `docker inspect {spec.name}`. Then rename or remove it.",
             )
         if details["State"]["Running"] or details["State"].get("Restarting"):
             raise SpawnError(
@@ -92,14 +95,14 @@ class Spawner:
         except NotFound:
             raise
         except APIError as error:
-            raise SpawnError(f"{self._client.name} did not answer about {spec.name}: {error.explanation}.") from error
+            raise SpawnError(f"{self._client.name} could not look up {spec.name}: {error.explanation}.") from error
 
     def _create(self, spec: ContainerSpec, image: UsableImage) -> str:
         try:
             created: dict[str, Any] = self._client.call(
                 lambda api: api.create_container(
                     image.id,
-                    entrypoint=list(spec.runner) or None,  # None keeps the image's own
+                    entrypoint=list(spec.runner) or None,  # None keeps the image's entrypoint
                     name=spec.name,
                     labels=labels(spec),
                     environment=_environment(spec),
@@ -131,15 +134,18 @@ class Spawner:
             details = self._client.call(lambda api: api.inspect_container(container_id))
         except APIError as error:
             raise RuntimeUnavailableError(
-                f"{self._client.name} lost sight of {spec.name}: {error.explanation}."
+                f"{self._client.name} started {spec.name} and could not inspect it: {error.explanation}."
             ) from error
         running = running_of(details)
         if running is None:
-            raise RuntimeUnavailableError(f"{self._client.name} gave {spec.name} without its labels.")
+            raise RuntimeUnavailableError(f"{self._client.name} reported {spec.name} without its labels.")
         return running
 
     def _judged(self, error: RuntimeUnavailableError, spec: ContainerSpec) -> ClawbusError:
-        """Sort a 5xx of a Docker that answers: it is about this container (a cgroup, a missing program)."""
+        """Return the error to raise: a SpawnError if Docker answers a ping, as the 5xx is then about this container.
+
+        Docker answers 500 also for a cgroup that it cannot create, or for a program that the image lacks.
+        """
         cause = error.__cause__
         if not isinstance(cause, APIError):
             return error
@@ -150,22 +156,26 @@ class Spawner:
         return SpawnError(f"{self._client.name} failed to start {spec.name}: {cause.explanation}.")
 
     def _undo(self, container_id: str) -> None:
-        """Remove what was created and does not run. When that fails, it may exist: only "unavailable" may say so."""
+        """Remove a container that was created and does not run.
+
+        If that fails, the container may still exist. The protocol allows that only with RuntimeUnavailableError.
+        """
         try:
             self._client.call(lambda api: api.remove_container(container_id, v=True, force=False))
         except NotFound:
             return
         except APIError as error:
             raise RuntimeUnavailableError(
-                f"{self._client.name} did not take back a container: {error.explanation}."
+                f"{self._client.name} could not remove a container that did not start: {error.explanation}."
             ) from error
 
 
 def _hand_over(spec: ContainerSpec) -> None:
-    """Let the container's user write what another one made: the runtime `process` as root, or an earlier docker.user.
+    """Give the mounted folders and the runner's files to the container's user.
 
-    Nothing runs now. Only the runner's own files are given away, and only plain ones with no other name: what else lies
-    in there is the agent's, and may be a link to anything.
+    They belong to another user after a change of docker.user, or when the `process` runtime ran as root. No container of the
+    session runs now. Only folders and regular files without a second hard link change hands: the agent may have put a link
+    to any file in their place.
     """
     uid, _, gid = spec.user.partition(":")
     owner = int(uid), int(gid or uid)
@@ -175,8 +185,8 @@ def _hand_over(spec: ContainerSpec) -> None:
         for path in (mount.source, *files):
             try:
                 status = path.lstat()
-                lone = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
-                if lone and status.st_uid != owner[0]:
+                safe = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+                if safe and status.st_uid != owner[0]:
                     os.chown(path, *owner, follow_symlinks=False)
             except FileNotFoundError:
                 continue
@@ -190,12 +200,12 @@ def _hand_over(spec: ContainerSpec) -> None:
 
 
 def labels_of(details: dict[str, Any]) -> dict[str, str]:
-    """Return the labels in an inspection; Docker writes null for none."""
+    """Return the labels from `docker inspect`. Docker writes null when there are none."""
     return cast("dict[str, str]", details["Config"].get("Labels") or {})
 
 
 def running_of(details: dict[str, Any]) -> Running | None:
-    """Return a Running from `docker inspect`, or None when labels of ours are missing."""
+    """Return a Running from `docker inspect`, or None when one of clawbus's labels is missing."""
     found = labels_of(details)
     try:
         return Running(
@@ -213,7 +223,7 @@ def running_of(details: dict[str, Any]) -> Running | None:
 
 
 def started_ms(details: dict[str, Any]) -> int:
-    """Return when the container was last started, in epoch milliseconds."""
+    """Return when the container was last started, in epoch milliseconds; 0 if Docker does not say."""
     found = from_text(_to_milliseconds(details["State"].get("StartedAt")))
     return found if found is not None else 0
 
@@ -225,7 +235,7 @@ def restarts_by_itself(details: dict[str, Any]) -> bool:
 
 
 def _to_milliseconds(text: object) -> object:
-    """Cut the fraction of a second to three digits. Docker writes up to nine; Python reads six."""
+    """Cut a timestamp's fraction of a second to three digits. Docker writes up to nine; Python reads at most six."""
     if not isinstance(text, str) or "." not in text:
         return text
     head, _, tail = text.partition(".")
@@ -253,7 +263,7 @@ def _host_config(api: Any, spec: ContainerSpec) -> Any:
         nano_cpus=int(limits.cpus * 1_000_000_000),
         network_mode=spec.network,
         mounts=[
-            # Not `binds`: those would make a missing source, as root.
+            # Not `binds`: Docker would create a missing source folder, owned by root.
             DockerMount(mount.target, str(mount.source), type="bind", read_only=mount.read_only)
             for mount in spec.mounts
         ],

@@ -1,6 +1,7 @@
-"""Building the agent image from exactly the installed source and the locked wheels.
+"""Builds the agent image from exactly the installed source and the locked wheels.
 
-The build itself has no network: everything it needs lies in its context. Never imports the runner; it reads its files.
+The build itself has no network: everything it needs is in its context. This module reads the runner's files, and never
+imports the runner.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from daemon.runtimes.spec import LABEL_SOURCE_DIGEST
 DEFAULT_BASE: Final = "python:3.13-slim"
 OLDEST: Final = (3, 11)
 
-# Runs in the base image, on any Python 3: prints one line of JSON about the interpreter.
+# This program runs in the base image, on any Python 3, and prints one line of JSON about the interpreter.
 _PROBE: Final = """
 import glob, json, os, platform, re, subprocess, sys, sysconfig
 try:
@@ -49,18 +50,18 @@ print(json.dumps({
 
 
 class Builder(Protocol):
-    """What is needed of Docker; `containers.docker_image.ImageBuilder` is it."""
+    """What a build needs from Docker. `docker_image.ImageBuilder` implements it."""
 
     def is_foreign(self, tag: str) -> bool:
-        """Return whether a local image of this name is not clawbus's. Raise ImageError for an invalid name."""
+        """Return whether a local image has this name and clawbus did not build it. Raise ImageError for an invalid name."""
         ...
 
     def ensure_base(self, image: str) -> bool:
-        """Pull the image unless it is here. Return whether it was pulled."""
+        """Pull the image unless this machine has it. Return whether it was pulled."""
         ...
 
     def run_once(self, image: str, command: list[str]) -> str:
-        """Run a program in the image and return its output."""
+        """Run a program in a new container of the image and return its output."""
         ...
 
     def build(
@@ -72,13 +73,13 @@ class Builder(Protocol):
         labels: Mapping[str, str],
         step: Callable[[str], None],
     ) -> str:
-        """Build the image from the context and return its id."""
+        """Build the image from the context and return its id. `step` gets one line for each build step."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltImage:
-    """What was built from what."""
+    """The result of a build: the image, and the base, Python version and source that it was built from."""
 
     tag: str
     image_id: str
@@ -99,13 +100,14 @@ def build_image(
 ) -> BuiltImage:
     """Build and tag the agent image. `wheels` is a prepared folder to use instead of the package index.
 
-    `replace_foreign`: take the name also from an image that is not clawbus's. `progress` gets one line a step. Blocks, for minutes when a base has to be pulled. Raise RuntimeUnavailableError
-    without Docker, and ImageError with the reason for everything else.
+    With `replace_foreign`, take the tag even from an image that clawbus did not build. `progress` gets one line for each
+    step. Blocks, for minutes if the base must be pulled. Raise RuntimeUnavailableError when Docker does not answer, ImageError
+    for every other failure.
     """
     if builder.is_foreign(tag) and not replace_foreign:
         raise ImageError(
-            f"the image {tag} is not clawbus's: a build would take its name.",
-            hint="Correct docker.image to a name of clawbus's own; or name it with --tag, if it is to be replaced.",
+            f"the image {tag} is not clawbus's, and a build would take its name.",
+            hint="Set docker.image to another name. To replace that image, name it with --tag.",
         )
     progress(f"base image {base}")
     if builder.ensure_base(base):
@@ -134,10 +136,10 @@ def build_image(
 
 
 def detect(builder: Builder, base: str) -> TargetPython:
-    """Find the base's Python by running it once. Raise ImageError when none of them can run the runner."""
+    """Ask the base image's python3 which Python it is. Raise ImageError when it cannot run the runner."""
     hint = (
-        f"Add CPython 3.11 or newer with its sqlite3 and venv modules to {base} (Debian 12, Ubuntu 24.04 and Alpine 3.18 have"
-        " one as the package python3), or choose another one: `clawbus image build --base IMAGE`."
+        f"Add CPython 3.11 or newer with its sqlite3 and venv modules to {base} (the package python3 of Debian 12, Ubuntu"
+        " 24.04 and Alpine 3.18), or choose another base image: `clawbus image build --base IMAGE`."
     )
     output = builder.run_once(base, ["python3", "-c", _PROBE])
     try:
@@ -150,14 +152,16 @@ def detect(builder: Builder, base: str) -> TargetPython:
             libc_version=(int(found["libc_version"][0]), int(found["libc_version"][1])),
         )
     except (ValueError, LookupError, TypeError) as error:
-        raise ImageError(f"python3 in {base} does not say what it is: {output.strip()[-200:]!r}.", hint=hint) from error
+        raise ImageError(
+            f"python3 in {base} did not report its version and platform: {output.strip()[-200:]!r}.", hint=hint
+        ) from error
     version = ".".join(map(str, target.version))
     if target.version < OLDEST:
         raise ImageError(f"{base} has Python {version}; the runner needs 3.11 or newer.", hint=hint)
     if found["implementation"] != "CPython":
         raise ImageError(f"{base} has {found['implementation']}; the runner needs CPython.", hint=hint)
     if found["missing"]:
-        raise ImageError(f"the Python of {base} is not complete: {found['missing']}.", hint=hint)
+        raise ImageError(f"the Python in {base} lacks a module: {found['missing']}.", hint=hint)
     return target
 
 

@@ -32,7 +32,10 @@ class Terminator:
         self._log = state.log
 
     def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
-        """Start to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""
+        """Stop (`graceful`) or kill the session's container in the background. Return its slot, or None if it has none.
+
+        With `incarnation`, leave the container alone if it belongs to another incarnation.
+        """
         slot = self._state.slots.get(key)
         if slot is None or self._state.tasks is None or incarnation not in (None, slot.incarnation):
             return slot
@@ -65,7 +68,7 @@ class Terminator:
                 continue
             except RuntimeUnavailableError as error:
                 self._state.set_unavailable(error)
-            except Exception:  # noqa: BLE001 - retry until it has ended
+            except Exception:  # noqa: BLE001 - retry until the container has ended
                 self._log.error("end_extra_raised", container=found.container_id, exc_info=True)
             await anyio.sleep(self._state.timings.probe_s)
         del self._state.extras[found.container_id]
@@ -123,7 +126,7 @@ class Terminator:
         return True
 
     async def _restarted(self, slot: Slot) -> None:
-        """End a container that another program restarted: its new incarnation is unsupervised, and another one will follow."""
+        """End a container that another program restarted: nothing supervises it now. The next spawn replaces it."""
         slot.started_at = None
         slot.reason = slot.reason or "restarted"
         key = slot.session.key
@@ -168,8 +171,8 @@ class Terminator:
     async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
         """Back off when a young incarnation exited by itself without claiming a message: it did not really start.
 
-        The same applies to a young one that could not start the agent's program. An older one had worked, and is replaced
-        at once.
+        Do the same when a young incarnation could not start the agent's program. An older one did start, so replace it at
+        once.
         """
         key = slot.session.key
         cannot = exit_.code == CANNOT_START_CODE
@@ -178,7 +181,7 @@ class Terminator:
             text = f"the container exited (exit code {exit_.code}) before it claimed anything"
             said = await _last_words(slot)
             text += f"; its runner said: {said}" if said is not None else ""
-            hint = "Read the end of its log: `clawbus session show`."
+            hint = "Read the end of the container's log: `clawbus session show`."
             if cannot:
                 text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"
                 hint = f"Raise agents.{key.agent}.pids or memory_bytes, or end what uses up the machine's processes or memory."
@@ -190,7 +193,7 @@ class Terminator:
     async def _terminate(self, slot: Slot, graceful: bool) -> None:
         """Signal the container, escalate, and repeat until its exit is confirmed."""
         while slot.container_id is None and not slot.done.is_set():
-            with anyio.move_on_after(0.1):  # it is still starting, so there is nothing to signal yet
+            with anyio.move_on_after(0.1):  # the container is still starting, so there is nothing to signal yet
                 await slot.done.wait()
         # While the runtime is unavailable no signal can be sent, but the container still gets its grace period.
         while graceful and not slot.forced and not slot.exited.is_set():
@@ -225,7 +228,7 @@ class Terminator:
 
 
 async def _last_words(slot: Slot) -> str | None:
-    """Return what the slot's runner said about its end; None if it said nothing, or if that cannot be read now."""
+    """Return why the slot's runner says it ended, or None if it says nothing or its log cannot be read now."""
     with suppress(StorageError), typed_host_errors("a runner's log cannot be read"):
         return await anyio.to_thread.run_sync(last_words, slot.session.files.folder.logs / STDERR_LOG)
     return None

@@ -195,7 +195,7 @@ async def test_a_copy_that_shares_its_sessions_is_refused(site: Site, tmp_path: 
     await site.start_install(site.kit.root)
     copy = tmp_path / "copy"
     shutil.copytree(site.kit.root, copy, symlinks=True)
-    with pytest.raises(DataFolderError, match="also that of the installation"):
+    with pytest.raises(DataFolderError, match="also the sessions folder of the installation"):
         await site.start_install(copy)
 
 

@@ -70,6 +70,7 @@ def test_settings_are_needed() -> None:
         ('{"timeout_s": NaN}', "timeout_s"),
         ('{"timeout_s": Infinity}', "timeout_s"),
         ('{"timeout_s": true}', "timeout_s"),
+        ('{"timeout_s": 1' + "0" * 400 + "}", "timeout_s is too large"),
         ('{"max_batch": 0}', "max_batch"),
         ('{"max_batch": 1.5}', "max_batch"),
         ('{"max_batch": true}', "max_batch"),

@@ -161,8 +161,8 @@ def test_a_name_that_no_image_can_have_is_the_name_s_fault_and_not_docker_s(tmp_
         ({"version": [3, 10]}, r"Python 3\.10"),
         ({"implementation": "PyPy"}, "PyPy"),
         ({"missing": "No module named 'sqlite3'"}, "sqlite3"),
-        ({"version": "?"}, "does not say"),
-        ({"libc_version": []}, "does not say"),
+        ({"version": "?"}, "did not report"),
+        ({"libc_version": []}, "did not report"),
     ],
 )
 def test_a_base_that_cannot_carry_the_runner_is_refused(change: dict[str, Any], why: str) -> None:
@@ -173,7 +173,7 @@ def test_a_base_that_cannot_carry_the_runner_is_refused(change: dict[str, Any], 
 
 @pytest.mark.parametrize("output", ["", "python3: not found", "[]"])
 def test_a_base_that_says_nothing_sensible_is_refused(output: str) -> None:
-    with pytest.raises(ImageError, match="does not say"):
+    with pytest.raises(ImageError, match="did not report"):
         image.detect(ScriptedBuilder(output), "b")
 
 
