@@ -44,7 +44,7 @@ def write_decision(db: Writer, decision: Decision, means: DeliveryContext, now: 
         return None
     if candidate.state is None:
         _track_new(db, decision, now)
-        asked = _note_question(db, decision, now)
+        asked = _note_question(db, decision, means, now)
     elif isinstance(decision, Send):
         deliveries.intend(db, candidate.row.id, decision.address.key)
         if decision.in_doubt:
@@ -71,14 +71,15 @@ def write_decision(db: Writer, decision: Decision, means: DeliveryContext, now: 
     return asked
 
 
-def _note_question(db: Writer, decision: Decision, now: int) -> questions.Asked | None:
+def _note_question(db: Writer, decision: Decision, means: DeliveryContext, now: int) -> questions.Asked | None:
     """Record the question that a new row asks, also when no channel can show it: an operator may answer it."""
     row = decision.candidate.row
     if not is_question(row.kind, row.content):
         return None
     if isinstance(decision, DeadLetterDecision) and decision.reason != Reason.NO_ROUTE:
         return None
-    return questions.note_asked(db, row, from_content(row.id, row.content), decision.address, now)
+    asked, shortest = from_content(row.id, row.content), means.schedules.shortest_ms
+    return questions.note_asked(db, row, asked, decision.address, now, shortest=shortest)
 
 
 def _notify_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> None:

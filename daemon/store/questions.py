@@ -45,9 +45,15 @@ def has_table(db: Reader) -> bool:
     return bool(db.columns("questions"))
 
 
-def note_asked(db: Writer, row: MessageOut, question: Question, address: Address | None, now: int) -> Asked | None:
-    """Record a new question and return it. One that is known already stays as it is; then return None."""
-    asked = Asked(row.id, row.in_reply_to, question, address, now, now + int(question.timeout_s * 1000))
+def note_asked(
+    db: Writer, row: MessageOut, question: Question, address: Address | None, now: int, *, shortest: int = 0
+) -> Asked | None:
+    """Record a new question and return it. One that is known already stays as it is; then return None.
+
+    `shortest` (ms): the end of a question with `notify` wakes the agent, which could go on for ever by itself.
+    """
+    lasts = max(int(question.timeout_s * 1000), shortest if question.notify else 0)
+    asked = Asked(row.id, row.in_reply_to, question, address, now, now + lasts)
     fresh = db.execute(
         "INSERT INTO questions(id, message_id, text, options, free_text, fallback, notify, channel_type, platform_id,"
         " thread_id, asked_at, deadline, asks_for) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO NOTHING",

@@ -4,12 +4,13 @@ import json
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support.agents import obedient
+from tests.support.agents import command_agent, obedient
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.wreck import found, repair
 
@@ -149,6 +150,30 @@ def test_doctor_names_an_open_question_and_its_repair_ends_it(make_daemon: Make)
         repair(daemon, found(daemon, "QUESTION_OPEN")["choices"][number]["command"])
         assert text_of(daemon, message_id, f"s{number}") == said
     assert daemon.cli("doctor").result["findings"] == []
+
+
+ASKS_ALWAYS = """
+import json, sys
+for number in range(3):
+    fields = {"text": f"Still there? {number}", "options": ["yes", "no"], "notify": True, "timeout_s": 1}
+    print(json.dumps({"type": "question", **fields}), flush=True)
+print(json.dumps({"type": "message", "text": "asked"}))
+"""
+
+
+def test_an_agent_cannot_wake_itself_more_often_by_questions_than_by_schedules(make_daemon: Make) -> None:
+    """Each question that nobody answers wakes it, and it asks again: within minutes there were hundreds of messages."""
+    agent = command_agent("asks", (sys.executable, "-I", "-S", "-c", ASKS_ALWAYS))
+    daemon = make_daemon(f"{agent}min_schedule_s = 1800\n")
+    daemon.start()
+    assert daemon.ask("go", agent="asks", session="s")["text"] == "asked"
+    listed = daemon.cli("question", "list").result["questions"]
+    assert len(listed) == 3
+    lasts = [one["deadline"] - daemon.status()["at"] for one in listed]
+    assert all(1_700_000 < milliseconds <= 1_800_000 for milliseconds in lasts), lasts
+    daemon.cli("question", "answer", listed[0]["id"], "yes").result  # noqa: B018 - asserts that it worked
+    eventually("told at once", lambda: [one["content"].get("text") for one in daemon.entries()].count("asked") == 2)
+    daemon.at_rest = True
 
 
 def asked_for(command: str) -> list[str]:
