@@ -92,7 +92,7 @@ class WayOut:
                     with gate:
                         await _join(inner, gate)
         except OSError:
-            pass  # one side is gone, and so is the other now
+            pass  # the gate or the client has closed its end, so close the other one
         finally:
             self._slots.release()
 

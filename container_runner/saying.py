@@ -91,7 +91,7 @@ class Saying:
         if edited is not None:
             content["edits"] = edited
             reply = replace(reply, content=encode(content))
-        content.pop("answers", None)  # who shares the turn
+        content.pop("answers", None)  # the ids of the messages that share the turn
         said = (life, key or "", encode(content))
         self._said[said] += 1
         identity = row_id("n", life, key or "", said[2], str(self._said[said]))

@@ -202,7 +202,8 @@ class TurnEnd:
             turn.log.warning("output_ignored", types=list(outcome.ignored))
         if outcome.note is not None:
             event = "files_refused" if outcome.note.code == _FILE_REFUSED else "nothing_sent"
-            log = turn.log.info if is_quiet(outcome) else turn.log.warning  # a check that says nothing is everyday
+            # Normal: the check printed nothing, so there is nothing to say.
+            log = turn.log.info if is_quiet(outcome) else turn.log.warning
             log(event, code=outcome.note.code, reason=outcome.note.message)
         for name in plan.unknown:
             turn.log.warning("output_dropped", reason="unknown destination", destination=name[:200])

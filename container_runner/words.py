@@ -21,7 +21,7 @@ STDERR: Final = "stderr"
 PROGRESS: Final = "progress"
 _LONGEST: Final = 1000
 _MESSAGES: Final = 10
-_FILE: Final = 64 * 1024  # then the file is rotated, and one older one is kept
+_FILE: Final = 64 * 1024  # bytes; then the file is rotated, and one older file is kept
 # What may be kept at once, and what is added to that each second: an agent that floods must not push out the rest.
 _BURST: Final = 64 * 1024
 _PER_MS: Final = 4

@@ -84,14 +84,14 @@ class HostTroubleError(StorageError):
 
     def __init__(self, message: str, *, hint: str | None = None, resource: str | None = None) -> None:
         super().__init__(message, hint=hint)
-        self.resource = resource  # of schema.os_faults.RESOURCES, where it is known
+        self.resource = resource  # one of schema.os_faults.RESOURCES, or None if unknown
 
 
 class UnusableFileError(StorageError):
     """One of the host's own files is gone or corrupt. Its session is held until an operator decides."""
 
     code = "FILE_UNUSABLE"
-    doubtful = False  # as of HostileFileError
+    doubtful = False  # as in HostileFileError
     default_hint = (
         "Restore the session's folder from a backup and `clawbus session release` it, or end it with"
         " `clawbus session delete --force`: its next message then makes a new one."

@@ -161,8 +161,8 @@ class Reader:
         self._path = path
         self._hostile = hostile
         self._max_read_bytes = max_read_bytes
-        self.deadline: Deadline | None = None  # of a container's file
-        self.known_columns: Mapping[str, frozenset[str]] = {}  # of tables that were read while opening
+        self.deadline: Deadline | None = None  # set for a container's file
+        self.known_columns: Mapping[str, frozenset[str]] = {}  # columns of the tables that were read while opening
         self.file_id: str = ""  # of a container's file: distinguishes a recreated file from the old one
 
     def __enter__(self) -> Self:

@@ -38,7 +38,7 @@ ENV_GATE: Final = "CLAWBUS_GATE"  # default CONTAINER_GATE
 ENV_AGENT_NAME: Final = "CLAWBUS_AGENT_NAME"  # the agent group's name, for the runner's log and its programs
 ENV_SESSION_NAME: Final = "CLAWBUS_SESSION_NAME"
 
-# A runner's exit code: this container can start no program (EX_OSERR of sysexits.h). What it had claimed is given back.
+# A runner's exit code: this container cannot start programs (EX_OSERR of sysexits.h). The runner has released its claims.
 CANNOT_START_CODE: Final = 71
 
 

@@ -39,7 +39,7 @@ class Patience:
 
     seconds: float = 20.0
     memory_bytes: int = 32 * 1024 * 1024
-    tries_in_place: int = 3  # of a larger file, before it is copied into a temporary one
+    tries_in_place: int = 3  # tries to read a larger file in place, before it is copied into a temporary one
 
 
 def uses_wal(path: Path) -> bool:

@@ -33,8 +33,8 @@ class Fault(Enum):
 # What open, stat and list answer for what only the owner of the folder can have put there.
 _THEIRS: Final = frozenset(
     {
-        errno.ELOOP,  # a link, where none is followed
-        errno.EMLINK,  # the same, on some systems
+        errno.ELOOP,  # a symbolic link, where links are not followed
+        errno.EMLINK,  # the same, as some systems report it
         errno.ENOTDIR,  # a link or a file, where a folder should be
         errno.EISDIR,
         errno.ENXIO,  # a socket, a fifo or a device without a driver

@@ -79,7 +79,7 @@ class Question:
     timeout_s: float = DEFAULT_TIMEOUT_S
     default: str | None = None
     notify: bool = False
-    asks_for: str | None = None  # one of CHANGES: only an approver may answer
+    asks_for: str | None = None  # one of CHANGES; then only an approver may answer
 
     def __post_init__(self) -> None:
         """Raise QuestionError for a question that no channel could show or no person could answer."""

@@ -180,17 +180,18 @@ class RunnerSettings:
     watch_step_ms: int = 5
     grace_s: float = 8.0
     max_answer_bytes: int = 1_048_576
-    max_files: int = 10  # that one message of an answer may have
-    max_file_bytes: int = 8_388_608  # all of them together
+    max_files: int = 10  # the most files in one message of an answer
+    max_file_bytes: int = 8_388_608  # the most bytes of all these files together
     log_level: str = "info"
     keep_s: float = 0.0
     prune_batch: int = 500
     mode: str = ""  # an ACP agent's mode
-    permissions: tuple[str, ...] = ()  # an ACP agent's, as KIND=POLICY
-    tools: tuple[str, ...] = ()  # those of the MCP server that an ACP agent gets
-    lifetime: str = "turn"  # of a `command` program: turn, or container
+    permissions: tuple[str, ...] = ()  # an ACP agent's permission policies, as KIND=POLICY
+    tools: tuple[str, ...] = ()  # the MCP tools that an ACP agent gets
+    lifetime: str = "turn"  # how long a `command` program lives: turn, or container
     output: str = "auto"  # what a program's stdout is: auto, text or lines
     leftovers: str = "end"  # what becomes of processes that a turn leaves running: end, or keep
     error_detail: str = "operator"  # who reads why a turn failed: operator, or the sender too
-    egress_port: int = -1  # where the way out listens on 127.0.0.1: 0 for any free port, -1 for none
-    egress_env: tuple[str, ...] = ()  # NAME=VALUE for the agent's program; {gate} is the way out's address
+    # The port on 127.0.0.1 from which connections are forwarded to the gate: 0 for any free one, -1 for none.
+    egress_port: int = -1
+    egress_env: tuple[str, ...] = ()  # NAME=VALUE for the agent's program; {gate} stands for that address

@@ -19,7 +19,7 @@ CHECK_S: Final = 60.0
 MAX_BYTES: Final = 65_536
 QUIET: Final = "CHECK_QUIET"
 _TOOL: Final = "check"
-_END_S: Final = 5.0  # for the end of a program that takes too long
+_END_S: Final = 5.0  # seconds to end a program that takes too long
 
 
 class CheckedProvider:

@@ -27,7 +27,7 @@ _HELD: Final = frozenset(
     {"message", "state"}
 )  # types that count toward the answer's size; the others may be sent without limit
 _ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind", "content", "text"})
-_OF_NOW: Final = frozenset({"now", "key"})  # further ones of a message that is sent at once
+_OF_NOW: Final = frozenset({"now", "key"})  # fields that only a message which is sent at once may have
 _MAX_KEY: Final = 200
 _MAX_IGNORED: Final = 100
 _NAMES_A_TYPE: Final = re.compile(

@@ -26,7 +26,7 @@ from container_runner.shared.errors import (
 )
 from schema.os_faults import Fault, as_host_error, fault_of
 
-_DRAIN_S: Final = 1.0  # for what the program wrote before its end
+_DRAIN_S: Final = 1.0  # seconds to read what the program wrote before its end
 TERM_WAIT_S: Final = 1.0
 # Errors that are the fault of the program or its arguments. Any other error of fork and exec is the machine's fault.
 _THE_PROGRAMS_OWN: Final = frozenset({errno.E2BIG, errno.ETXTBSY, errno.EINVAL, errno.ELIBBAD, errno.ELIBACC})

@@ -37,7 +37,7 @@ class TurnMessage:
     channel_type: str | None = None
     platform_id: str | None = None
     thread_id: str | None = None
-    tries: int = 0  # earlier turns with it that died
+    tries: int = 0  # how many earlier turns with this message died
 
     def life(self, session: tuple[str, str]) -> MessageLife:
         """Return this acceptance of the message. `session`: the agent's and the session's name."""
@@ -98,9 +98,9 @@ class Turn:
     routing: Address | None = None
     destinations: tuple[Destination, ...] = ()
     state: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    schedules: Sequence[Mapping[str, object]] = ()  # the agent's own
+    schedules: Sequence[Mapping[str, object]] = ()  # the agent's own schedules
     check: str | None = None  # a program that decides whether the agent is woken
-    in_folder: str = CONTAINER_IN  # where the files are that came with the messages
+    in_folder: str = CONTAINER_IN  # the folder with the files that came with the messages
 
     def to_json(self) -> dict[str, object]:
         """Return the object that an agent program reads on stdin."""

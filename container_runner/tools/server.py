@@ -49,7 +49,7 @@ class Server:
             if "result" not in fields and "error" not in fields:
                 self._fail(number, INVALID_REQUEST, "the message has no method")
             return
-        if number is None:  # a notification: there is none that changes anything here
+        if number is None:  # a notification: none of MCP's changes anything here
             return
         given = fields.get("params")
         params = cast("dict[str, Any]", given) if isinstance(given, dict) else {}

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _ANSWER_S: Final = 30.0
 _CONNECT_S: Final = 5.0
 _KEEP_S: Final = 10.0  # shorter than the daemon keeps an idle connection
-_POLL_S: Final = 50.0  # of one long poll; the daemon's own limit is a little higher
+_POLL_S: Final = 50.0  # the longest single long poll, in seconds; the daemon's own limit is a little higher
 _MAX_PATH_BYTES: Final = 107
 
 
@@ -95,7 +95,8 @@ class ControlClient:
         self._path = path
         self._answer_s = answer_s
         self._current: _UnixConnection | None = None
-        self._kept: tuple[_UnixConnection, float] | None = None  # the connection, and its last use (monotonic seconds)
+        # The connection and when it was last used (monotonic seconds).
+        self._kept: tuple[_UnixConnection, float] | None = None
         self._closed = False
 
     def __enter__(self) -> Self:

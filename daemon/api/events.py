@@ -26,8 +26,8 @@ from daemon.logs.filter import LEVELS, EventFilter
 from daemon.logs.render import ordered
 from schema.instants import to_text
 
-KEPT: Final = 1000  # events that wait for one watcher
-_ALIVE_S: Final = 10.0  # an empty line so often, so that either side sees a dead other one
+KEPT: Final = 1000  # events queued for one watcher
+_ALIVE_S: Final = 10.0  # seconds between two empty lines, by which each side notices that the other one is gone
 
 
 class Watcher:

@@ -19,7 +19,7 @@ from schema.errors import ClawbusError
 from schema.ids import check_name, check_session
 from schema.rows import Kind
 
-MAX_WAIT_S: Final = 60.0  # one long poll; to wait longer, the client repeats the request
+MAX_WAIT_S: Final = 60.0  # seconds that one long poll may take; to wait longer, the client repeats the request
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 

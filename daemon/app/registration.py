@@ -33,7 +33,7 @@ from schema.ids import new_id
 from schema.os_faults import typed_host_errors
 
 CONFIRM_S: Final = 30.0
-_RETRY_S: Final = 5.0  # after a registry that could not be written
+_RETRY_S: Final = 5.0  # seconds before the next try after a registry that could not be written
 
 
 class Registration:
@@ -45,7 +45,7 @@ class Registration:
         self._changed = anyio.Event()
         self._begun = False
         self._trouble: str | None = None
-        self._turns: dict[str, tuple[str, int]] = {}  # completed since the last confirmation
+        self._turns: dict[str, tuple[str, int]] = {}  # messages completed since the last confirmation
         bus.events.subscribe(MessageSettled, self._settled)
         self.worker = WorkerRow(
             new_id(now), bus.ownership.role, (source.release or "") if source is not None else "",

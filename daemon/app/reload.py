@@ -30,7 +30,7 @@ def reload_as_asked(
 
 def reload_at_signal(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
     """Reload at SIGHUP. The result goes to the log, because no client waits for it."""
-    with suppress(Exception):  # a reload that fails changes nothing, and ends nothing
+    with suppress(Exception):  # a reload that fails changes nothing, and the daemon goes on
         if reload is not None:
             reload_config(bus, pipeline, reload)
 
@@ -59,7 +59,7 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
     taken_over = {"agents": True, "logs": {"level"}, "routes": True, "ownership": True}
     old = bus.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
-    # What was asked for and not done is a warning: the operator believes that it holds now.
+    # Warn about changes that need a restart: the operator believes that they are in force.
     say = log.warning if restart else log.info
     say("config_reloaded", agents=sorted(bus.agents), level=config.logs.level, restart_needed_for=restart)
     return Reloaded(tuple(sorted(bus.agents)), config.logs.level, tuple(restart))

@@ -74,7 +74,7 @@ class SignalInbox:
     def hang_up(self) -> None:
         """Ask for an orderly end, as SIGTERM does. To be called in the event loop's thread."""
         self._waiting.setdefault(signal.SIGTERM, None)
-        with suppress(BlockingIOError):  # full of unread wake-ups: one is enough
+        with suppress(BlockingIOError):  # the pipe is full of unread wake-ups, and one is enough
             os.write(self._wake_writer, b"\0")
 
     async def next(self) -> signal.Signals:

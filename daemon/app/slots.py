@@ -47,7 +47,7 @@ def run_slot(
             code = main.run(config, reload, signals, source, lease)
         except (NotServingError, DataFolderLockedError, SocketInUseError):
             if read_state(config.data_dir).serving in (None, slot):
-                time.sleep(_BETWEEN_S)  # the former holder is about to go
+                time.sleep(_BETWEEN_S)  # the former holder is about to exit
             continue
         if not lease.handed_over:
             return code

@@ -17,7 +17,7 @@ import anyio.to_thread
 from daemon.store.mailbox import Mailbox, NewEntry
 from schema.errors import FileBusyError
 
-_MAX_GROUP: Final = 256  # rows in one commit
+_MAX_GROUP: Final = 256  # the most rows in one commit
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +28,7 @@ class Ticket:
     before: Ticket | None = (
         None  # the entry before it in the same run: if that one was not stored, this one must not be
     )
-    here: bool = False  # its own thread reports it
+    here: bool = False  # the thread that brought it reports it, not the one that stored it
     cursor: int | None = None
     error: Exception | None = None
 
@@ -48,7 +48,7 @@ class GroupCommit:
     def __init__(self, mailbox: Mailbox, on_stored: Callable[[Sequence[Ticket]], None]) -> None:
         self._mailbox = mailbox
         self._on_stored = on_stored
-        self._runs: list[list[Ticket]] = []  # waiting
+        self._runs: list[list[Ticket]] = []  # entries that wait for a commit
         self._mutex = threading.Lock()  # guards `_runs`, held only briefly
         self._gate = threading.Lock()  # lets one thread use the file: a second one would wait in SQLite's sleep loop
         self._turn = anyio.Lock()  # lets one task's thread wait at the gate: the other tasks wait without a thread

@@ -29,7 +29,7 @@ class InDoubt(StrEnum):
     """What to do with an answer in doubt (a crash left it without a receipt), on a channel that does not deduplicate."""
 
     RESEND = "resend"
-    HOLD = "hold"  # dead letter; an operator decides
+    HOLD = "hold"  # the answer becomes a dead letter, and an operator decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ class Incoming:
     recurrence: str | None = None
     create_session: bool = True
     traceparent: str | None = None
-    not_after: int | None = None  # expiry: from then on no turn begins with it, and its sender is informed
-    stop_late: bool = False  # a turn that works on it at `not_after` is stopped
+    not_after: int | None = None  # epoch ms; afterwards no turn begins with this message, and its sender is informed
+    stop_late: bool = False  # also stop a turn that still works on it at `not_after`
     person: Person | None = None  # who wrote it, as far as the channel has verified that
     plain: str | None = None  # an event's text, which may answer an open question of the same place
-    note: Mapping[str, object] | None = None  # what its first history row says about how it came here
+    note: Mapping[str, object] | None = None  # how the message came here, for its first history row
     relay: str | None = None  # the host's own record of a message between agents; no channel sets it
     files: tuple[Attachment, ...] = ()  # stored in the session; the content gets `attachments`, which names them
 

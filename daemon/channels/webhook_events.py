@@ -20,7 +20,7 @@ from schema.ids import check_session
 from schema.rows import Address
 
 _OF_PLACE: Final = ":"
-_ONE_FIELD: Final = 2  # literals: before and behind it
+_ONE_FIELD: Final = 2  # literals in a template with one field: the text before it and the text after it
 # Where services put a person's text in the bodies that they post, for routes that match the text.
 _TEXTS: Final = (("text",), ("body", "text"), ("body", "message"), ("body", "comment", "body"), ("body", "content"))
 
@@ -89,7 +89,7 @@ def _event(hook: Hook, request: HookRequest, values: Mapping[str, object]) -> Pl
         text=text,
         thread=thread,
         sender=sender,
-        verified=True,  # by the signature of the hook
+        verified=True,  # the hook's signature verified it
         fields=values,
     )
     content = {**request.content, "sender": sender} if sender is not None else dict(request.content)

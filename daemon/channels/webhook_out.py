@@ -70,7 +70,7 @@ class WebhookOut:
             connect=settings.connect_timeout_s,
             read=settings.read_timeout_s,
             write=settings.write_timeout_s,
-            pool=None,  # nothing waits for a slot there
+            pool=None,  # no limit: the pool has a connection for each send, so none waits for one
         )
         async with HttpPool(self._name, timeout, trust, Resolver(self._clock)).open() as pool:
             self._pool = pool

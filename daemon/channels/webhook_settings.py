@@ -30,7 +30,7 @@ from schema.os_faults import read_own_file
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
-HOOK_VALUES: Final = frozenset(("event", "hook", "body", "text"))  # what a hook's templates may use
+HOOK_VALUES: Final = frozenset(("event", "hook", "body", "text"))  # the fields that a hook's templates may use
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
 _EVENT: Final = re.compile(r"[A-Za-z0-9_:.-]{1,100}\Z")
 MAX_EVENTS: Final = 100

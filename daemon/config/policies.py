@@ -15,7 +15,7 @@ from schema.plain_file import ReadLimits
 _NO_LIMIT_S: Final = 366 * 86400.0
 _CANCEL_GRACE_S: Final = 15.0
 _SCHEDULE_FAILURES: Final = 5
-_UNCLAIMED_S: Final = 60.0  # on a busy machine, a runner may take this long until its first poll
+_UNCLAIMED_S: Final = 60.0  # how long a runner on a busy machine may take until its first poll
 
 
 def read_limits(config: Config) -> ReadLimits:

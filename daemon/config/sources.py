@@ -18,7 +18,7 @@ from typing import Any, Final
 from daemon.core.errors import ConfigError
 
 CONFIG_NAME: Final = "clawbus.toml"
-PREFIX: Final = "CLAWBUS_"  # of every environment variable that is a key
+PREFIX: Final = "CLAWBUS_"  # the prefix of every environment variable that sets a key
 # Variables of ours that are not keys: the file's place, what runners and agents' programs get, what tests and checks use.
 NO_KEYS: Final = (
     "CONFIG", "OUTPUT", "RUNNER", "INCARNATION", "IN", "OUT", "AGENT", "AGENT_NAME", "SESSION_NAME", "CRASH_POINTS",

@@ -14,15 +14,15 @@ from schema.questions import MAX_LABEL, Question, QuestionError, choose
 
 _YES: Final = frozenset({"yes", "y"})
 _NO: Final = frozenset({"no", "n"})
-_MENTION: Final = re.compile(r"\A@\S+[:,]?\s+")  # of the agent, in front of the answer
+_MENTION: Final = re.compile(r"\A@\S+[:,]?\s+")  # a mention of the agent before the answer
 
 
 class AnswersFrom(StrEnum):
     """agents.NAME.answers_from."""
 
-    ANYONE = "anyone"  # whoever may write where it was asked
-    ASKER = "asker"  # who sent the message that the agent works on, and admins
-    KNOWN = "known"  # who has a role for the agent
+    ANYONE = "anyone"  # everybody who may write at the place where it was asked
+    ASKER = "asker"  # the sender of the message that the agent works on, and admins
+    KNOWN = "known"  # everybody with a role for the agent
     ADMIN = "admin"
     OWNER = "owner"
 
@@ -39,7 +39,7 @@ class Person:
 _RANK: Final[Mapping[AnswersFrom, int]] = MappingProxyType(
     {
         AnswersFrom.KNOWN: RANK[UserRole.MEMBER],
-        AnswersFrom.ASKER: RANK[UserRole.ADMIN],  # besides the asker
+        AnswersFrom.ASKER: RANK[UserRole.ADMIN],  # who may answer besides the asker
         AnswersFrom.ADMIN: RANK[UserRole.ADMIN],
         AnswersFrom.OWNER: RANK[UserRole.OWNER],
     }

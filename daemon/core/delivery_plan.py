@@ -58,8 +58,8 @@ class Candidate:
     doubts: int = 0
     origin: Address | None = None
     gone: bool = False
-    cause: Cause | None = None  # carried, never decided on
-    files: SentFiles = NONE  # the same
+    cause: Cause | None = None  # passed through; planning never looks at it
+    files: SentFiles = NONE  # passed through as well
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-ACCEPTANCE: Final = "acceptance"  # from a message's arrival to its commit
-ROUND_TRIP: Final = "round_trip"  # from accepted, or due, to the receipt of its answer's first send
+ACCEPTANCE: Final = "acceptance"  # the time from a message's arrival to its commit
+ROUND_TRIP: Final = "round_trip"  # the time from a message's acceptance (or due time) to its answer's first receipt
 WINDOW_MS: Final = 3_600_000  # how far back the prior release's pace counts
-_LEAST: Final = 50  # samples from which a percentile says something
-_TIMES: Final = 2  # so many times the prior release's percentile is slow
+_LEAST: Final = 50  # with fewer samples, a percentile says nothing
+_TIMES: Final = 2  # a release is slow from this multiple of the prior release's percentile on
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Final
 from daemon.core.routing import ANYWHERE, Route
 
 AGENT_CHANNEL: Final = "agent"  # the channel name of addresses that are agents; no channel may be configured with it
-MAX_DESTINATIONS: Final = 500  # of one agent: each session holds the whole list
+MAX_DESTINATIONS: Final = 500  # for one agent, as each session stores the whole list
 
 
 class DestinationSource(StrEnum):

@@ -32,8 +32,8 @@ class Diagnosis:
     incarnation: str | None = None
     cause: str | None = None
     choices: tuple[Choice, ...] = ()
-    died_of: str | None = None  # the code of the newest dead letter, if it is about dead letters
-    number: int = 1  # how many things it is about
+    died_of: str | None = None  # the newest dead letter's code, if the finding is about dead letters
+    number: int = 1  # how many things the finding is about
 
     @property
     def sentence(self) -> str:

@@ -23,8 +23,8 @@ class Degradation:
     what: str
     why: str
     since: int | None
-    code: str | None = None  # of what failed, where that says more than `what`
-    resource: str | None = None  # what this host has run out of, of schema.os_faults.RESOURCES
+    code: str | None = None  # the code of the error, where it says more than `what`
+    resource: str | None = None  # the resource that this host has run out of, one of schema.os_faults.RESOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +117,26 @@ class HostFacts:
     daemon_detail: str | None = None
     registry_missing: bool = False
     registry_error: str | None = None
-    file_errors: tuple[str, ...] = ()  # of the data folder's other files, mailbox.db
+    file_errors: tuple[str, ...] = ()  # errors of the data folder's other files, such as mailbox.db
     runtime: str = "docker"
     runtime_error: str | None = None
-    runtime_repair: str | None = None  # the command for this case of it
-    other_engine: bool = False  # another engine answered; runtime_error says which
-    copied_from: str | None = None  # no daemon has started on this copy yet
-    other_runtime: str | None = None  # under which the containers run, when it is not the configured one
+    runtime_repair: str | None = None  # the command that repairs `runtime_error`
+    other_engine: bool = False  # the engine that answered is not the containers' own; `runtime_error` names both
+    # The installation that this folder was copied from, while no daemon has started on the copy.
+    copied_from: str | None = None
+    other_runtime: str | None = None  # the runtime that the containers run under, when another one is configured
     image_error: str | None = None
     image_repair: str | None = None
     image_others: tuple[tuple[str, str], ...] = ()
-    images_checked: bool = False  # all of them were found usable just now
-    unit: str | None = None  # of systemd, which starts the daemon of this configuration
-    holder_pid: int | None = None  # of the daemon that holds the folder and does not answer
-    used_up: UsedUp | None = None  # that daemon has no descriptor left
-    lock_holders: tuple[LockHolder, ...] = ()  # of central.db and mailbox.db
-    limits: tuple[Limit, ...] = ()  # of the process `holder_pid`
-    max_machine_files: int = 0  # fs.file-max
+    images_checked: bool = False  # every configured image was found usable just now
+    unit: str | None = None  # the systemd unit that starts this configuration's daemon
+    holder_pid: int | None = None  # the process of a daemon that holds the folder and does not answer
+    used_up: UsedUp | None = None  # set when that process has no file descriptor left
+    lock_holders: tuple[LockHolder, ...] = ()  # who holds locks on central.db and mailbox.db
+    limits: tuple[Limit, ...] = ()  # the resource limits of the process `holder_pid`
+    max_machine_files: int = 0  # the kernel's limit of open files, fs.file-max
     mount: str | None = None  # the mount point of the data folder
-    denied: str | None = None  # the command that gives the daemon's user the data folder again, when it may not write
+    denied: str | None = None  # the command that lets the daemon's user write to the data folder again
     free_bytes: int | None = None
     free_inodes: int | None = None  # only when few are left
     low_bytes: int = 0
@@ -149,12 +150,13 @@ class HostFacts:
     held_ms: int = HELD_MS  # how long an earlier message may hold others back before that is a finding
     ceiling_ms: int = 30 * 60_000
     max_declared_ms: int = 6 * 3_600_000
-    claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])  # by agent; "" for any other
+    # Agent -> limit; "" stands for every other agent.
+    claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])
     max_containers: int = 8
     holders: tuple[Holder, ...] = ()
-    secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: path, why
-    budgets_used_up: tuple[tuple[str, str], ...] = ()  # at the gate, of this day: agent, what of what
-    agents_stopped: tuple[tuple[str, str], ...] = ()  # budgets of agents, of this day: agent, what of what
+    secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: (path, why)
+    budgets_used_up: tuple[tuple[str, str], ...] = ()  # today's budgets at the gate: (agent, how much of what is used)
+    agents_stopped: tuple[tuple[str, str], ...] = ()  # today's budgets of agents: (agent, how much of what is used)
 
     @property
     def start(self) -> str:
@@ -233,11 +235,11 @@ class SessionFacts:
     oldest_held_at: int | None = None
     holder: str | None = None
     holder_sentence: str | None = None
-    crashing: str | None = None  # a message whose container ended several times before it was done, and that waits
+    crashing: str | None = None  # a waiting message whose container ended several times before the message was done
     crashing_sentence: str | None = None
-    failing_schedules: tuple[tuple[str, int], ...] = ()  # key, failures in a row: paused because of them
-    questions: int = 0  # open ones
-    question: str | None = None  # the id of the most urgent of them
+    failing_schedules: tuple[tuple[str, int], ...] = ()  # schedules paused after failures: (key, failures in a row)
+    questions: int = 0  # how many questions are open
+    question: str | None = None  # the id of the most urgent one
     question_text: str | None = None
     question_options: tuple[str, ...] = ()
     question_deadline: int | None = None
@@ -245,9 +247,9 @@ class SessionFacts:
     oldest_overdue_at: int | None = None
     errors: tuple[str, ...] = ()
     failing: tuple[Failing, ...] = ()
-    lock_holders: tuple[LockHolder, ...] = ()  # of its files, while one of them is busy
+    lock_holders: tuple[LockHolder, ...] = ()  # who holds locks on its files, while one of them is busy
     folder: str | None = None
-    near_limit: str | None = None  # what its out/ or home/ holds, when that is near a limit
+    near_limit: str | None = None  # how full its out/ or home/ is, when that is near a limit
 
     @property
     def name(self) -> str:

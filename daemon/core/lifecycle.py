@@ -48,7 +48,7 @@ class Policy:
     contended: bool = False
     max_declared: int = 6 * 3_600_000
     max_tries: int = 5
-    schedule_failures: int = 5  # so many in a row pause a schedule; 0: none do
+    schedule_failures: int = 5  # failures in a row after which a schedule is paused; 0: never
     backoff_base: int = 5_000
     idle_stop: int = 15 * 60_000
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from schema.ids import MAX_FOLDER, check_session, session_folder
 
-MAX_NAME_BYTES: Final = 500  # of a place, thread or sender
+MAX_NAME_BYTES: Final = 500  # the longest name of a place, thread or sender
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+=!#$,")
 _REFUSED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _DIGEST: Final = 32  # hex digits, 128 bits

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-SHARE: Final = 0.05  # of one core
-BURST_S: Final = 1.0  # processor time that a session may be ahead of its share
+SHARE: Final = 0.05  # the share of one core that a session's polls may use
+BURST_S: Final = 1.0  # seconds of processor time that a session may run ahead of its share
 _FREE_S: Final = 0.01
 _FREE_PER_ROW_S: Final = 0.002
 

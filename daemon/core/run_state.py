@@ -223,7 +223,7 @@ def _listed(seen: RunEvidence) -> RunStatus:
     if seen.latest and seen.listed in _OF_MESSAGE:
         return _OF_MESSAGE[seen.listed]
     if seen.latest and seen.outcome in FINISHED:
-        return RunStatus.WAITING  # its attempt has ended, and its message is still pending
+        return RunStatus.WAITING  # the attempt has ended, and its message is still pending
     if seen.outcome is not None:
         return seen.outcome
     return RunStatus.RUNNING if seen.claimed else RunStatus.WAITING

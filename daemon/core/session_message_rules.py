@@ -14,7 +14,7 @@ from daemon.core.printable import counted, one_line
 from daemon.core.session_finding import GRACE_MS, finding, quoted
 from schema.instants import to_text
 
-_OPTIONS: Final = 5  # of a question, whose answers are printed as commands
+_OPTIONS: Final = 5  # how many of a question's options are printed, each as the command that chooses it
 
 
 def held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:

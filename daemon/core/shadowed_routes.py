@@ -13,7 +13,8 @@ def shadowed_routes(routes: Iterable[Route]) -> Iterator[tuple[Route, Route]]:
     Each route is compared with those of its own place and with those that end in `*` and begin its place.
     """
     by_place: dict[tuple[str, str, str], list[Route]] = {}
-    lengths: dict[tuple[str, str], set[int]] = {}  # of the beginnings that routes with `*` name
+    # (agent, channel) -> the lengths of the prefixes that routes with `*` name.
+    lengths: dict[tuple[str, str], set[int]] = {}
     every = tuple(routes)
     for route in every:
         by_place.setdefault((route.agent, route.channel, route.place), []).append(route)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 _LOOK_S: Final = 2.0
-_ANSWER_S: Final = 10.0  # beyond what a probe itself may take
+_ANSWER_S: Final = 10.0  # seconds to wait for the answer in addition to the probe's own limit
 
 
 def standby_socket(data_dir: Path, slot: str) -> Path:

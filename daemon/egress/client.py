@@ -28,10 +28,10 @@ from daemon.egress.refusals import (
 
 _MAX_HEAD: Final = 64 * 1024
 _PIECE: Final = 64 * 1024
-_IDLE_S: Final = 75.0  # without a byte between two requests
-_HEAD_S: Final = 15.0  # from a head's first byte to its last
-_PIECE_S: Final = 60.0  # for the next piece of a body, in either direction
-_BODY_S: Final = 900.0  # for a whole request body
+_IDLE_S: Final = 75.0  # seconds without a byte between two requests
+_HEAD_S: Final = 15.0  # seconds from a request head's first byte to its last
+_PIECE_S: Final = 60.0  # seconds for the next piece of a body, in either direction
+_BODY_S: Final = 900.0  # seconds for a whole request body
 
 
 class ClientGoneError(Exception):

@@ -81,7 +81,7 @@ class Gate:
         self._publish = publish
         self._rules = Rules(config)
         self._doors: dict[Key, _Door] = {}
-        self._lock = threading.Lock()  # of `_doors` and the files: `open` runs in worker threads
+        self._lock = threading.Lock()  # guards `_doors` and their files, because `open` runs in worker threads
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: TaskGroup | None = None
         self._connections = anyio.Semaphore(_ALL_CONNECTIONS)

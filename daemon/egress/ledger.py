@@ -21,8 +21,8 @@ from daemon.egress.refusals import BudgetExceededError
 from schema.errors import ClawbusError
 
 _WRITE_S: Final = 1.0
-_KEPT: Final = 3  # days in memory: a clock that is set back finds its day's count again
-_MOST_AHEAD: Final = 5_000  # rows that wait for a registry that cannot be written
+_KEPT: Final = 3  # days kept in memory, so that a clock that is set back finds its day's count again
+_MOST_AHEAD: Final = 5_000  # the most rows kept while the registry cannot be written
 
 
 class Keeper(Protocol):
@@ -47,7 +47,7 @@ class Ledger:
         self._keeper = keeper
         self._rows: dict[tuple[str, str, str], UsageRow] = {}
         self._changed: set[tuple[str, str, str]] = set()
-        self._days: dict[str, None] = {}  # the days that `_rows` is of, the one counted last at the end
+        self._days: dict[str, None] = {}  # the days in `_rows`; the day counted last comes last
         self._told: set[tuple[str, str]] = set()
         self._log = structlog.get_logger("egress")
 

@@ -16,7 +16,7 @@ from daemon.core.egress_usage import Usage
 
 _KEPT: Final = 256 * 1024
 _BYTES_A_TOKEN: Final = 4
-_MOST: Final = 10**9  # of one answer: a larger number is not plausible
+_MOST: Final = 10**9  # the most tokens that one answer can plausibly report
 _CALLS: Final = re.compile(
     r"(/messages|/completions|/responses|/embeddings|:(stream)?generateContent)\Z", re.IGNORECASE
 )

@@ -61,9 +61,8 @@ _FINAL: Final = (
     UnknownSessionError,
 )
 _MAX_PAIRS: Final = 10_000
-_DROPPED: Final = frozenset(
-    {"answer_to", "attachments", "answers", "edits", "files"}
-)  # names of the sender's own session
+# Fields that name things of the sender's own session.
+_DROPPED: Final = frozenset({"answer_to", "attachments", "answers", "edits", "files"})
 _ENDLESS: Final = "The agents passed this on to each other too often, and were stopped."
 
 
@@ -134,7 +133,7 @@ class AgentChannel:
         session = await self._parts.sessions.get(target)
         place = await session.call(partial(_reading, session, lambda db: store.place_of(db, asked.cause)))
         relay = relays.answer(asked, (message.agent, message.session), before)
-        # What is said in mid-turn comes along with the answer: each of it would cost the asker a turn.
+        # A mid-turn message wakes nobody: it is read together with the answer. Otherwise each would cost the asker a turn.
         return await self._store(message, target, place, relay, trigger=message.final)
 
     async def _store(

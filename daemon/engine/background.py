@@ -35,5 +35,5 @@ class Background:
     async def _run(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
             await work()
-        except Exception:  # noqa: BLE001 - no caller waits who could handle it, and it must not end the daemon
+        except Exception:  # noqa: BLE001 - no caller waits that could handle the error, and it must not end the daemon
             self._log.error("later_raised", work=repr(work), exc_info=True)

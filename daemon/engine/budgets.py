@@ -78,7 +78,7 @@ class Budgets:
         found = await self._sessions.central(
             lambda registry: registry.with_file(partial(agent_usage.read, first_day=first))
         )
-        # What was counted while the file was read is newer than the file.
+        # Keep what was counted while the file was being read: it is newer than the file.
         found.days.update({key: self._usage.days[key] for key in self._changed})
         self._usage = found
 

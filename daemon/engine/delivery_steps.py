@@ -55,7 +55,8 @@ class Collected:
     queued: frozenset[str] = frozenset()  # destinations with rows that wait only for their turn
     verdicts: tuple[Verdict, ...] = ()
     asked: tuple[questions.Asked, ...] = ()
-    places: Mapping[str, Address | None] = field(default_factory=dict[str, Address | None])  # of what was claimed
+    # The id of each claimed trigger -> the place that it came from.
+    places: Mapping[str, Address | None] = field(default_factory=dict[str, Address | None])
 
 
 @dataclass(frozen=True, slots=True)

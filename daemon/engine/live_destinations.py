@@ -22,10 +22,10 @@ from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError
 
-_PATIENCE_S: Final = 2.0  # how long whoever changed a route waits for sessions that are slow
+_PATIENCE_S: Final = 2.0  # seconds that a change of routes waits for slow sessions
 _RETRY_S: Final = 5.0
 
-Written = tuple[str, tuple[NamedPlace, ...]]  # the incarnation, and the list that it has
+Written = tuple[str, tuple[NamedPlace, ...]]  # the incarnation, and the list that was written for it
 
 
 class LiveDestinations:
@@ -71,7 +71,7 @@ class LiveDestinations:
         done: list[anyio.Event] = []
         for key in keys:
             event = anyio.Event()
-            if key not in self._under_way:  # one that is under way writes the newest list
+            if key not in self._under_way:  # a write under way writes the newest list anyway
                 self._under_way.add(key)
                 self._background.later(partial(self._renew, key, event))
                 done.append(event)

@@ -46,8 +46,8 @@ from daemon.store import routes as store
 from schema.errors import ClawbusError
 from schema.handles import Reader
 
-_RETRY_S: Final = 5.0  # after central.db could not be used
-_FLUSH_S: Final = 0.25  # between two writes of refusals, so that a flood of them costs few commits
+_RETRY_S: Final = 5.0  # seconds to wait after an error of central.db
+_FLUSH_S: Final = 0.25  # seconds between two writes of refusals, so that a flood of them costs few commits
 _MAX_PENDING: Final = 1_000
 _MAX_EVENT_ID: Final = 500  # characters
 _OVERFLOW: Final = store.RefusedKind("*", "*", "", "", "", "MORE")

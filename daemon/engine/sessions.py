@@ -92,7 +92,8 @@ class Sessions:
         self.troubles = Troubles()
         self._memory: Callable[[], Memory] | None = None
         self.registry_problem: tuple[int, str] | None = None  # (since epoch ms, why) while central.db cannot be rebuilt
-        self.central_problem: tuple[int, str] | None = None  # the same, while every operation on it fails
+        # The same (since epoch ms, why), while every operation on central.db fails.
+        self.central_problem: tuple[int, str] | None = None
         self._log = structlog.get_logger("registry")
         self._limiter = anyio.CapacityLimiter(settings.threads)
         self.operation_s = settings.operation_s

@@ -21,10 +21,10 @@ import anyio
 
 from daemon.core.clock import Clock
 
-HUNG_S: Final = 4.0  # a lookup that takes longer is not waited for by those who come later
-FAILED_S: Final = 1.0  # for so long a failure is the answer to everybody
-MAX_LOOKUPS: Final = 256  # threads; a name has one
-MAX_OF_ONE: Final = 64  # of them for one asker, such as an agent that may reach any name below a domain
+HUNG_S: Final = 4.0  # seconds after which later callers no longer wait for a lookup
+FAILED_S: Final = 1.0  # seconds during which a failed lookup is the answer to everybody
+MAX_LOOKUPS: Final = 256  # the most lookups under way; each has a thread
+MAX_OF_ONE: Final = 64  # the most of these for one asker, such as an agent that may reach any name below a domain
 
 # For whom the present task looks up names; empty for the daemon itself.
 _asker: Final[ContextVar[str]] = ContextVar("asker", default="")

@@ -93,7 +93,7 @@ class Activity:
     last_at: int | None = None  # the newest row of any kind
     waits_until: int | None = None  # a sleep or a wait that has not been resumed
     steps: int = 0  # rows of an execution
-    created_text: str | None = None  # of the newest history row
+    created_text: str | None = None  # created_at of the newest history row
     errors: tuple[str, ...] = ()  # texts in which a step or the run says why it failed
 
 
@@ -118,7 +118,7 @@ class Run:
     finished_at: int | None = None
     spans: tuple[RunSpan, ...] = ()
     activity: Activity = Activity()
-    lost_workers: tuple[LostWorker, ...] = ()  # of its application
+    lost_workers: tuple[LostWorker, ...] = ()  # lost workers of the run's application
 
     @property
     def started_at(self) -> int:

@@ -53,7 +53,7 @@ class Request:
     reason: str = "stale: the list said running, nothing else did"
     apply: bool = False
     while_running: bool = False
-    redis_uri: str | None = None  # of the server's queue, where that is in Redis
+    redis_uri: str | None = None  # the Redis that holds the server's queue, if it is there
 
 
 @dataclass(frozen=True, slots=True)

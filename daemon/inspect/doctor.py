@@ -52,7 +52,7 @@ from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError, SchemaTooNewError, StorageError
 from schema.layout import SessionFolder
 
-BUDGET_S: Final = 60.0  # of which a folder whose idle sessions are recorded needs a moment
+BUDGET_S: Final = 60.0  # seconds; a folder whose idle sessions are recorded needs a moment of it
 SECOND_LOOK_S: Final = 1.5
 # What a daemon that works puts right by itself within moments.
 _PASSING: Final = frozenset(
@@ -195,7 +195,8 @@ class Doctor:
             _with_words(folder, one, facts.crashing) if one.code == "MESSAGE_RETRYING" else one
             for one in diagnose_session(host, facts)
         ]
-        if seen.facts.quarantined_at is None:  # its files are not to be believed until it is released
+        # The files of a quarantined session are not to be believed until it is released.
+        if seen.facts.quarantined_at is None:
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
             told += [_with_words(folder, one, one.message_id) for one in of_runs if one is not None]
         return told, seen.clock, sum(run.message.trigger or run.evidence.claimed for run in runs.runs)

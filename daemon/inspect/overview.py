@@ -92,7 +92,7 @@ class _Open:
     retrying: int = 0
     dead: int = 0
     oldest_at: int | None = None
-    error: str | None = None  # the last one of an answer that is tried again
+    error: str | None = None  # the latest error of an answer that is tried again
 
 
 def channels_report(

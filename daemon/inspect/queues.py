@@ -54,28 +54,28 @@ class Queues:
     """How much of one session is unfinished. Times are epoch milliseconds."""
 
     pending: int = 0
-    scheduled: int = 0  # of the pending ones: their time has not come, as their sender or their agent wants it
-    backing_off: int = 0  # of the pending ones: wait for the next try after a container that ended too early
-    oldest_pending_at: int | None = None  # of those that are not scheduled
-    due: int = 0  # of the pending ones: could be worked on now
-    held: int = 0  # of the pending ones: wait for the holder's next try
+    scheduled: int = 0  # pending messages whose time has not come, as their sender or agent wants it
+    backing_off: int = 0  # pending messages that wait for the next try after a container ended too early
+    oldest_pending_at: int | None = None  # leaves out the scheduled ones
+    due: int = 0  # pending messages that could be worked on now
+    held: int = 0  # pending messages that wait behind the holder's next try
     oldest_held_at: int | None = None
     holder: Holder | None = None
-    crashing: Holder | None = None  # the first one whose container ended several times before it was done
+    crashing: Holder | None = None  # the first message whose container ended several times before the message was done
     oldest_due_at: int | None = None
     claimed: bool = False  # the host knows of a turn that has not ended
     failed: int = 0
     undelivered: int = 0  # due answers without a receipt
     oldest_undelivered_at: int | None = None
-    scheduled_answers: int = 0  # those whose agent wants them sent later
-    retrying: int = 0  # answers that have failed often, or wait for long, for their next attempt
+    scheduled_answers: int = 0  # answers whose agent wants them sent later
+    retrying: int = 0  # answers whose next attempt waits, after many failures or for long
     retrying_example: dict[str, Any] | None = None
     dead: int = 0
-    questions: int = 0  # open ones
-    question: Asked | None = None  # the most urgent of them
+    questions: int = 0  # how many questions are open
+    question: Asked | None = None  # the most urgent of the open questions
     failing_schedules: tuple[
         tuple[str, int], ...
-    ] = ()  # key, failures: those that were paused because they keep failing
+    ] = ()  # (key, failures in a row) of schedules that are paused because they keep failing
     failed_example: dict[str, Any] | None = None
     dead_example: dict[str, Any] | None = None
     error: str | None = None

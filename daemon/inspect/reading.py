@@ -36,7 +36,7 @@ from schema.rows import Ack, MessageStatus, ToolInFlight
 MAX_SUSPECTS: Final = 1000
 _LOOK_BACK: Final = 5000  # how many of the newest messages are checked for a history
 _NEWEST_ANSWERS: Final = 2000
-_KEPT_ANSWERS: Final = 1000  # of one message
+_KEPT_ANSWERS: Final = 1000  # the most answers to one message
 _CHARACTERS: Final = 16 * 1024**2
 _CONTENT: Final = "substr(content, 1, 8192) AS content"
 ENDINGS: Final = ("completed", "failed", "cancelled", "retry_scheduled", "released", "deferred", "migrated")
@@ -50,7 +50,7 @@ class RunsRead:
     errors: list[str] = field(default_factory=list[str])
     heartbeat_at: int | None = None
     tool: ToolInFlight | None = None
-    news: bool = False  # outbound.db has rows that the host has taken no note of
+    news: bool = False  # outbound.db has rows that the host has not recorded
 
 
 def read_runs_of(folder: SessionFolder, ids: Sequence[str], context: RuntimeContext, limits: ReadLimits) -> RunsRead:

@@ -31,7 +31,7 @@ class Routes:
     listed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     faults: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     shadowed: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (route, the one that decides)
-    stored: frozenset[str] = frozenset()  # those that were added by command
+    stored: frozenset[str] = frozenset()  # names of routes that were added by command
 
 
 def read_routes(config: Config) -> Routes:

@@ -24,7 +24,7 @@ class Sink:
     name = "sink"
 
     def __init__(self) -> None:
-        self.dropped = 0  # in all
+        self.dropped = 0  # lines dropped since the start
         self.failing = False
         self.reason = ""
         self._unreported = 0

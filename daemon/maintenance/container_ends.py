@@ -53,7 +53,7 @@ async def kill_each(
     async def one(index: int) -> None:
         try:
             ends[index] = await kill(runtime, containers[index], confirm_s)
-        except ClawbusError as error:  # one that does not end keeps no other alive
+        except ClawbusError as error:  # a container that does not end must not keep the others alive
             ends[index] = error
 
     async with anyio.create_task_group() as tasks:

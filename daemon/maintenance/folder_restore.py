@@ -99,7 +99,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
         mark_restored(fresh / INSTALL_RECORD, _install_id(fresh))
         mailbox = Layout(fresh).mailbox_db
         if mailbox.is_file():
-            with suppress(SchemaTooNewError):  # of a newer clawbus: this one does not start on it either
+            with suppress(SchemaTooNewError):  # the backup is of a newer clawbus; this one does not start on it either
                 raise_cursors(mailbox, now_ms)
         if before is not None:
             data_dir.rename(before)

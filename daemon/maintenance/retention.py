@@ -163,7 +163,7 @@ class Retention:
                 this.given_back += await self._compact(session)
             fine = True
         except ReadRaceError:
-            pass  # its container is in mid-commit; the next pass comes by again
+            pass  # its container is in the middle of a commit; the next pass checks it again
         except ClawbusError as error:
             this.errors += 1
             log.warning("retention_failed", code=error.code, error=str(error))

@@ -28,7 +28,7 @@ from schema.handles import Reader, Writer
 from schema.rows import MessageStatus
 
 PURPOSE: Final = "pre-sweep"
-_MESSAGES: Final = 10_000  # of each kind that is read
+_MESSAGES: Final = 10_000  # the most rows read of each kind
 _REASONS: Final[Mapping[MessageStatus, tuple[str, str]]] = MappingProxyType(
     {
         MessageStatus.FAILED: ("AGENT_FAILED", "the agent answered with an error"),

@@ -40,7 +40,7 @@ def source_files(site: Path | None = None) -> list[tuple[str, Path]]:
 
 def package_folder(package: str) -> Path:
     """Return the folder in which the package is installed. Raise ImageError if it is not installed."""
-    found = importlib.util.find_spec(package)  # of a top-level name: finds it and does not import it
+    found = importlib.util.find_spec(package)  # for a top-level name, this finds the package without importing it
     if found is None or not found.submodule_search_locations:
         raise ImageError(
             f"the package {package} is not installed.", hint="Install clawbus into a separate virtual environment."

@@ -125,7 +125,7 @@ class ProcessRuntime:
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
         """Raise RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""
         del image, own_runner  # there are none
-        # Said here: a runtime may also be built only to be asked what still runs under it.
+        # Warn here, not when the runtime is built: it may be built only to ask what still runs under it.
         self._log.warning("process_runtime_no_isolation", hint="agents run as the daemon's own user")
         await self._in_thread(self._check)
 
@@ -337,7 +337,7 @@ class ProcessRuntime:
         self._reap()
         self._believe()
         record = self._read(incarnation)
-        if record is None:  # its gate stays shut without a record, so the program never begins
+        if record is None:  # without a record its gate stays shut, so the program never begins
             self._records.discard_draft(incarnation)
             return None
         return record.running()

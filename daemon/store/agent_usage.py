@@ -9,7 +9,7 @@ from daemon.core.budgets import AgentDay
 from schema.handles import Reader, Writer
 
 _COLUMNS = "day, agent, turns, tokens, cost"
-Key = tuple[str, str]  # day, agent
+Key = tuple[str, str]  # (day, agent)
 
 
 @dataclass(frozen=True, slots=True)

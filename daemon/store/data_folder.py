@@ -34,7 +34,7 @@ INSTALL_RECORD: Final = "install.json"
 # What flock(2) answers for a folder where locks are emulated and need a descriptor that can write.
 _NO_FOLDER_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSUP})
 LOW_BYTES: Final = 64 * 1024**2  # less free space than this is reported as trouble, before writing fails
-LOW_INODES: Final = 1000  # the same; a new session needs about ten
+LOW_INODES: Final = 1000  # fewer free inodes than this are reported; a new session needs about ten
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
 # version is written; `lost+found` is a new disk's.
 _OURS: Final = (

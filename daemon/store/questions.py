@@ -21,7 +21,7 @@ from schema.instants import to_text
 from schema.questions import Decision, Outcome, Question, QuestionError
 from schema.rows import Address, Kind, MessageIn, MessageOut, MessageStatus
 
-MAX_OPEN: Final = 20  # of one session
+MAX_OPEN: Final = 20  # the most open questions of one session
 _OPEN: Final = "SELECT * FROM questions WHERE outcome IS NULL"
 
 

@@ -99,7 +99,7 @@ def write_install_id(file: Path, install_id: str) -> None:
     """Replace the file. Raise StorageError."""
     fresh = file.with_name(f"{file.name}.new")
     try:
-        fresh.unlink(missing_ok=True)  # of a crash, with whatever rights
+        fresh.unlink(missing_ok=True)  # a crash may have left it, with any permissions
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
             out.write(f"{install_id}\n")
             out.flush()

@@ -46,7 +46,7 @@ class Registry:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._anchor: FileAnchor | None = None  # the file that was opened first
-        self._epoch = 0  # of the slot that this daemon serves in; 0 without slots
+        self._epoch = 0  # the epoch of the slot that this daemon serves in; 0 without slots
         self._worker: str | None = None  # the worker that makes claims; None if none is registered
 
     def last_epoch(self) -> int:

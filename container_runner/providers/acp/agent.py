@@ -100,7 +100,7 @@ class Agent:
         self._stderr = ErrorOutput(log)
         self._capabilities: Params = {}
         self._mode_option: object = (
-            None  # the id of the option that holds the mode; None: the agent has a method for it
+            None  # the id of the option that sets the mode; None: the agent has a method for that
         )
         self.name = Path(command[0]).name
         self.peer = Peer(opened(process.stdin), opened(process.stdout), self._take_stray)
@@ -117,7 +117,7 @@ class Agent:
         process = await start_program(command, cwd, environ, context.children)
         agent = cls(process, context.children, command, log)
         if context.tools is not None:
-            context.tools.ready.unlink(missing_ok=True)  # of an agent before it
+            context.tools.ready.unlink(missing_ok=True)  # an earlier agent may have left the file
             agent._servers = [context.tools.entry]
         return agent
 
@@ -231,7 +231,7 @@ class Agent:
         try:
             await self.peer.notify("session/cancel", {"sessionId": self.session_id})
         except AgentGoneError:
-            return  # then no prompt is running any more
+            return  # the agent is gone, and so is its prompt
 
     async def _ask(self, method: str, params: Params, limit_s: float) -> object:
         try:

@@ -26,7 +26,7 @@ from schema.tools import SERVER, TOOLS
 
 # Tools do not say how long they take. The host's own limits apply besides.
 _TOOL_S: Final = 1800.0
-_TOUCH_EVERY_S: Final = 1.0  # the host hears each one
+_TOUCH_EVERY_S: Final = 1.0  # each touch of the heartbeat is an event for the host, so do not touch it more often
 _MAX_KINDS: Final = 1000
 _SHOWN: Final = 200
 _OWN_TOOLS: Final = frozenset(f"mcp__{SERVER}__{tool}" for tool in TOOLS)

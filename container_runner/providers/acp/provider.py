@@ -50,10 +50,11 @@ class AcpProvider:
         self._cwd = str((context.agent_folder if context.agent_folder.is_dir() else Path.cwd()).resolve())
         self._policies = read_policies(context.settings.permissions)
         self._agent: Agent | None = None
-        self._session_id: str | None = None  # the last one of this container, which the state may not hold yet
+        # The id of the session opened last in this container. The state may still hold an earlier one.
+        self._session_id: str | None = None
         self._meter: Meter | None = None
         self._progress: Progress | None = None
-        self._group: TaskGroup | None = None  # of the running turn
+        self._group: TaskGroup | None = None  # the running turn's task group
         self.silence: DeclaredTimeout | None = DeclaredTimeout("agent", _SILENCE_S)
 
     async def run(self, turn: Turn, progress: Progress) -> Answer:
@@ -70,13 +71,13 @@ class AcpProvider:
                         self._group.start_soon(self._heed_stop, progress, listener, opening)
                         answer = await self._answer(turn, listener)
                     if opening.cancelled_caught:
-                        await self._drop()  # in the middle of its start: what it would do next is not known
+                        await self._drop()  # stopped in the middle of its start: unknown what it would do next
                         failure = TurnStoppedError("The message was cancelled before the agent got it.")
                 except (TurnFailedError, CannotStartError) as error:
                     failure = error
                 self._group.cancel_scope.cancel()
         finally:
-            unknown = answer is None and failure is None  # cancelled: what the agent does now is not known
+            unknown = answer is None and failure is None  # cancelled: unknown what the agent does now
             if self._agent is not None and (unknown or not self._agent.alive):
                 await self._drop()
         if answer is None:
@@ -91,7 +92,7 @@ class AcpProvider:
         restored = await self._ready(turn, listener)
         try:
             return await self._prompt(turn, listener, restored=restored)
-        except NotSentError:  # it had ended before, so the message is not to blame
+        except NotSentError:  # the agent had ended before, so the message is not to blame
             await self._drop()
         restored = await self._ready(turn, listener)
         try:

@@ -43,7 +43,7 @@ class Reply:
             case "tool_call" | "tool_call_update":
                 self._tool(update)
             case _:
-                pass  # thoughts, plans, modes and what later versions define are progress, and nothing else
+                pass  # progress only: thoughts, plans, modes, and what later versions of the protocol define
 
     @property
     def tool(self) -> str | None:

@@ -19,7 +19,7 @@ class Phase(StrEnum):
     EXITED = "exited"  # confirmed; the exit is being settled
 
 
-AgentImage = tuple[str, bool]  # its name, and whether it contains an agent's own runner
+AgentImage = tuple[str, bool]  # an image's name, and whether it contains an agent's own runner
 
 
 @dataclass(eq=False, slots=True)

@@ -67,7 +67,8 @@ class SupervisorState:
         self._keeper: SessionKeeper | None = None
         self.accepting = False  # whether adoption has been done, so that spawning is safe
         self.unavailable: tuple[int, str] | None = None  # (since epoch ms, why)
-        self.bad_images: dict[AgentImage, tuple[int, str]] = {}  # the same, until one of them is found usable
+        # Image -> (since epoch ms, why), until the image is found usable.
+        self.bad_images: dict[AgentImage, tuple[int, str]] = {}
         # Until when (epoch ms) nothing starts for an agent, because its budget is used up.
         self.blocked_until: Callable[[str], int | None] = lambda _: None
 
