@@ -97,7 +97,7 @@ class WayOut:
             self._slots.release()
 
     async def _gate(self) -> socket.socket | None:
-        """Return a connection to the gate; None when there is none for too long."""
+        """Return a connection to the gate, or None if the gate does not accept one in time."""
         with anyio.move_on_after(_GATE_S):
             while True:
                 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)

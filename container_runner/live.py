@@ -85,7 +85,7 @@ class TurnProgress:
         self._said(PROGRESS, text)
 
     def wrote(self, line: str) -> None:
-        """Keep it."""
+        """Keep the line for the operator."""
         self._said(STDERR, line)
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:

@@ -206,7 +206,7 @@ class Store:
     def give_back(self, message_ids: Sequence[str], usage: tuple[str, TurnUsage] | None = None) -> None:
         """Release these claims and clear the tool in flight. Their messages can be claimed again. Safe to repeat.
 
-        `usage` is what the turn used all the same, under the id of one of its messages.
+        `usage` is what the turn used until then, under the id of one of its messages.
         """
         with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
             self._release(db, message_ids)

@@ -162,7 +162,7 @@ class InboundWatch:
         self._mark = self._look_at_file()
 
     def _set_timer(self) -> None:
-        # One timer for the stat and the poll, and a callback in place of a task: it is most of what an idle runner costs.
+        # One timer for both the stat and the poll, and a callback instead of a task: an idle runner does little else.
         wait_s = self._poll_due - _now()
         if self._unheard >= _DEAF_AFTER:
             wait_s = min(wait_s, _DEAF_POLL_S)

@@ -1,4 +1,4 @@
-"""Keeps what an agent writes besides its answers, progress notes and standard error, in `out/.words`.
+"""Keeps an agent's progress notes and standard error in `out/.words`.
 
 A turn that hangs, or that takes its container with it, never reports its failure; these lines are what an operator has
 then. They are bounded in rate and in size, and a file that cannot be written fails no turn.

@@ -44,7 +44,7 @@ async def start_program(
 ) -> Process:
     """Start the program and register it with `children`. Raise CannotStartError or a TurnFailedError.
 
-    It inherits the descriptors in `pass_fds`, besides its three streams.
+    It inherits its three streams and the descriptors in `pass_fds`.
     """
     program = command[0]
     try:

@@ -68,7 +68,7 @@ class TurnMessage:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A name that an answer may be sent to, besides where its message came from."""
+    """A named place that an answer may be sent to, other than the place that its message came from."""
 
     name: str
     type: str
@@ -175,7 +175,7 @@ class Progress(Protocol):
         ...
 
     def wrote(self, line: str) -> None:
-        """Keep a line of the program's standard error: of a turn that never ends there is nothing else."""
+        """Keep a line of the program's standard error. For a turn that never ends it is all that the operator has."""
         ...
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
@@ -189,24 +189,25 @@ class Progress(Protocol):
     async def say(self, message: OutMessage, key: str | None = None) -> str:
         """Send a message now, in the middle of the turn, and return its id. It is not an answer.
 
-        A second message with the same key edits the first one, where the channel can. What is said again in a later try of
-        the turn is sent once. Raise a TurnFailedError for a message that cannot be sent.
+        A second message with the same key edits the first one, where the channel can. A message that a later try of the turn
+        repeats is sent only once. Raise a TurnFailedError for a message that cannot be sent.
         """
         ...
 
     async def ask(self, question: Question, key: str | None = None) -> Decision | None:
-        """Ask a person and wait for the answer, at most `question.timeout_s` seconds. The silence meanwhile is declared.
+        """Ask a person and wait for the answer, at most `question.timeout_s` seconds.
 
-        The same `key` in a later try of the same message is the same question: an answer that was recorded is returned at
-        once. Without a key, what is asked is the key. Return None, as soon as the question is stored, for one with `notify`.
+        The host is told that the agent is silent meanwhile. The same `key` in a later try of the same message is the same
+        question: an answer that was recorded is returned at once. Without a key, what is asked is the key. Return None, as
+        soon as the question is stored, for one with `notify`.
         """
         ...
 
     async def stop_asked(self) -> None:
         """Return once the turn is to be stopped because its message was cancelled; until then, wait.
 
-        The provider then asks its agent to stop, in the agent's own way, and raises TurnStoppedError. What it does with an
-        agent that goes on is its own affair: the host ends the container after the agent's `cancel_grace_s`.
+        The provider then asks its agent to stop, in the agent's own way, and raises TurnStoppedError. If the agent goes on,
+        the provider may do as it likes: the host ends the container after the agent's `cancel_grace_s`.
         """
         ...
 

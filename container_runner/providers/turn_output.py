@@ -48,7 +48,7 @@ class TurnOutput:
         return rest
 
     async def feed(self, line: bytes) -> None:
-        """Take one line. Raise a TurnFailedError for one that is not what it must be."""
+        """Handle one line. Raise a TurnFailedError for an invalid one."""
         self._check_size(len(line))
         await self._tell(self.parser.feed(line))
 

@@ -44,7 +44,7 @@ class CannotStartError(ClawbusError):
 class TurnFailedError(ClawbusError):
     """The provider could not answer. Senders read the text only with error_detail = "sender".
 
-    `detail` is for the log alone (a stderr tail); it never reaches the sender. `usage` is what the turn used all the same.
+    `detail` is for the log alone (a stderr tail); it never reaches the sender. `usage` is what the turn used until then.
     """
 
     usage: TurnUsage | None = None

@@ -62,9 +62,9 @@ class Outbox:
             place_files(self._out_folder, row_id, reply.files)
 
     def remove_files(self, *, starting: bool = False) -> None:
-        """Remove the files of rows that the host has taken note of: it has copies. When `starting`, also those without a row.
+        """Remove the files of rows that the host has recorded, because it has copies.
 
-        Raise InboundUnreadableError.
+        When `starting`, also those without a row. Raise InboundUnreadableError.
         """
         if starting:
             remove_partial(self._out_folder)

@@ -17,7 +17,7 @@ class OutFile:
 class Reply:
     """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds.
 
-    Not `final`: it is said in the middle of a turn and answers no message.
+    When not `final`, it was sent in the middle of a turn and answers no message.
     """
 
     kind: str

@@ -20,7 +20,10 @@ def _never() -> bool:
 
 
 async def sleep_running(seconds: float, stands: Callable[[], bool] = _never) -> None:
-    """Sleep this long, not counting freezes (each counts as two seconds at most) nor steps at whose end `stands()` is true."""
+    """Sleep for this long.
+
+    A freeze counts as two seconds at most; a step at whose end `stands()` is true does not count at all.
+    """
     left = seconds
     while left > 0:
         step, began = min(left, _STEP_S), anyio.current_time()

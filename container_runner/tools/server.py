@@ -73,7 +73,7 @@ class Server:
             case "ping":
                 self._result(number, {})
             case "tools/list":
-                with contextlib.suppress(OSError):  # the runner then waits for the mark in vain, for a bounded time
+                with contextlib.suppress(OSError):  # the runner then waits for the file until its time limit
                     self._ready.touch()
                 self._result(number, {"tools": self._calls.listed()})
             case _:

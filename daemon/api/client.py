@@ -156,7 +156,7 @@ class ControlClient:
         return _entry(entry) if entry is not None else None
 
     def read_mailbox(self, name: str, after: int, limit: int, wait_s: float = 0.0) -> list[MailboxEntry]:
-        """Return the entries above a cursor, oldest first. Long-poll once (at most 50 s) when there is none."""
+        """Return the entries above a cursor, oldest first. If there are none, long-poll once (at most 50 s)."""
         wait = min(wait_s, _POLL_S)
         query = {"after": str(after), "limit": str(limit), "wait_s": f"{wait:.3f}"}
         return [

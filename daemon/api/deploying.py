@@ -17,22 +17,22 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Deploys(Protocol):
-    """What carries deploys out."""
+    """Carries out deploys."""
 
     async def status(self) -> dict[str, Any]:
-        """Return the state."""
+        """Return the state of the slots and of the deploy."""
         ...
 
     async def start(self, release: str, *, force: bool, no_rollback: bool) -> dict[str, Any]:
-        """Begin one."""
+        """Begin a deploy."""
         ...
 
     async def abort(self, by: str) -> dict[str, Any]:
-        """End one before its cutover."""
+        """End a deploy before its cutover."""
         ...
 
     async def rollback(self, by: str) -> dict[str, Any]:
-        """Take one back in its bake."""
+        """Roll a deploy back during its bake."""
         ...
 
 

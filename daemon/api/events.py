@@ -31,7 +31,7 @@ _ALIVE_S: Final = 10.0  # seconds between two empty lines, by which each side no
 
 
 class Watcher:
-    """One who watches: a bounded queue that any thread fills and one task empties."""
+    """One watcher's bounded queue, which any thread fills and one task empties."""
 
     def __init__(self, wanted: EventFilter) -> None:
         self._wanted = wanted
@@ -57,7 +57,7 @@ class Watcher:
         self._rung.set()
 
     async def take(self, closing: anyio.Event) -> tuple[list[Mapping[str, Any]], int]:
-        """Return what has come since, and how many were lost before it. Wait some seconds at most for the first one."""
+        """Return the events since the last call, and how many were lost before them. Wait some seconds at most for the first."""
         self._rung = anyio.Event()
         if not self._queue:
             with anyio.move_on_after(_ALIVE_S):

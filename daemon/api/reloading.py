@@ -1,4 +1,4 @@
-"""The route by which a client has the configuration read again, and learns what came of it."""
+"""The route by which a client makes the daemon reread its configuration, and learns the result."""
 
 from __future__ import annotations
 

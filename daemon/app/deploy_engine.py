@@ -37,7 +37,7 @@ class Samples:
         self._kept: deque[tuple[int, int]] = deque(maxlen=_MOST_SAMPLES)
 
     def add(self, at: int, took_ms: int) -> None:
-        """Keep one. `at` is epoch milliseconds."""
+        """Keep one duration. `at` is when the work ended, in epoch milliseconds."""
         self._kept.append((at, max(0, took_ms)))
 
     def pace(self, now: int) -> Pace:
@@ -112,7 +112,7 @@ class BusEngine:
         self._bus.events.publish(DeployEnded(at, deploy))
 
     def seen(self, state: SlotState) -> None:
-        """Keep the state for whoever scrapes the metrics."""
+        """Keep the state, which the metrics report."""
         self._bus.slots = state
 
     def _dead(self, _: object) -> None:
@@ -122,7 +122,10 @@ class BusEngine:
         self._quarantined += 1
 
     def _spawn(self, event: SpawnFailed) -> None:
-        """Count a session's first failure in a row. Later ones began before, and the host's are nobody's fault."""
+        """Count only the first of a session's failures in a row, as the others may have begun before.
+
+        Do not count the host's failures.
+        """
         self._spawn_failures += event.failures == 1 and event.code not in _HOST_CODES
 
     def _started(self, event: ContainerSpawned) -> None:
@@ -132,7 +135,7 @@ class BusEngine:
         self._spawned.discard((event.agent, event.session))
 
     def _stuck_one(self, event: ContainerStuck) -> None:
-        """Count it if this release started the agent: one that was adopted is the prior release's."""
+        """Count the event if this release started the agent. An adopted agent is the prior release's."""
         self._stuck += (event.agent, event.session) in self._spawned
 
     def _accept(self, event: MessageAccepted) -> None:

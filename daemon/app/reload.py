@@ -66,6 +66,6 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
 
 
 def _own_part(config: Config, bus: Bus) -> tuple[Config, Ownership]:
-    """Return what of the configuration is this daemon's. A changed role needs a restart, as a moved channel does."""
+    """Return the part of the configuration that this daemon owns. A changed role needs a restart, as a moved channel does."""
     found = ownership_of(config.model_copy(update={"role": bus.ownership.role}))
     return owned(config, found), found

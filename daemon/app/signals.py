@@ -28,7 +28,7 @@ IGNORED: Final = frozenset(
     {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO}
 )
 _TERMINAL: Final = "/dev/tty"
-# What opening the controlling terminal answers when there is none, or when it was hung up. Nothing else (EMFILE) says so.
+# The errors of opening the controlling terminal that prove that there is none, or that it was hung up. Others (EMFILE) do not.
 _NO_TERMINAL: Final = frozenset({errno.ENXIO, errno.EIO, errno.ENOTTY, errno.ENODEV, errno.ENOENT})
 
 
@@ -78,7 +78,7 @@ class SignalInbox:
             os.write(self._wake_writer, b"\0")
 
     async def next(self) -> signal.Signals:
-        """Wait for the next signal that means something: one of STOP, or RELOAD."""
+        """Wait for the next signal that the daemon acts on: one of STOP, or RELOAD."""
         while not self._waiting:
             await anyio.wait_readable(self._wake_reader)
             self._drain()

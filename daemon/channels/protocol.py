@@ -195,7 +195,7 @@ class ChannelContext:
 
 
 class Receiver(Protocol):
-    """What delivery needs of a channel."""
+    """What delivery needs from a channel."""
 
     capabilities: Capabilities
 

@@ -1,6 +1,6 @@
 """TCP addresses to listen on: read from the configuration, judged, bound. Used by every listener of ours.
 
-Never resolves a name: what a name means may be another machine's to say tomorrow.
+Never resolves a name: another machine decides what it resolves to, and may change that tomorrow.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _SECRET_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 
 
 class AgentDestination(Table):
-    """[agents.NAME.destinations.PLACE]: a place besides its own that the agent may write to, or another agent."""
+    """[agents.NAME.destinations.PLACE]: another place that the agent may write to, or another agent."""
 
     channel: str = ""
     place: str = ""
@@ -116,7 +116,7 @@ class Agent(Table):
     @model_validator(mode="before")
     @classmethod
     def _filled_in(cls, values: object) -> object:
-        """Fill in the provider and what the preset holds. An unknown preset is named later, with all other faults."""
+        """Fill in the provider and the preset's values. An unknown preset is reported later, with all other faults."""
         if not isinstance(values, dict):
             return values
         given = cast("dict[str, object]", values)

@@ -58,7 +58,7 @@ def fault_text(item: Mapping[str, Any]) -> str:
 
 
 def booleans_for_numbers(model: type[BaseModel], values: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """Yield a fault for every key of a number that is true or false, which pydantic takes for 1 and 0."""
+    """Yield a fault for every number that is given as true or false, which pydantic would take for 1 and 0."""
     for name, field in model.model_fields.items():
         key = f"{place}{field.alias or name}"
         if name in values:

@@ -58,7 +58,7 @@ def _egress_for(egress: Egress, agents: Collection[str]) -> Egress:
 
 
 def host_need(config: Config, agent: Agent) -> str | None:
-    """Return why an agent can only run on the host, read from what it is given; None when nothing binds it."""
+    """Return why an agent can only run on the host, judged by its table, or None if it can run anywhere."""
     if config.runtime.kind == "process":
         return "the runtime `process` starts it on the host"
     if agent.mounts:

@@ -1,7 +1,7 @@
 """Reads where the daemon of a configuration is, without checking everything else.
 
 A command that only asks a running daemon needs its socket and its data folder. The whole check imports pydantic and takes
-longer than most answers. Whatever is unusual here gets that check: its faults are then the ones that the user reads.
+longer than most answers. Anything unusual here is left to the whole check, so that the user reads its errors.
 """
 
 from __future__ import annotations

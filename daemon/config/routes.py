@@ -113,7 +113,7 @@ def stored_route(keys: Mapping[str, object]) -> Route:
 
 @functools.lru_cache(maxsize=1_000)
 def _compiled(text: str) -> Pattern:
-    """Return a pattern that all routes with this text share: what it remembers is memory."""
+    """Return a pattern that all routes with this text share, because its cache takes memory."""
     return Pattern(text)
 
 

@@ -12,14 +12,14 @@ _LONGEST_S: Final = 10 * 366 * 86400.0
 
 
 class Table(BaseModel):
-    """A table without unknown keys and without values that no clock takes."""
+    """A table without unknown keys and without times that are too long for a clock."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
     def _bounded(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse longer times: no clock takes them, and none is meant."""
+        """Refuse times that are too long for a clock: they can only be mistakes."""
         name = info.field_name or ""
         if name.endswith("_s") and isinstance(value, float) and value > _LONGEST_S:
             raise ValueError(f"must be at most {_LONGEST_S:.0f} seconds (ten years)")
@@ -27,7 +27,7 @@ class Table(BaseModel):
 
 
 def check_path(text: str) -> None:
-    """Raise ValueError for what no file can be called in this process."""
+    """Raise ValueError for a path that no file in this process can have."""
     if "\0" in text:
         raise ValueError("must not contain NUL")
     try:

@@ -37,6 +37,6 @@ class RefillBudget(HostVerb):
     agent: str = ""
 
     def __post_init__(self) -> None:
-        """Check the name, too."""
+        """Check the name as well."""
         HostVerb.__post_init__(self)
         check_name("agent", self.agent)

@@ -47,7 +47,10 @@ _RANK: Final[Mapping[AnswersFrom, int]] = MappingProxyType(
 
 
 def rule_of(rule: AnswersFrom, question: Question) -> AnswersFrom:
-    """Return who may answer this question of an agent with the rule: a change of its surroundings takes an admin at least."""
+    """Return who may answer this question of an agent with this rule.
+
+    A change of the agent's environment needs at least an admin.
+    """
     return AnswersFrom.ADMIN if question.asks_for is not None and rule is not AnswersFrom.OWNER else rule
 
 
@@ -74,7 +77,7 @@ class PlainAnswer:
 
 
 def may_answer_plainly(rule: AnswersFrom, asker: Person, answerer: Person) -> bool:
-    """Return whether a text of `answerer` is taken for an answer: whoever else may answer has to name the question."""
+    """Return whether a plain text of `answerer` counts as an answer. Everybody else who may answer has to name the question."""
     if not may_answer(rule, asker, answerer):
         return False
     if asker.user is not None and asker.user == answerer.user:

@@ -1,4 +1,4 @@
-"""What agents used in a day by their own account, compared with what they may use. Pure."""
+"""Compares what agents report to have used in a day with what they may use. Pure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AgentBudget:
         return self != AgentBudget()
 
     def exceeded(self, used: AgentDay) -> str | None:
-        """Return what is used up, such as `20 of 20 turns`; None while there is something left of everything."""
+        """Return which limit is used up, such as `20 of 20 turns`; None while something is left of each."""
         if self.turns is not None and used.turns >= self.turns:
             return f"{used.turns} of {self.turns} turns"
         if self.tokens is not None and used.tokens >= self.tokens:

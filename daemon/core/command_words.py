@@ -1,4 +1,4 @@
-"""Parts of commands that are printed for somebody to copy: a session's name, and how the daemon is started. Pure."""
+"""Parts of the commands that are printed for people to copy: a session's name, and how to start the daemon. Pure."""
 
 from __future__ import annotations
 

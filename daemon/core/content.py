@@ -57,7 +57,7 @@ def is_runner_error(content: str) -> bool:
 
 
 def answered_ids(content: str) -> frozenset[str]:
-    """Return the ids of further messages that this answers, besides the one it is in reply to."""
+    """Return the ids of further messages that this answers, in addition to the one that it replies to."""
     return frozenset(json_text.answered_ids(decode(content)))
 
 

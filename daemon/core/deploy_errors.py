@@ -109,7 +109,7 @@ class DeployCooldownError(DeployRefusedError):
 
 
 class DeployFailedError(ClawbusError):
-    """A deploy failed at the gate that the message names, or what must hold without a deploy does not."""
+    """A deploy failed at the gate that the message names, or a standing condition does not hold."""
 
     code = "DEPLOY_FAILED"
     default_hint = "Correct what is named, then deploy a new release; the one that served before goes on."

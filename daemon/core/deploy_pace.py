@@ -47,5 +47,5 @@ def judge_pace(limits: Mapping[str, object], now: Mapping[str, Pace]) -> str | N
 
 
 def pace_json(paces: Mapping[str, Pace]) -> dict[str, dict[str, int]]:
-    """Return what a gate shows of it."""
+    """Return the release's pace as a gate shows it."""
     return {kind: {"samples": one.samples, "p95_ms": one.p95_ms} for kind, one in paces.items()}

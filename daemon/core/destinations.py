@@ -1,4 +1,4 @@
-"""Decides where an agent may write, besides the place that a message came from: the host's list of destinations. Pure.
+"""Decides where an agent may write in addition to the place that a message came from: the host's list of destinations. Pure.
 
 The operator's own tables come first, then each exact place that a route sends to this agent, under the route's name. A
 place of a route that ends in `*` has no name of its own: its sessions answer where they were asked.

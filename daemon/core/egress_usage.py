@@ -60,7 +60,10 @@ class Budget:
     tokens: int | None = None
 
     def exceeded(self, rows: Iterable[UsageRow]) -> str | None:
-        """Return what is used up, such as `1000 of 1000 requests`; None while both last. `rows` are the agent's of one day."""
+        """Return which limit is used up, such as `1000 of 1000 requests`; None while neither is.
+
+        `rows` are the agent's of one day.
+        """
         requests = tokens = 0
         for row in rows:
             requests += row.requests

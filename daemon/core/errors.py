@@ -40,7 +40,7 @@ class FileAccessError(ClawbusError):
 
     @classmethod
     def of(cls, error: OSError) -> FileAccessError:
-        """Return the error for what the system refused a command: the file's name, and what to do."""
+        """Return the error for a file that the system refused to a command. It names the file and says what to do."""
         name = error.filename if error.filename is not None else "a file or a socket"
         reason = error.strerror or str(error) or type(error).__name__
         hint = None
@@ -165,7 +165,7 @@ class AnswerRefusedError(ClawbusError):
 
 
 class AnswerForbiddenError(ClawbusError):
-    """Whoever answered may not do so. The question stays open."""
+    """The person who answered may not answer this question. It stays open."""
 
     code = "ANSWER_FORBIDDEN"
     default_hint = "agents.NAME.answers_from says who may; `clawbus question answer ID` is an operator's way."

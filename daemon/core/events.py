@@ -265,9 +265,9 @@ class AgentSaid(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class AgentWrote(SessionEvent):
-    """A line that an agent wrote besides its answers, about these messages. `kind` is `progress` or `stderr`.
+    """A line that an agent wrote while it worked on these messages, which is not an answer. `kind` is `progress` or `stderr`.
 
-    Read only while somebody watches, and only as well as the container wrote it: never a fact to act on.
+    Read only while somebody watches. The container may write anything there, so never act on it.
     """
 
     messages: tuple[str, ...]
@@ -288,7 +288,7 @@ class AnswerNotWanted(SessionEvent):
 class SendFailed(SessionEvent):
     """A send failed. `final`: the answer is a dead letter now; otherwise it is sent again.
 
-    `in_doubt`: it may have arrived all the same.
+    `in_doubt`: it may have arrived nevertheless.
     """
 
     message_out_id: str
@@ -334,7 +334,7 @@ class AnswerDeadLettered(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class AnswerDropped(SessionEvent):
-    """An operator gave an answer up."""
+    """An operator dropped an answer."""
 
     message_out_id: str
 
@@ -379,7 +379,7 @@ class SpawnFailed(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class ContainerExited(SessionEvent):
-    """A container's exit is confirmed; what it entails is still to be done."""
+    """A container's exit is confirmed, and not yet settled."""
 
     incarnation: str
     reason: str
@@ -389,7 +389,7 @@ class ContainerExited(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class ExitSettled(SessionEvent):
-    """Everything that a confirmed exit entails is done in the session's files."""
+    """A confirmed exit is settled in the session's files."""
 
     incarnation: str
     reason: str
@@ -448,7 +448,7 @@ class SweepFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeployEnded(Event):
-    """A deploy is over, whatever became of it. Published by the daemon that serves afterwards."""
+    """A deploy is over, with whatever result. Published by the daemon that serves afterwards."""
 
     deploy: Deploy
 

@@ -180,7 +180,7 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True)
 class LiveRecord:
-    """The incarnation that central.db takes for living, and what the runtime says of it."""
+    """The incarnation that central.db records as living, and whether the runtime confirms that."""
 
     incarnation: str
     container_id: str | None

@@ -36,7 +36,7 @@ def findings_of(diagnoses: Sequence[Diagnosis]) -> list[Finding]:
 
 
 def _root(one: Diagnosis, among: Sequence[Diagnosis]) -> Diagnosis:
-    """Return the diagnosis that ends this one, through any number of causes; itself where there is none."""
+    """Return the diagnosis whose repair ends this one, through any number of causes; this one itself if it has no cause."""
     passed: list[Diagnosis] = []
     while one not in passed:
         passed.append(one)

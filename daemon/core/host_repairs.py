@@ -37,7 +37,7 @@ BACKUPS: Final = Choice(
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """A command, what a person should know of it, and other ways."""
+    """A command, what a person should know before running it, and alternatives."""
 
     command: str
     evidence: tuple[str, ...] = ()
@@ -45,7 +45,10 @@ class Repair:
 
 
 def exhausted_repair(host: HostFacts, resource: str | None) -> Repair:
-    """Return what gives this host room again. Without a known resource, it is what the daemon is nearest to using up."""
+    """Return the repair that gives this host room again.
+
+    Without a known resource, assume the one that the daemon is nearest to using up.
+    """
     if resource == "machine_files":
         more = 2 * max(host.max_machine_files, ENOUGH_FILES)
         return Repair(f"sysctl -w fs.file-max={more}", ("The limit is the whole machine's (fs.file-max).",))

@@ -227,7 +227,7 @@ def is_due(message: MessageIn, now: int) -> bool:
 def judge(container: Container, seen: Observation, policy: Policy) -> Kill | None:
     """Return a Kill if the container holds a claim and shows no progress. Ignore evidence older than the container.
 
-    A container without a claim may be silent: it holds nothing up.
+    A container without a claim may be silent, because no message waits for it.
     """
     own = [claim for claim in seen.claims if _is_of(claim, container)]
     if not own:

@@ -153,5 +153,5 @@ def _holds(message: MessageIn, now: int) -> bool:
 
 
 def _latest(instant: int) -> int:
-    """Return the latest moment that a time may stand for: a whole second lasts a second."""
+    """Return the latest moment that a time may stand for. A time in whole seconds may stand for any moment of that second."""
     return instant + _SECOND - 1 if instant % _SECOND == 0 else instant

@@ -16,7 +16,7 @@ class UserVerb(HostVerb):
     name: str = ""
 
     def __post_init__(self) -> None:
-        """Check the name, too."""
+        """Check the name as well."""
         HostVerb.__post_init__(self)
         check_name("user", self.name)
 

@@ -17,13 +17,13 @@ _FREE_PER_ROW_S: Final = 0.002
 
 @dataclass(slots=True)
 class PollBudget:
-    """One session's. Times are monotonic seconds."""
+    """One session's budget. Times are monotonic seconds."""
 
     credit: float = BURST_S
     at: float | None = None
 
     def charge(self, now: float, cpu_s: float, rows: int) -> float:
-        """Take a poll's processor time, which brought so many rows, from the credit; what was taken."""
+        """Charge a poll's processor time, less an allowance for the rows that it brought. Return the charge in seconds."""
         self._refill(now)
         taken = max(0.0, cpu_s - _FREE_S - rows * _FREE_PER_ROW_S)
         self.credit -= taken

@@ -21,7 +21,7 @@ def is_public(text: str) -> bool:
 
 
 def _meant(address: Address) -> tuple[Address, ...]:
-    """Return the addresses that packets to this one may reach: the mapped one instead of it, or a tunnel's ends besides it."""
+    """Return the addresses that packets to this one may reach: the mapped one in its place, or itself and a tunnel's ends."""
     if isinstance(address, ipaddress.IPv4Address):
         return (address,)
     if address.ipv4_mapped is not None:

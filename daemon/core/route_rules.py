@@ -14,7 +14,7 @@ _MAX: Final = 20  # findings of one kind; the last of them says how many more th
 def diagnose_routes(
     faults: Iterable[tuple[str, str]], shadowed: Iterable[tuple[str, str]], stored: frozenset[str]
 ) -> Iterator[Diagnosis]:
-    """Yield a finding for each route that a command can remove. `stored`: those that were added by command.
+    """Yield a finding for each route that a command can remove. `stored`: the routes that were added by command.
 
     `faults` are (route, fault), `shadowed` (route, the route that decides before it). Routes of the file with a fault keep a
     daemon from starting, so `config check` names those.

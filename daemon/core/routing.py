@@ -132,13 +132,13 @@ class Route:
 
     @property
     def claim(self) -> tuple[str, str, str, int]:
-        """What no two routes may have in common: which of them decides would be chance."""
+        """The key that no two routes may share: otherwise it would be chance which of them decides."""
         return self.channel, self.place, self.agent, self.priority
 
 
 @dataclass(frozen=True, slots=True)
 class RouteTarget:
-    """An agent that the event goes to. `why` says it for an operator."""
+    """An agent that the event goes to. `why` explains that to an operator."""
 
     route: str
     agent: str
@@ -164,7 +164,7 @@ class EventRefusal:
 
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
-    """What becomes of one event."""
+    """What happens to one event: the agents that it goes to, and the refusals."""
 
     targets: tuple[RouteTarget, ...] = ()
     refusals: tuple[EventRefusal, ...] = ()
@@ -223,7 +223,7 @@ class Directory:
 
 
 def decide(directory: Directory, event: PlaceEvent, agents: Container[str]) -> RoutingDecision:
-    """Return what becomes of an event, with these agents configured. Any event is decided; nothing raises."""
+    """Return what happens to an event when these agents are configured. Never raise."""
     for what in ("place", "thread", "sender"):
         value: str | None = getattr(event, what)
         fault = name_fault(value) if value is not None else None
@@ -332,7 +332,7 @@ def _admitted(
 
 
 def _unwelcome(route: Route, event: PlaceEvent, sender: str | None, user: str | None) -> EventRefusal | None:
-    """Return why a sender without the role is refused, or None for one whom the route lets in all the same."""
+    """Return why a sender without the role is refused, or None if the route admits the sender anyway."""
     where = "a direct chat" if event.direct else "a group"
     if user is not None:
         wanted = "no role" if route.senders is Senders.KNOWN else f"no role {route.senders} or higher"

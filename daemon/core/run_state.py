@@ -48,7 +48,7 @@ ENDED: Final = frozenset({*FINISHED, RunStatus.ORPHANED, RunStatus.RELEASED})
 
 
 class Source(StrEnum):
-    """Where a word about a run comes from, in the order of truth."""
+    """The source of a statement about a run, in the order of truth."""
 
     TRACE = "trace"  # the answer in outbound.db, and whether the container lives
     HISTORY = "history"  # message_history
@@ -92,7 +92,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
-    """All that the sources say of one run. Times are epoch milliseconds.
+    """Everything that the sources say about one run. Times are epoch milliseconds.
 
     `incarnation` None: the message is unclaimed. `latest`: the message has no later run, so that its status is
     this run's. `claimed`: an attempt is recorded or the container says that it works on it. `synced`: a daemon runs that

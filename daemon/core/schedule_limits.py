@@ -17,7 +17,7 @@ _LOOKED_AT: Final = 50
 class ScheduleLimits:
     """The limits of one agent's sessions: how many schedules each may have, and how close together occurrences may be.
 
-    `timezone` is whose clock is meant where the agent names none.
+    `timezone` applies where the agent names none.
     """
 
     most: int = 20

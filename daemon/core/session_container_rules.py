@@ -41,7 +41,7 @@ def orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report a container that somebody else restarted: it is a second life of a recorded incarnation."""
+    """Report a container that somebody else restarted: a recorded incarnation runs for a second time."""
     live, container = one.live, one.container
     if live is None or container is None or live.started_at in {None, container.started_at}:
         return None

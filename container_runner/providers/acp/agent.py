@@ -86,7 +86,7 @@ class Opened:
 
 
 class Agent:
-    """A running agent. `log` takes a line of its standard error, or of what is not of the protocol on its output."""
+    """A running agent. `log` gets each line of its standard error, and each line of its output that is not of the protocol."""
 
     def __init__(
         self, process: Process, children: Children, command: Sequence[str], log: Callable[[str], None]
@@ -127,7 +127,10 @@ class Agent:
         return not self.peer.gone and not has_ended(self._process)
 
     async def serve(self, handler: Handler) -> None:
-        """Dispatch what it sends until it closes its output or ends: a child that it left may keep its output open."""
+        """Dispatch what the agent sends until it closes its output or exits.
+
+        (A child that it left behind may keep the output open.)
+        """
         async with anyio.create_task_group() as group:
 
             async def notice_end() -> None:
@@ -140,7 +143,7 @@ class Agent:
             group.cancel_scope.cancel()
 
     async def hear(self) -> None:
-        """Read its standard error until it closes it."""
+        """Read the agent's standard error until the agent closes it."""
         with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
             await self._stderr.read(opened(self._process.stderr))
         self._heard.set()
@@ -227,7 +230,7 @@ class Agent:
             raise await self.death() from error
 
     async def cancel(self) -> None:
-        """Ask it to end the prompt under way."""
+        """Ask the agent to end the prompt under way."""
         try:
             await self.peer.notify("session/cancel", {"sessionId": self.session_id})
         except AgentGoneError:
@@ -285,7 +288,7 @@ class Agent:
         return AcpDiedError(f"{self.name} {how}.{last_words(tail)}", detail=tail)
 
     async def end(self, close_s: float) -> None:
-        """End it: its input is closed, and what does not leave within `close_s` seconds is ended by signals.
+        """End the agent: close its input, and send signals to what has not exited after `close_s` seconds.
 
         Several agents stay when their input ends, and one of them ignores SIGTERM.
         """
@@ -336,7 +339,7 @@ async def in_time(work: Callable[[], Awaitable[T]], limit_s: float, stands: Call
 
 
 def _reason(error: RpcError) -> str:
-    """Return the error's text with what it carries besides: the text is often nothing but "Internal error"."""
+    """Return the error's text and its data, because the text alone is often just "Internal error"."""
     said, fields = str(error), _mapping(error.data)
     told = [fields[key] for key in ("message", "details", "error") if isinstance(fields.get(key), str)]
     data: object = told[0] if told else error.data
@@ -361,7 +364,7 @@ def _mode_option(result: Params) -> Params:
 
 
 def _names(items: object, key: str) -> list[str]:
-    """Return the names in a list of objects, also of those that are in groups."""
+    """Return the names in a list of objects, including those inside groups."""
     found: list[str] = []
     for item in cast("list[object]", items)[:1000] if isinstance(items, list) else []:
         name = _mapping(item).get(key)

@@ -48,7 +48,7 @@ class AcpLoginError(TurnFailedError):
 
 
 class AcpRefusedError(TurnFailedError):
-    """The agent answered a request with an error, mostly of its model's service."""
+    """The agent answered a request with an error, usually one of its model's service."""
 
     code = "ACP_REFUSED"
     default_hint = "The error is the agent's own; `clawbus run show` has the rest of its output."

@@ -33,7 +33,10 @@ _OWN_TOOLS: Final = frozenset(f"mcp__{SERVER}__{tool}" for tool in TOOLS)
 
 
 class Listener:
-    """One turn's ear. Until `begin`, and after the turn, what the agent says belongs to no answer and is dropped."""
+    """Receives what an agent sends during one turn.
+
+    What it sends before `begin` or after the turn belongs to no answer and is dropped.
+    """
 
     def __init__(self, progress: Progress, policies: Mapping[str, Policy], meter: Meter) -> None:
         self._progress = progress
@@ -89,7 +92,7 @@ class Listener:
         await self._show_tool(self._reply.tool)
 
     async def asked(self, method: str, params: Params) -> object:
-        """Answer a permission request. Anything else is not on offer: the agent has its container's files and programs."""
+        """Answer a permission request. Refuse any other request: the agent has its container's files and programs."""
         self._touch()
         if method == "session/request_permission":
             return await self._permission(params)
@@ -112,7 +115,7 @@ class Listener:
         return outcome
 
     async def _asked_a_person(self, call: Params, kind: str, options: object) -> tuple[Params, str]:
-        """Return the outcome that a person chose, and how. Without an answer in time it is a no."""
+        """Return the outcome that a person chose, and how it was decided. No answer in time means no."""
         try:
             question = permission_question(call, kind, options)
         except QuestionError as error:
@@ -141,7 +144,7 @@ class Listener:
             self.mode = whole_text(mode)[:_SHOWN]
 
     def _note_kind(self, update: Mapping[str, object]) -> None:
-        """Remember a tool call's kind: a permission request may name the call alone."""
+        """Remember a tool call's kind: a permission request may contain only the call's id."""
         number, kind = update.get("toolCallId"), update.get("kind")
         if isinstance(number, str) and isinstance(kind, str):
             if len(self._kinds) >= _MAX_KINDS:

@@ -89,8 +89,8 @@ def named(call: Mapping[str, object]) -> str:
 def permission_question(call: Mapping[str, object], kind: str, options: object) -> Question:
     """Return the question that asks a person for a permission. Raise QuestionError for one that cannot be asked.
 
-    It shows the input of the tool besides its title, because a title may say less. The options are the agent's own; what
-    holds from then on comes after what holds once.
+    It shows the tool's input as well as its title, because a title may say less. The options are the agent's own; what holds
+    from then on comes after what holds once.
     """
     text = f"May the agent use this tool? {named(call)} ({_line(kind)[:_SHOWN]})"
     given = call.get("rawInput")

@@ -241,7 +241,7 @@ class AcpProvider:
                 await agent.end(self._times.close_s)
 
     async def _heed_stop(self, progress: Progress, listener: Listener, opening: anyio.CancelScope) -> None:
-        """Once the turn is to be stopped, cancel the prompt under way, or the agent's start where there is none yet."""
+        """When a stop is requested, cancel the prompt under way, or the agent's start if no prompt was sent yet."""
         await progress.stop_asked()
         if listener.begun:
             listener.stop(TurnStoppedError("The message was cancelled, and the agent was asked to stop."))
@@ -259,7 +259,7 @@ class AcpProvider:
 
 
 class _Prompting:
-    """A prompt under way. `ended` is set with its response; so is `over`, which nothing else sets."""
+    """A prompt under way. `ended` is set when its response arrives or it must end; `over` only when the response arrives."""
 
     def __init__(self, ended: anyio.Event) -> None:
         self._ended = ended
@@ -268,7 +268,7 @@ class _Prompting:
         self.failure: TurnFailedError | NotSentError | None = None
 
     def failed(self, failure: _Failure) -> _Failure:
-        """Return the turn's failure with the tokens that the agent reported all the same."""
+        """Return the turn's failure with the tokens that the agent reported in spite of it."""
         failure.usage = tokens_of(self.response)
         return failure
 

@@ -71,7 +71,7 @@ class ReplyFiles:
 
 
 def _path_of(uri: object) -> str:
-    """Return the path of a URI, decoded; empty for what is none."""
+    """Return the decoded path of a file URI, or an empty text for anything else."""
     try:
         return unquote(urlsplit(uri).path, errors="replace") if isinstance(uri, str) else ""
     except ValueError:

@@ -44,7 +44,7 @@ class NotSentError(AgentGoneError):
 
 
 class Handler(Protocol):
-    """Takes what the agent sends on its own account."""
+    """Takes the requests and notifications that the agent sends."""
 
     async def notified(self, method: str, params: Params) -> None:
         """Take a notification. It is called in the order of arrival, and the next line waits for it."""
@@ -115,7 +115,7 @@ class Peer:
             group.cancel_scope.cancel()
 
     def close(self) -> None:
-        """Expect nothing more: every open request raises AgentGoneError."""
+        """Fail every open request with AgentGoneError: no response will come."""
         self.gone = True
         for call in self._calls.values():
             call.done.set()

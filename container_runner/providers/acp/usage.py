@@ -64,7 +64,7 @@ class Meter:
 
 
 def tokens_of(response: Mapping[str, object]) -> TurnUsage | None:
-    """Return the tokens alone that a prompt's response reports, or None. They are all that counts for a turn that failed."""
+    """Return only the tokens that a prompt's response reports, or None. For a failed turn nothing else counts."""
     usage = _mapping(response.get("usage"))
     cached = [_count(usage.get(name)) for name in ("cachedReadTokens", "cachedWriteTokens")]
     known = [count for count in cached if count is not None]
