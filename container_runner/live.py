@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import anyio
@@ -11,6 +11,7 @@ from container_runner.asking import Ask
 from container_runner.heartbeat import Heartbeat
 from container_runner.providers.protocol import DeclaredTimeout, OutMessage, TurnMessage
 from container_runner.saying import Say
+from container_runner.tool_times import ToolTimes
 from container_runner.words import PROGRESS, STDERR
 from schema.questions import TOOL, Decision, Question
 
@@ -55,6 +56,7 @@ class TurnProgress:
         say: Say,
     ) -> None:
         self.follow_ups_inbox = FollowUps()
+        self.tools = ToolTimes(now_ms)
         self._heartbeat = heartbeat
         self._set_tool = set_tool
         self._now_ms = now_ms
@@ -91,6 +93,7 @@ class TurnProgress:
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
         """Record the tool in container_state."""
         self._heartbeat.touch()
+        self.tools.one(name)
         if timeout_s is None and self._silence is not None:
             # It may take the rest of the turn's timeout, so its start is the turn's start.
             await self._declare(DeclaredTimeout(name, self._silence.timeout_s), self._began_at)
@@ -100,7 +103,12 @@ class TurnProgress:
     async def tool_ended(self) -> None:
         """Record again what the provider declared for the whole turn."""
         self._heartbeat.touch()
+        self.tools.one(None)
         await self._declare(self._silence, self._began_at)
+
+    def tool_calls(self, calls: Mapping[str, str]) -> None:
+        """Time the calls."""
+        self.tools.several(calls)
 
     async def say(self, message: OutMessage, key: str | None = None) -> str:
         """Store the message, to be sent at once."""

@@ -223,7 +223,7 @@ class Runner:
         if is_quiet(outcome):
             untaken += tuple(message.id for message in worked_on if not message.trigger)
             worked_on = tuple(message for message in worked_on if message.trigger)
-        status = await self._end.commit(outcome, EndedTurn(batch, worked_on, untaken, log))
+        status = await self._end.commit(outcome, EndedTurn(batch, worked_on, untaken, log, progress.tools.calls()))
         seconds = anyio.current_time() - began
         log.info("turn_ended", status=status, seconds=round(seconds, 3))
         # In a long turn a message may have become due by time alone, without a ring.

@@ -20,6 +20,7 @@ from container_runner.shared.errors import ClaimLostError, InboundUnreadableErro
 from container_runner.shared.outbox import Outbox, insert_row, next_seq
 from container_runner.shared.own_schedules import check_program, own_schedules
 from container_runner.shared.reply import Reply
+from container_runner.tool_times import calls_text
 from schema.bell import ring
 from schema.connect import open_owner
 from schema.errors import ClawbusError
@@ -342,10 +343,11 @@ class Store:
         message_id, used = usage
         db.execute(
             "INSERT OR REPLACE INTO turn_usage(message_id, incarnation, at, input_tokens, output_tokens, cached_tokens,"
-            " cost, currency) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            " cost, currency, tools) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(message_id, self._incarnation, now),
                 *(used.input_tokens, used.output_tokens, used.cached_tokens, used.cost, used.currency),
+                calls_text(used.tools),
             ),
         )
 

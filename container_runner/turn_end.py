@@ -32,7 +32,7 @@ from container_runner.stopping import Stopping
 from container_runner.store import Batch, OutboundRow, Store
 from schema.errors import ClawbusError
 from schema.json_text import whole_text
-from schema.rows import AckStatus, RunnerSettings, TurnNote, TurnUsage
+from schema.rows import AckStatus, RunnerSettings, ToolCall, TurnNote, TurnUsage
 
 _MAX_REASON: Final = 1000
 _FILE_REFUSED: Final = "FILE_REFUSED"
@@ -54,6 +54,7 @@ class EndedTurn:
     messages: tuple[TurnMessage, ...]
     released: tuple[str, ...]
     log: FilteringBoundLogger
+    tools: tuple[ToolCall, ...] = ()
 
     @property
     def ids(self) -> list[str]:
@@ -87,7 +88,7 @@ class TurnEnd:
         their claims were released because the runner is being stopped, and `cancelled` when the host has cancelled the messages.
         """
         if isinstance(outcome, TurnStoppedError):
-            return await self._release(turn, "cancelled", _usage(outcome, turn.messages))
+            return await self._release(turn, "cancelled", _usage(outcome, turn))
         if isinstance(outcome, TurnDeferredError):
             if await self._defer(outcome, turn):
                 return AckStatus.LATER.value
@@ -107,7 +108,7 @@ class TurnEnd:
         if failure is not None:
             turn.log.warning("turn_failed", code=failure.code, error=str(failure), detail=failure.detail)
             if _is_shared(turn.messages):
-                return await self._split(turn, _usage(outcome, turn.messages))
+                return await self._split(turn, _usage(outcome, turn))
         return await self._finish(outcome, plan, failure, turn)
 
     async def give_back(self, log: FilteringBoundLogger, why: CannotStartError) -> None:
@@ -138,7 +139,7 @@ class TurnEnd:
             status,
             released=turn.released,
             state=_state(outcome) if failure is None else None,
-            usage=_usage(outcome, turn.messages),
+            usage=_usage(outcome, turn),
             note=_note(outcome) if failure is None else TurnNote(failure.code, str(failure)),
             triggers=[message.id for message in turn.messages if message.trigger],
         )
@@ -215,11 +216,12 @@ class TurnEnd:
         return failure_replies(failure, turn.messages, turn.batch.routing, open_detail=open_detail)
 
 
-def _usage(outcome: Outcome, messages: Sequence[TurnMessage]) -> tuple[str, TurnUsage] | None:
+def _usage(outcome: Outcome, turn: EndedTurn) -> tuple[str, TurnUsage] | None:
     """Return what the turn used, under its last trigger."""
-    if isinstance(outcome, TurnDeferredError) or outcome.usage is None:
+    if isinstance(outcome, TurnDeferredError) or (outcome.usage is None and not turn.tools):
         return None
-    return next(message.id for message in reversed(messages) if message.trigger), outcome.usage
+    last = next(message.id for message in reversed(turn.messages) if message.trigger)
+    return last, replace(outcome.usage or TurnUsage(), tools=turn.tools)
 
 
 def _with_files(answer: Answer, source: FileSource) -> Answer:

@@ -20,7 +20,7 @@ from typing import Final
 from schema.errors import SchemaTooNewError, UnusableFileError
 from schema.os_faults import in_own_folder
 
-VERSION: Final = 4
+VERSION: Final = 5
 _TABLE: Final = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+)", re.MULTILINE)
 
 OUTBOUND_TABLES: Final = (
@@ -68,6 +68,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("session_state", "updated_at", "TEXT NOT NULL DEFAULT '1970-01-01T00:00:00.000Z'", None),
             ("processing_ack", "incarnation", "TEXT", None),
             ("messages_out", "final", "INTEGER NOT NULL DEFAULT 1", None),
+            ("turn_usage", "tools", "TEXT", None),
         ),
         Role.MAILBOX: (
             ("mailbox", "final", "INTEGER NOT NULL DEFAULT 1", None),

@@ -57,7 +57,8 @@ CREATE TABLE IF NOT EXISTS turn_usage (
   output_tokens INTEGER,
   cached_tokens INTEGER,                         -- of the input: read from or written to a cache
   cost          REAL,
-  currency      TEXT                             -- ISO 4217
+  currency      TEXT,                            -- ISO 4217
+  tools         TEXT                             -- JSON: [[name, started, ended], ...], epoch ms; at most 100
 );
 
 -- ours: what belongs to an ack `later`. A table of its own, so that processing_ack keeps the columns that others write.

@@ -123,6 +123,15 @@ class TurnNote:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One use of a tool by an agent. Times are epoch milliseconds, by the runner's clock."""
+
+    name: str
+    started_at: int
+    ended_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class TurnUsage:
     """A row of turn_usage: what a turn used, by its agent's own account. None: it did not say. `cost` is in `currency`."""
 
@@ -131,6 +140,14 @@ class TurnUsage:
     cached_tokens: int | None = None
     cost: float | None = None
     currency: str | None = None
+    tools: tuple[ToolCall, ...] = ()
+
+    def counted(self) -> dict[str, int | float | str]:
+        """Return what the agent counted, by name, for a history row: without the tools."""
+        named = {
+            name: getattr(self, name) for name in ("input_tokens", "output_tokens", "cached_tokens", "cost", "currency")
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,6 +186,10 @@ class Progress(Protocol):
         """Declare that the tool has ended; what the provider declared for the whole turn applies again."""
         ...
 
+    def tool_calls(self, calls: Mapping[str, str]) -> None:
+        """Name the tool calls under way (names by id), where several may be at once: they are timed in place of tools."""
+        ...
+
     async def say(self, message: OutMessage, key: str | None = None) -> str:
         """Send a message now, in the middle of the turn, and return its id. It is not an answer.
 

@@ -6,7 +6,7 @@ holds the session's lock.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.lifecycle import CancelledTurn
@@ -47,7 +47,7 @@ def cancelled_turns(db: Reader, out: Reader | None, incarnation: str) -> Cancell
 
 def note_stopped(db: Writer, turn: CancelledTurn, incarnation: str | None, now: int) -> None:
     """Record that the turn has stopped, history first. Call inside a transaction."""
-    used = {name: value for name, value in asdict(turn.usage).items() if value is not None} if turn.usage else {}
+    used = turn.usage.counted() if turn.usage else {}
     detail = {"after_ms": now - turn.since, **used}
     record(db, turn.message_id, "turn_stopped", now, incarnation=incarnation, detail=detail)
     messages.end_open_attempts(db, turn.message_id, now, "released")

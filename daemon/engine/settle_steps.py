@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from daemon.core.lifecycle import Settle
 from daemon.store import messages, outbound
@@ -61,7 +60,7 @@ def settled_detail(action: Settle) -> dict[str, object] | None:
     if action.status is AckStatus.COMPLETED:
         told: dict[str, object] = {} if note is None else {"note": note.code, "reason": note.message}
         if action.usage is not None:
-            told |= {name: value for name, value in asdict(action.usage).items() if value is not None}
+            told |= action.usage.counted()
         return told or None
     if note is None:
         return {"code": "AGENT_FAILED", "reason": "the agent answered with an error"}

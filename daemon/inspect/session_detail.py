@@ -100,7 +100,7 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
         claims = "SELECT * FROM processing_ack WHERE status = 'processing' LIMIT ?"
         detail.claims = [ack_values(row) for row in table_rows(reader, "processing_ack", claims, limit)]
         usage = used(reader)
-        detail.usage = asdict(usage) if usage is not None else None
+        detail.usage = {name: value for name, value in asdict(usage).items() if name != "tools"} if usage else None
         state = table_rows(reader, "container_state", "SELECT * FROM container_state WHERE id = 1 LIMIT ?", 1)
         tool = values_of(state[0]) if state else {}
         if tool.get("current_tool") is not None:

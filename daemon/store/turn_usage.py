@@ -6,17 +6,23 @@ import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 from daemon.store.messages import chunks, marks
 from schema.handles import Reader
-from schema.rows import Ack, AckStatus, TurnUsage
+from schema.json_text import parse
+from schema.rows import Ack, AckStatus, ToolCall, TurnUsage
 
 _COUNTS: Final = ("input_tokens", "output_tokens", "cached_tokens")
 _COLUMNS: Final = ", ".join((*_COUNTS, "cost", "currency"))
 _NEEDED: Final = frozenset({"message_id", "incarnation", *_COUNTS, "cost", "currency"})
 _MOST: Final = 10**12
 _MAX_ROWS: Final = 10_000
+_MAX_TOOLS: Final = 100
+_MAX_TOOLS_TEXT: Final = 100_000  # characters
+_MAX_NAME: Final = 100
+_LONGEST_MS: Final = 7 * 86_400_000
+_LATEST: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _CURRENCY: Final = re.compile(r"[A-Z]{3}\Z")
 
 
@@ -27,11 +33,11 @@ def with_usage(db: Reader, acks: Mapping[str, Ack]) -> dict[str, Ack]:
     if not done or not db.columns("turn_usage") >= _NEEDED:
         return found
     for chunk in chunks(done):
-        sql = f"SELECT message_id, incarnation, {_COLUMNS} FROM turn_usage WHERE message_id IN ({marks(chunk)})"
+        sql = f"SELECT message_id, incarnation, {_with_tools(db)} FROM turn_usage WHERE message_id IN ({marks(chunk)})"
         for row in db.all(sql, chunk):
             ack = found.get(row["message_id"])
             if ack is not None and row["incarnation"] == ack.incarnation:
-                found[ack.message_id] = replace(ack, usage=_usage(row))
+                found[ack.message_id] = replace(ack, usage=replace(_usage(row), tools=_tools(row["tools"])))
     return found
 
 
@@ -39,9 +45,9 @@ def usage_of(db: Reader | None, message_id: str, incarnation: str) -> TurnUsage 
     """Return what an incarnation reported for a turn that was stopped, or None."""
     if db is None or not db.columns("turn_usage") >= _NEEDED:
         return None
-    sql = f"SELECT {_COLUMNS} FROM turn_usage WHERE message_id = ? AND incarnation = ?"
+    sql = f"SELECT {_with_tools(db)} FROM turn_usage WHERE message_id = ? AND incarnation = ?"
     row = db.one(sql, (message_id, incarnation))
-    return _usage(row) if row is not None else None
+    return replace(_usage(row), tools=_tools(row["tools"])) if row is not None else None
 
 
 def used(db: Reader) -> TurnUsage | None:
@@ -79,6 +85,36 @@ def _usage(row: sqlite3.Row) -> TurnUsage:
     if not isinstance(currency, str) or not _CURRENCY.match(currency):
         return TurnUsage(*counts)
     return TurnUsage(*counts, cost=float(cost), currency=currency)
+
+
+def _with_tools(db: Reader) -> str:
+    """Return the columns to read, with the tools of a file that has them."""
+    tools = (
+        f"CASE WHEN length(tools) <= {_MAX_TOOLS_TEXT} THEN tools END"
+        if "tools" in db.columns("turn_usage")
+        else "NULL"
+    )
+    return f"{_COLUMNS}, {tools} AS tools"
+
+
+def _tools(value: object) -> tuple[ToolCall, ...]:
+    """Return the calls that a row names. Drop each that is not a name, a start and an end at most a week later."""
+    try:
+        listed = parse(value) if isinstance(value, str) else None
+    except ValueError:
+        return ()
+    if not isinstance(listed, list):
+        return ()
+    found = (_call(one) for one in cast("list[object]", listed)[:_MAX_TOOLS])
+    return tuple(call for call in found if call is not None)
+
+
+def _call(value: object) -> ToolCall | None:
+    match value:
+        case [str(name), int(start), int(end)] if 0 <= start <= end <= start + _LONGEST_MS and end <= _LATEST:
+            return ToolCall(name[:_MAX_NAME], start, end)
+        case _:
+            return None
 
 
 def _count(value: object) -> int | None:

@@ -88,6 +88,9 @@ class Metrics:
         self.turn = histogram("turn_duration_seconds", "From claimed to acked.", "agent", buckets=_LONG)
         self.tokens = counter("agent_tokens", "Tokens that agents say they used.", "agent", "kind")
         self.cost = counter("agent_cost", "What agents say they cost, in the currency.", "agent", "currency")
+        self.tools = histogram(
+            "tool_duration_seconds", "From a tool's start to its end, of turns that ended.", "agent", buckets=_LONG
+        )
         self.budget_stops = counter("agent_budget_stops", "Budgets of a day that were used up.", "agent")
         self.delivered = counter("answers_delivered", "Answers with a receipt.", "agent", "channel")
         self.delivery_failures = counter(

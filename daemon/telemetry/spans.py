@@ -1,8 +1,8 @@
 """The spans of one message's life: their names, attributes and identities. Pure: facts in, records out.
 
-A trace is accept -> wait (with the container's spawn) -> turn -> deliver. Every span but the first is a child of `accept`,
-whose identity is stored in the message's row. So each span can be reported as soon as its end is known, even by a daemon
-that was restarted meanwhile.
+A trace is accept -> wait (with the container's spawn) -> turn -> deliver. A tool's span is a child of its turn's, every other
+one but the first a child of `accept`, whose identity is stored in the message's row. So each span can be reported as soon as
+its end is known, even by a daemon that was restarted meanwhile.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Final
 
 from daemon.core.trace import TraceContext
 from daemon.telemetry.context import decide
+from schema.rows import TurnUsage
 
 Attributes = Mapping[str, str | int | bool]
 
 SYSTEM: Final = "clawbus"
+EXECUTE_TOOL: Final = "execute_tool"  # the operation's name in the conventions for generative AI
 
 
 class Role(StrEnum):
@@ -67,6 +69,23 @@ def about(
         **{f"clawbus.{name}": value for name, value in more.items()},
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def turn_facts(agent: str, session: str, usage: TurnUsage | None) -> dict[str, str | int | bool]:
+    """Return what OpenTelemetry's conventions for generative AI name of an agent's turn."""
+    known = {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": agent,
+        "gen_ai.conversation.id": f"{agent}/{session}",
+        "gen_ai.usage.input_tokens": usage.input_tokens if usage is not None else None,
+        "gen_ai.usage.output_tokens": usage.output_tokens if usage is not None else None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def tool_facts(agent: str, session: str, tool: str) -> dict[str, str | int | bool]:
+    """Return what the same conventions name of one use of a tool."""
+    return turn_facts(agent, session, None) | {"gen_ai.operation.name": EXECUTE_TOOL, "gen_ai.tool.name": tool}
 
 
 def context_of_row(agent: str, session: str, message_id: str, ratio: float) -> TraceContext:

@@ -37,13 +37,14 @@ from daemon.core.events import (
     SweepFinished,
     TurnStopped,
 )
+from daemon.core.printable import one_line
 from daemon.core.trace import SpanStart, TraceContext
 from daemon.telemetry.context import new_context, parse
 from daemon.telemetry.deploy_spans import deploy_spans
 from daemon.telemetry.metrics import CURRENCIES, NONE, OTHER, Metrics
-from daemon.telemetry.spans import Event, Role, Span, about, context_of_row
+from daemon.telemetry.spans import EXECUTE_TOOL, Event, Role, Span, about, context_of_row, tool_facts, turn_facts
 from daemon.telemetry.tracing import NoTracer, Tracer
-from schema.rows import Cause
+from schema.rows import Cause, TurnUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ class Telemetry:
             self.metrics.finished.labels(event.agent, attempt.outcome).inc()
         self.metrics.wait.labels(event.agent).observe((attempt.claimed_at - attempt.due_at) / 1000)
         self.metrics.turn.labels(event.agent).observe((attempt.ended_at - attempt.claimed_at) / 1000)
-        self._trace_try(event.agent, event.session, attempt)
+        self._trace_try(event.agent, event.session, attempt, event.usage if isinstance(event, MessageSettled) else None)
 
     def _budget_used_up(self, event: BudgetUsedUp) -> None:
         self.metrics.budget_stops.labels(event.agent).inc()
@@ -168,6 +169,8 @@ class Telemetry:
         usage = event.usage
         if usage is None:
             return
+        for call in usage.tools:
+            self.metrics.tools.labels(event.agent).observe((call.ended_at - call.started_at) / 1000)
         counts = {"input": usage.input_tokens, "output": usage.output_tokens, "cached": usage.cached_tokens}
         for kind, count in counts.items():
             if count:
@@ -176,7 +179,7 @@ class Telemetry:
             currency = usage.currency if usage.currency in CURRENCIES else OTHER
             self.metrics.cost.labels(event.agent, currency).inc(usage.cost)
 
-    def _trace_try(self, agent: str, session: str, ending: AttemptEnd) -> None:
+    def _trace_try(self, agent: str, session: str, ending: AttemptEnd, usage: TurnUsage | None) -> None:
         root = self._context(agent, session, ending.message.id, ending.message.traceparent)
         if root is None or self.tracer.ratio is None:
             return
@@ -189,10 +192,19 @@ class Telemetry:
             self._child("spawn", root, min(spawned.asked_at, end), end, Role.INTERNAL, facts)
         good = ending.outcome == "completed"
         events = (Event("claimed", ending.claimed_at), Event("answered" if good else ending.outcome, ending.ended_at))
-        self._child(
-            "turn", root, ending.claimed_at, ending.ended_at, Role.CONSUMER, facts, events,
-            None if good else ending.outcome,
+        turn = new_context(root, self.tracer.ratio)
+        self._emit(
+            "turn", turn, root, ending.claimed_at, ending.ended_at, Role.CONSUMER,
+            facts | turn_facts(agent, session, usage), events, None if good else ending.outcome,
         )  # fmt: skip
+        for call in usage.tools if usage is not None else ():
+            # Within the turn, whatever the container's clock says.
+            start, end = (min(max(at, ending.claimed_at), ending.ended_at) for at in (call.started_at, call.ended_at))
+            name = one_line(call.name)
+            self._emit(
+                f"{EXECUTE_TOOL} {name}", new_context(turn, self.tracer.ratio), turn, start, end, Role.INTERNAL,
+                facts | tool_facts(agent, session, name),
+            )  # fmt: skip
 
     # --- out
 

@@ -1,12 +1,13 @@
 """A message's life as one trace, of a real daemon with a real collector: over a restart, and whatever the collector does."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
-from tests.support.agents import ECHO, obedient
+from tests.support.agents import ECHO, command_agent, obedient
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.otlp import OtlpReceiver, SeenSpan, collecting
 from tests.support.webhooks import free_port, post, receiving
@@ -176,3 +177,40 @@ def test_a_running_daemon_is_scraped_over_both_sockets(make_daemon: Make) -> Non
         assert openmetrics.text.endswith("# EOF\n")
         assert json.loads(local.get("/readyz").text)["result"]["started"] is True
     daemon.at_rest = True
+
+
+TOOLS = """
+import json, sys
+json.load(sys.stdin)
+for name in ("search", "write\\u001b[31m"):
+    print(json.dumps({"type": "tool", "name": name, "timeout_s": 60}))
+    print(json.dumps({"type": "tool_end"}))
+print(json.dumps({"type": "message", "text": "done"}))
+"""
+
+
+def test_tools_are_children_of_their_turn_and_are_counted(make_daemon: Make) -> None:
+    with collecting() as collector:
+        table = command_agent("tools", (sys.executable, "-I", "-S", "-c", TOOLS))
+        daemon = make_daemon(table + f'[telemetry]\notlp_endpoint = "{collector.url}"\n')
+        daemon.start()
+        assert daemon.people("send", "work", "-a", "tools", "-s", "s", "--wait", "30").strip() == "done"
+        spans = eventually("the turn and its tools", lambda: _turn_with_tools(collector))
+        measured = daemon.metrics()
+        assert daemon.stop() == 0
+    turn, *tools = spans
+    assert [one.name for one in tools] == ["execute_tool search", "execute_tool write"]
+    for tool in tools:
+        assert (tool.parent, tool.trace, tool.kind, tool.error) == (turn.id, turn.trace, INTERNAL, None)
+        assert turn.start <= tool.start <= tool.end <= turn.end
+        assert tool.attributes["gen_ai.operation.name"] == "execute_tool"
+        assert tool.attributes["gen_ai.agent.name"] == "tools"
+    assert tools[0].attributes["gen_ai.tool.name"] == "search"
+    assert turn.attributes["gen_ai.operation.name"] == "invoke_agent"
+    assert 'clawbus_tool_duration_seconds_count{agent="tools"} 2.0' in measured
+
+
+def _turn_with_tools(collector: OtlpReceiver) -> list[SeenSpan] | None:
+    turns = [span for span in tuple(collector.spans) if span.name == "turn"]
+    tools = [span for span in tuple(collector.spans) if span.name.startswith("execute_tool")]
+    return [*turns, *sorted(tools, key=lambda one: one.name)] if turns and len(tools) == 2 else None

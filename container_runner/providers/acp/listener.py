@@ -89,6 +89,7 @@ class Listener:
         except AnswerTooLargeError as error:
             self.failure = error
             self.ended.set()
+        self._progress.tool_calls(self._reply.tools)
         await self._show_tool(self._reply.tool)
 
     async def asked(self, method: str, params: Params) -> object:

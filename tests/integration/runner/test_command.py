@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ class Recorder:
 
     def wrote(self, line: str) -> None:
         self.told.append(("wrote", line))
+
+    def tool_calls(self, calls: Mapping[str, str]) -> None:
+        """See Progress. A program names no calls."""
 
     async def tool_started(self, name: str, timeout_s: float | None = None) -> None:
         self.told.append(("tool", name, str(timeout_s)))
