@@ -15,7 +15,7 @@ import typer
 from daemon.cli.arguments import ID_PARAMETERS, checked, with_full_ids
 from daemon.cli.envelope import Outcome
 from daemon.cli.finish import finish, outcome_of
-from daemon.cli.global_options import ConfigFlag, DataFlag, DebugFlag, Globals, JsonFlag, OutputOption
+from daemon.cli.global_options import ConfigFlag, DataFlag, DebugFlag, Globals, JsonFlag, OutputOption, PagerFlag
 from daemon.cli.held_signals import release
 from daemon.cli.invocation import Invocation
 from daemon.cli.suggestions import with_suggestions
@@ -38,6 +38,7 @@ def add(
             values.pop("config"),
             values.pop("data"),
             debug=values.pop("debug"),
+            no_pager=values.pop("no_pager"),
         ).over(ctx.find_object(Globals) or Globals())
         invocation = Invocation(full, options.with_form(), ctx)
         given = checked(values)
@@ -68,6 +69,7 @@ def _parameters(function: Callable[..., Outcome]) -> list[inspect.Parameter]:
         inspect.Parameter("config", keyword, default=None, annotation=ConfigFlag),
         inspect.Parameter("data", keyword, default=None, annotation=DataFlag),
         inspect.Parameter("debug", keyword, default=False, annotation=DebugFlag),
+        inspect.Parameter("no_pager", keyword, default=False, annotation=PagerFlag),
     ]
     return [context, *(one.replace(kind=keyword) for one in own), *shared]
 
@@ -83,7 +85,10 @@ def add_group(app: typer.Typer, group: typer.Typer, name: str) -> None:
         config: ConfigFlag = None,
         data: DataFlag = None,
         debug: DebugFlag = False,
+        no_pager: PagerFlag = False,
     ) -> None:
-        ctx.obj = Globals.given(json, output, config, data, debug=debug).over(ctx.find_object(Globals) or Globals())
+        ctx.obj = Globals.given(json, output, config, data, debug=debug, no_pager=no_pager).over(
+            ctx.find_object(Globals) or Globals()
+        )
 
     app.add_typer(group, name=name)

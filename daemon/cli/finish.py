@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from daemon.cli.envelope import NextAction, Outcome, Problem, envelope, problem_
 from daemon.cli.global_options import Globals
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import Output, OutputLostError, lost, progress
+from daemon.cli.pager import pager_for, show
 from daemon.cli.same_place import in_place
 from daemon.core.command_words import start_command
 from daemon.core.errors import FileAccessError, NotListeningError
@@ -65,12 +67,8 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
     try:
         if invocation.json:
             invocation.emit(envelope(invocation.command, outcome))
-        elif outcome.text is not None:
-            Output().write(f"{outcome.text}\n")
-            Output().flush()
-        elif outcome.people is not None:
-            outcome.people(invocation.console())
-            Output().flush()
+        else:
+            _print_text(invocation, outcome)
     except OutputLostError as error:
         unseen = error
     if not invocation.json:
@@ -79,6 +77,29 @@ def finish(invocation: Invocation, outcome: Outcome) -> int:
         return outcome.code
     # The envelope may name a message that was accepted: write it to standard error, which may still be open.
     return lost(unseen, envelope(invocation.command, outcome), outcome.code)
+
+
+def _print_text(invocation: Invocation, outcome: Outcome) -> None:
+    """Print the result for people, in a pager where it is longer than the terminal. Raise OutputLostError."""
+    pager = None if invocation.options.no_pager else pager_for(invocation.command, os.environ)
+    if outcome.text is not None:
+        text = f"{outcome.text}\n"
+    elif outcome.people is None:
+        return
+    elif pager is None:
+        outcome.people(invocation.console())
+        Output().flush()
+        return
+    else:
+        console = invocation.console()
+        with console.capture() as captured:
+            outcome.people(console)
+        text = captured.get()
+    if pager is None:
+        Output().write(text)
+        Output().flush()
+    else:
+        show(text, pager, os.environ)
 
 
 def _after(code: str) -> tuple[NextAction, ...]:

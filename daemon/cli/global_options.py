@@ -32,6 +32,9 @@ DataFlag = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="The data folder, instead of the configured one.")
 ]
 DebugFlag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected failure.")]
+PagerFlag = Annotated[
+    bool, typer.Option("--no-pager", help="Print long text directly, not in $CLAWBUS_PAGER, $PAGER or less.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,18 @@ class Globals:
     config: Path | None = None
     data: Path | None = None
     debug: bool = False
+    no_pager: bool = False
 
     @classmethod
     def given(
-        cls, json: bool | None, output: Form | None, config: Path | None, data: Path | None, *, debug: bool
+        cls,
+        json: bool | None,
+        output: Form | None,
+        config: Path | None,
+        data: Path | None,
+        *,
+        debug: bool,
+        no_pager: bool,
     ) -> Globals:
         """Return the options of one place. Raise a usage error where --json and --output say different things."""
         if json is not None and output is not None and json != (output == "json"):
@@ -53,7 +64,7 @@ class Globals:
         form: Form | None = output
         if form is None and json is not None:
             form = "json" if json else "text"
-        return cls(form, config, data, debug)
+        return cls(form, config, data, debug, no_pager)
 
     def with_form(self) -> Globals:
         """Return these options, with the form that CLAWBUS_OUTPUT names if none was given. Raise a usage error for an unknown one."""
@@ -66,6 +77,7 @@ class Globals:
             self.config or outer.config,
             self.data or outer.data,
             self.debug or outer.debug,
+            self.no_pager or outer.no_pager,
         )
 
 

@@ -17,7 +17,16 @@ import typer
 
 from daemon.cli.envelope import INTERRUPTED, USAGE, NextAction, Outcome, Problem
 from daemon.cli.finish import finish
-from daemon.cli.global_options import ConfigFlag, DataFlag, DebugFlag, Globals, JsonFlag, OutputOption, wants_json
+from daemon.cli.global_options import (
+    ConfigFlag,
+    DataFlag,
+    DebugFlag,
+    Globals,
+    JsonFlag,
+    OutputOption,
+    PagerFlag,
+    wants_json,
+)
 from daemon.cli.groups import LazyCommands, RootGroup
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import Output, OutputLostError, lost, prepare
@@ -56,9 +65,10 @@ def build_app() -> typer.Typer:
         config: ConfigFlag = None,
         data: DataFlag = None,
         debug: DebugFlag = False,
+        no_pager: PagerFlag = False,
         show_version: Annotated[bool, typer.Option("--version", "-V", "-v", help="Which clawbus this is.")] = False,
     ) -> None:
-        ctx.obj = Globals.given(json, output, config, data, debug=debug)
+        ctx.obj = Globals.given(json, output, config, data, debug=debug, no_pager=no_pager)
         if ctx.invoked_subcommand is None:
             _without_command(ctx, show_version=show_version)
 

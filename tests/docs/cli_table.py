@@ -10,7 +10,7 @@ PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 BEGIN: Final = "<!-- commands -->\n"
 END: Final = "<!-- /commands -->"
 GLOBAL: Final = frozenset(
-    {"--json", "--no-json", "--pretty", "--output", "-o", "--config", "--data", "--debug", "--help", "-h"}
+    {"--json", "--no-json", "--pretty", "--output", "-o", "--config", "--data", "--no-pager", "--debug", "--help", "-h"}
 )
 
 
