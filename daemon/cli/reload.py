@@ -50,3 +50,5 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     from daemon.cli.present import say  # noqa: PLC0415
 
     say(console, f"reloaded: agents {', '.join(result['agents']) or 'none'}; log level {result['level']}")
+    if result["agents"]:
+        say(console, "containers that run keep their settings until they end: `clawbus session stop AGENT SESSION`")
