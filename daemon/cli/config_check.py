@@ -13,7 +13,7 @@ from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.config.sources import service_links
 from daemon.core.clock import SystemClock
-from daemon.core.errors import SocketPathError
+from daemon.core.errors import SecretFileError, SocketPathError
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _check_parts(config: Config, ownership: Ownership) -> None:
     from daemon.api.server import check_path  # noqa: PLC0415
     from daemon.channels.registry import build_channels  # noqa: PLC0415 - every configured channel's own imports
     from daemon.config.ownership import owned  # noqa: PLC0415
+    from daemon.inspect.egress_reading import unusable_secrets  # noqa: PLC0415
     from daemon.runtimes.agent_files import environment_of, secret_mounts, secret_variables  # noqa: PLC0415
     from daemon.runtimes.users import container_uid_gid  # noqa: PLC0415
     from daemon.telemetry.tracing import check_extra  # noqa: PLC0415
@@ -99,6 +100,10 @@ def _check_parts(config: Config, ownership: Ownership) -> None:
             secret_variables(name, agent, mounted=False)
         else:
             secret_mounts(name, agent, user)
+    unusable = unusable_secrets(ours)
+    for name, route in sorted(ours.egress.routes.items()):
+        if str(route.secret_file) in unusable:
+            raise SecretFileError(f"egress.routes.{name}.secret_file: {unusable[str(route.secret_file)]}")
     socket = config.control_socket
     check_path(socket)
     # Its default folder is the data folder, which the first start makes.

@@ -29,7 +29,8 @@ class Preset:
 # gemini    npm @google/gemini-cli 0.61: `--acp` (`--experimental-acp` is deprecated).
 # opencode  npm opencode-ai 1.18: `opencode acp`; its modes are its agents, `build` and `plan`.
 # qwen      npm @qwen-code/qwen-code 0.24: `--acp`, as Gemini CLI, from which it was forked.
-# hermes    PyPI hermes-agent[acp] 0.19: `hermes-acp`; acp_adapter/server.py.
+# hermes    PyPI hermes-agent[acp,mcp] 0.19: `hermes-acp`; acp_adapter/server.py. `default` asks before edits. Whether a
+#           dangerous command is asked about is `approvals.mode` of its config.yaml, which the example sets to `manual`.
 PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     {
         "claude": Preset(

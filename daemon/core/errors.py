@@ -312,7 +312,7 @@ class AgentFileError(SpawnError):
 
 
 class SecretFileError(AgentFileError):
-    """A file of `agents.NAME.secret_file` is missing, unreadable or empty."""
+    """A file of `secret_file` is missing, unreadable or empty."""
 
     code = "SECRET_FILE"
     default_hint = "Write the value into the file and let the daemon's user read it; no reload is needed."

@@ -154,7 +154,7 @@ class HostFacts:
     claim_max_ms: Mapping[str, int] = field(default_factory=dict[str, int])
     max_containers: int = 8
     holders: tuple[Holder, ...] = ()
-    secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: (path, why)
+    secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: (why, repair)
     budgets_used_up: tuple[tuple[str, str], ...] = ()  # today's budgets at the gate: (agent, how much of what is used)
     agents_stopped: tuple[tuple[str, str], ...] = ()  # today's budgets of agents: (agent, how much of what is used)
 

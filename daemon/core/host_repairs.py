@@ -120,3 +120,14 @@ def restart_choice(host: HostFacts) -> Choice:
     if host.daemon is DaemonState.DOWN:
         return Choice("once its cause is repaired", host.start)
     return Choice("if it remains after its cause is repaired", host.restart)
+
+
+def secret_repair(path: str, uid: int, owner: int | None) -> str:
+    """Return the command for a secret file that cannot be used. `owner`: whose it is, if the user `uid` may not read it."""
+    name = shlex.quote(path)
+    if owner is None:  # from the terminal or a pipe, so that the secret does not get into the shell's history
+        return f"(umask 077 && cat > {name})"
+    if owner == uid:
+        return f"chmod u+r {name}"
+    sudo = "sudo " if uid else ""
+    return f"{sudo}chown {uid} {name} && {sudo}chmod u+r {name}"

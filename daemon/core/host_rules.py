@@ -339,10 +339,8 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
 def _secret_unusable(host: HostFacts) -> Diagnosis | None:
     if not host.secret_errors:
         return None
-    evidence = (*(why for _, why in host.secret_errors), "Requests of agents that need it are answered with 503.")
-    # Read the secret from the terminal or a pipe, so that it does not get into the shell's history.
-    command = f"(umask 077 && cat > {shlex.quote(host.secret_errors[0][0])})"
-    return Diagnosis("EGRESS_SECRET", "A route's secret cannot be read.", evidence, command)
+    evidence = (*(why for why, _ in host.secret_errors), "Requests of agents that need it are answered with 503.")
+    return Diagnosis("EGRESS_SECRET", "A route's secret cannot be read.", evidence, host.secret_errors[0][1])
 
 
 def _budget_used_up(host: HostFacts) -> Diagnosis | None:

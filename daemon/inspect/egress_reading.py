@@ -5,13 +5,15 @@ No secret is kept or shown: only whether its file can be read, by the user who a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from daemon.config.egress import is_for
 from daemon.config.models import Config
 from daemon.config.secret_files import read_secret_file
 from daemon.core.egress_usage import EVERY_AGENT, UsageRow, day_of, days_before
+from daemon.core.host_repairs import secret_repair
 from daemon.core.zones import zone
 from daemon.inspect.central_reading import ask
 from daemon.store.egress_usage import read_days
@@ -26,7 +28,13 @@ def usage_of(config: Config, now: int, days: int = 1) -> list[UsageRow]:
 
 
 def secret_errors(config: Config) -> tuple[tuple[str, str], ...]:
-    """Return (path, why) for each secret file of a route that cannot be used."""
+    """Return (why, repair) for each secret file of a route that cannot be used."""
+    bad = unusable_secrets(config)
+    return tuple((why, secret_repair(path, os.geteuid(), _withheld(path))) for path, why in bad.items())
+
+
+def unusable_secrets(config: Config) -> Mapping[str, str]:
+    """Return why for the path of each secret file of a route that cannot be used."""
     found: dict[str, str] = {}
     for route in config.egress.routes.values():
         if route.secret_file is not None:
@@ -34,7 +42,16 @@ def secret_errors(config: Config) -> tuple[tuple[str, str], ...]:
                 read_secret_file(route.secret_file)
             except ValueError as error:
                 found[str(route.secret_file)] = str(error)
-    return tuple(found.items())
+    return found
+
+
+def _withheld(path: str) -> int | None:
+    """Return the owner of a file that this user may not read."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - of the file itself, also behind a link
+    except OSError:
+        return None
+    return None if os.access(path, os.R_OK, effective_ids=True) else found.st_uid
 
 
 def budgets_used_up(config: Config, now: int) -> tuple[tuple[str, str], ...]:
@@ -48,7 +65,7 @@ def egress_report(config: Config, now: int, days: int) -> dict[str, Any]:
     """Return routes, hosts and budgets, each with what was used in the last `days` days. `now` is epoch ms."""
     rows = usage_of(config, now, days)
     today = day_of(now, zone(config.timezone))
-    bad = dict(secret_errors(config))
+    bad = unusable_secrets(config)
     routes = [
         {
             "name": name, "kind": "route", "targets": [route.upstream], "agents": list(route.agents),

@@ -1,12 +1,13 @@
 """Real agents in real containers without a network, through the gate, against a fake model: CLAWBUS_TEST_AGENTS=1.
 
-They come from npm (some 1.6 GB, once: CLAWBUS_TEST_AGENTS_DIR keeps them), with a node of their own.
+They come from npm, with a node of their own, and from PyPI (some 1.8 GB, once: CLAWBUS_TEST_AGENTS_DIR keeps them).
 """
 
 import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,16 +29,18 @@ pytestmark = [
 KEY: Final = "sk-only-on-the-host"
 INSIDE: Final = "/opt/agents/node_modules"  # by this name packages find each other
 NODE: Final = "/opt/agents-node"
+HERMES: Final = "/opt/agents-hermes"
 HOME: Final = "/opt/agent-home"
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples" / "agents"
 ANSWER_S: Final = 120.0
+VERSION: Final = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
 @dataclass(frozen=True)
 class Real:
-    """An agent from npm: its program in there, the variables that name the gate, and whether it says what a turn used."""
+    """An agent: its npm package, its program in there, the variables that name the gate, whether it says what a turn used."""
 
-    package: str
+    package: str | None
     program: str
     header: str
     env: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -62,18 +65,25 @@ AGENTS: Final = {
         "@qwen-code/qwen-code", "cli.js", "authorization",
         {"OPENAI_BASE_URL": "{url}", "OPENAI_API_KEY": "placeholder", "OPENAI_MODEL": "fake"}, "--acp", usage=False,
     ),
+    "hermes": Real(None, f"{HERMES}/bin/python -m acp_adapter", "authorization", on_node=False),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the agents' packages, installed if they are not there."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the agents are installed."""
     named = os.environ.get("CLAWBUS_TEST_AGENTS_DIR")
-    folder = Path(named) if named else tmp_path_factory.mktemp("agents")
+    return Path(named) if named else tmp_path_factory.mktemp("agents")
+
+
+@pytest.fixture(scope="module")
+def modules(folder: Path) -> Path:
+    """The folder of the packages from npm, installed if they are not there."""
     node = folder / "node_modules" / "node" / "bin"
     if not node.is_dir():  # with an older node, npm takes older agents
         subprocess.run(["npm", "install", "--no-audit", "--no-fund", "node@24"], cwd=folder, check=True, timeout=600)
-    missing = [one.package for one in AGENTS.values() if not (folder / "node_modules" / one.package).is_dir()]
+    packages = [one.package for one in AGENTS.values() if one.package is not None]
+    missing = [package for package in packages if not (folder / "node_modules" / package).is_dir()]
     if missing:
         command = ["npm", "install", "--no-audit", "--no-fund", *missing]
         environ = {**os.environ, "PATH": f"{node}{os.pathsep}{os.environ['PATH']}"}
@@ -82,31 +92,47 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def hermes(folder: Path, image: str) -> Path:  # noqa: F811
+    """A virtual environment with Hermes for the image's Python, installed if it is not there."""
+    made = folder / "hermes"
+    if not (made / "bin" / "python").is_symlink():
+        version = docker("run", "--rm", "--network=none", "--entrypoint=python3", image, "-c", VERSION).strip()
+        packages = made / "lib" / f"python{version}" / "site-packages"
+        packages.mkdir(parents=True, exist_ok=True)
+        wheels = ("--only-binary=:all:", f"--python-version={version}", f"--target={packages}")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", *wheels, "hermes-agent[acp,mcp]==0.19.0"]
+        subprocess.run(command, check=True, timeout=600)
+        (made / "pyvenv.cfg").write_text("home = /usr/bin\n")
+        (made / "bin").mkdir(exist_ok=True)
+        (made / "bin" / "python").symlink_to("/usr/bin/python3")
+    return made
+
+
+@pytest.fixture(scope="module")
 def model() -> Iterator[FakeModel]:
     with fake_model() as made:
         yield made
 
 
-def tables(name: str, real: Real, modules: Path) -> str:
+def tables(name: str, real: Real, modules: Path, hermes: Path) -> str:
     """The agent's tables, with the home of its example."""
-    program = f"{INSIDE}/{real.package}/{real.program} {real.options}"
-    command, home = f"exec {f'{NODE} ' * real.on_node}{program}".rstrip(), ""
+    program = real.program if real.package is None else f"{INSIDE}/{real.package}/{real.program} {real.options}"
+    command = f"exec {f'{NODE} ' * real.on_node}{program}".rstrip()
+    mounts = {INSIDE: modules, NODE: os.path.realpath(modules / "node" / "bin" / "node"), HERMES: hermes}
     if (EXAMPLES / name / "home").is_dir():
         command = f'cp -rn {HOME}/. "$HOME"/ && {command}'
-        home = f'[[agents.{name}.mounts]]\nsource = {json.dumps(str(EXAMPLES / name / "home"))}\ntarget = "{HOME}"\n'
+        mounts[HOME] = EXAMPLES / name / "home"
+    mounted = "".join(
+        f'[[agents.{name}.mounts]]\nsource = {json.dumps(str(source))}\ntarget = "{target}"\n'
+        for target, source in mounts.items()
+    )
     return f"""
 [agents.{name}]
 preset = "{name}"
 command = ["sh", "-c", {json.dumps(command)}]
 memory_bytes = 2_000_000_000
 error_detail = "sender"
-[[agents.{name}.mounts]]
-source = {json.dumps(str(modules))}
-target = "{INSIDE}"
-[[agents.{name}.mounts]]
-source = {json.dumps(os.path.realpath(modules / "node" / "bin" / "node"))}
-target = "{NODE}"
-{home}
+{mounted}
 """
 
 
@@ -129,6 +155,7 @@ def daemon(
     make_daemon: Callable[..., RealDaemon],
     image: str,  # noqa: F811
     modules: Path,
+    hermes: Path,
     model: FakeModel,
     tmp_path: Path,
 ) -> RealDaemon:
@@ -139,7 +166,7 @@ def daemon(
     for name, real in AGENTS.items():
         of_api.setdefault(real.api, []).append(name)
     text = f'[docker]\nimage = "{image}"\n[egress]\nprivate_targets = ["127.0.0.1:{model.port}"]\n'
-    text += "".join(tables(name, real, modules) for name, real in AGENTS.items())
+    text += "".join(tables(name, real, modules, hermes) for name, real in AGENTS.items())
     text += "".join(route(AGENTS[agents[0]], agents, model, key_file) for agents in of_api.values())
     daemon = make_daemon(text, runtime="docker")
     daemon.start()
@@ -200,13 +227,17 @@ def test_a_cancelled_message_ends_its_prompt_and_not_the_agent(daemon: RealDaemo
     assert daemon.message(name, "s", message_id)["status"] == "cancelled"
 
 
-def test_claude_asks_before_it_uses_a_tool(daemon: RealDaemon) -> None:
-    message_id = daemon.post("RUN touch made-by-claude", agent="claude", session="s")
+@pytest.mark.parametrize("name", [name for name in AGENTS if name != "codex"])
+def test_it_asks_before_it_uses_a_tool(daemon: RealDaemon, name: str) -> None:
+    made = daemon.data / "agents" / name / "made"
+    message_id = daemon.post(
+        "RUN rm -rf nothing && touch made", agent=name, session="s"
+    )  # Hermes asks about rm -r alone
     eventually("its question", lambda: open_question(daemon) is not None, ANSWER_S)
     question = open_question(daemon)
     assert question is not None
-    assert "touch made-by-claude" in question["text"]
-    assert not (daemon.data / "agents" / "claude" / "made-by-claude").exists()
+    assert "touch made" in question["text"]
+    assert not made.exists()
     daemon.cli("question", "answer", question["id"], "1")
-    daemon.answer(message_id, agent="claude", session="s", wait_s=ANSWER_S)
-    assert (daemon.data / "agents" / "claude" / "made-by-claude").exists()
+    daemon.answer(message_id, agent=name, session="s", wait_s=ANSWER_S)
+    assert made.exists()

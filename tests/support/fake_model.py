@@ -50,8 +50,14 @@ def fake_model() -> Iterator[FakeModel]:
             if path.endswith(":generateContent"):  # Gemini CLI asks beside the conversation which model to use
                 self.answer("application/json", [json.dumps(gemini_says({"text": _ROUTED}))])
                 return
-            form = next(made for end, made in _FORMS if path.endswith(end))
+            form = next((made for end, made in _FORMS if path.endswith(end)), None)
+            if form is None:  # Hermes asks servers of other kinds for their models
+                self.send_error(404)
+                return
             sent = [*form(body)]
+            if form is chat and not body.get("stream"):  # Hermes asks so for a session's title
+                self.answer("application/json", [json.dumps(whole(sent))])
+                return
             if "SLOW" in json.dumps(newest(body)) and not model.slow.is_set():
                 model.hold()
             names = [f"event: {one['type']}\n" if form in (anthropic, openai) else "" for one in sent]
@@ -143,6 +149,13 @@ def chat(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     reason = "tool_calls" if "tool_calls" in delta else "stop"
     yield {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
     yield {**base, "choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}}
+
+
+def whole(sent: list[dict[str, Any]]) -> dict[str, Any]:
+    """The chunks of a streamed chat completion as one that is not streamed."""
+    message, usage = sent[0]["choices"][0]["delta"], sent[-1]["usage"]
+    choice = {"index": 0, "message": message, "finish_reason": sent[1]["choices"][0]["finish_reason"]}
+    return {**sent[0], "object": "chat.completion", "choices": [choice], "usage": usage}
 
 
 def gemini(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

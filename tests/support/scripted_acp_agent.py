@@ -1,6 +1,6 @@
 """An ACP agent that does what the prompt and its options tell it, misbehaviour included. Standard library alone.
 
-Options: version=N · garbage · silent · login · modes=a,b · mode_option=a,b · resume=ok|missing|replay|die|hang · load · noise ·
+Options: version=N · garbage · silent · login · modes=a,b · mode_option=a,b · resume=ok|missing|replay|die|hang|lost · load · noise ·
 stay (ignores the end of its input and SIGTERM) · twins (two options with one id) · chatty (sends an update after each response). A prompt: say X · memory
 (what it was told in this session) · tool NAME FILE (a tool that runs until FILE is there) · ask KIND (a permission) ·
 askcall KIND (the same, its kind told by an earlier update alone) · hang FILE (makes FILE, works until it is cancelled) · deaf FILE (the same, and ignores the cancellation) ·
@@ -118,6 +118,9 @@ class Agent:
             os._exit(3)
         if way == "hang":
             time.sleep(300)
+        if way == "lost":  # as Hermes does: it says yes, and refuses each prompt
+            self.session = "lost"
+            return self.modes()
         self.known(params["sessionId"])
         if way == "replay":
             self.say("REPLAYED")
@@ -154,6 +157,9 @@ class Agent:
         return {"configOptions": []}
 
     def work(self, number: int, prompt: str) -> None:
+        if self.session == "lost":
+            self.send(id=number, result={"stopReason": "refusal"})
+            return
         remember(self.session, prompt)
         if "noise" in OPTIONS:
             with self.lock:

@@ -54,6 +54,10 @@ class AcpRefusedError(TurnFailedError):
     default_hint = "The error is the agent's own; `clawbus run show` has the rest of its output."
 
 
+class AcpNoSessionError(AcpRefusedError):
+    """The agent restored a session that it no longer has, as Hermes does."""
+
+
 class AcpTooLongError(TurnFailedError):
     """The agent sent over 16 MiB in one message, or several hundred requests at once. It was ended."""
 

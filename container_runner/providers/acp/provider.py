@@ -16,7 +16,13 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from container_runner.providers.acp.agent import Agent, Times, in_time
-from container_runner.providers.acp.errors import AcpCancelledError, AcpDiedError, AcpSilentError, AcpTimeoutError
+from container_runner.providers.acp.errors import (
+    AcpCancelledError,
+    AcpDiedError,
+    AcpNoSessionError,
+    AcpSilentError,
+    AcpTimeoutError,
+)
 from container_runner.providers.acp.listener import Listener
 from container_runner.providers.acp.permissions import read_policies
 from container_runner.providers.acp.prompt import prompt_text
@@ -52,6 +58,7 @@ class AcpProvider:
         self._agent: Agent | None = None
         # The id of the session opened last in this container. The state may still hold an earlier one.
         self._session_id: str | None = None
+        self._unproven = False  # the session was restored, and no prompt has shown yet that it is there
         self._meter: Meter | None = None
         self._progress: Progress | None = None
         self._group: TaskGroup | None = None  # the running turn's task group
@@ -94,7 +101,9 @@ class AcpProvider:
             return await self._prompt(turn, listener, restored=restored)
         except NotSentError:  # the agent had ended before, so the message is not to blame
             await self._drop()
-        restored = await self._ready(turn, listener)
+            restored = await self._ready(turn, listener)
+        except AcpNoSessionError as error:
+            restored = await self._begin_anew(error, listener)
         try:
             return await self._prompt(turn, listener, restored=restored)
         except NotSentError as error:
@@ -112,11 +121,14 @@ class AcpProvider:
         except (AcpDiedError, AcpSilentError) as error:
             if known is None:
                 raise
-            # A session that its agent cannot restore must not stop it forever.
-            self._log(f"the session was not restored: {error}")
-            await self._drop()
-            await self._open(None, listener)
-            return False
+            return await self._begin_anew(error, listener)
+
+    async def _begin_anew(self, why: TurnFailedError, listener: Listener) -> bool:
+        """Open a new session: one that its agent cannot restore must not stop it forever. Return False."""
+        self._log(f"the session was not restored: {why}")
+        await self._drop()
+        await self._open(None, listener)
+        return False
 
     async def _still_there(self, listener: Listener) -> bool:
         """Return whether the last turn's agent lives. Drop what it sent since then, and set its mode if it changed it."""
@@ -152,6 +164,7 @@ class AcpProvider:
         if same is None or opened.session_id != same[0]:
             cast("Meter", self._meter).reset()
         self._session_id = opened.session_id
+        self._unproven = same is not None and opened.restored
         return opened.restored and same == known
 
     def _listen(self, agent: Agent, listener: Listener) -> None:
@@ -204,6 +217,9 @@ class AcpProvider:
         stop_reason = str(prompting.response.get("stopReason"))
         if stop_reason == "cancelled":
             raise prompting.failed(AcpCancelledError(f"{agent.name} ended its turn as cancelled."))
+        if self._unproven and stop_reason == "refusal" and not reply.begun and "usage" not in prompting.response:
+            raise AcpNoSessionError(f"{agent.name} restored it, and refused its first prompt without a word.")
+        self._unproven = False
         return self._made(agent, reply, prompting.response, restored=restored)
 
     def _made(self, agent: Agent, reply: Reply, response: Params, *, restored: bool) -> Answer:

@@ -29,6 +29,7 @@ class Reply:
     tools: dict[str, str] = field(default_factory=dict[str, str])  # tools under way: id -> name
     # Types of content that are neither text nor a file that can be sent.
     left_out: list[str] = field(default_factory=list[str])
+    begun: bool = False  # the agent has shown work on the prompt
     _parts: list[list[str]] = field(default_factory=list[list[str]])
     _by_message: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     _latest: str | None = None
@@ -39,11 +40,15 @@ class Reply:
         """Take one `session/update`. Raise AnswerTooLargeError."""
         match update.get("sessionUpdate"):
             case "agent_message_chunk":
+                self.begun = True
                 self._chunk(update)
             case "tool_call" | "tool_call_update":
+                self.begun = True
                 self._tool(update)
+            case "agent_thought_chunk" | "plan":
+                self.begun = True
             case _:
-                pass  # progress only: thoughts, plans, modes, and what later versions of the protocol define
+                pass  # progress only: modes, and what later versions of the protocol define
 
     @property
     def tool(self) -> str | None:

@@ -105,6 +105,7 @@ async def test_one_process_and_one_session_over_many_turns(tmp_path: Path) -> No
         ([], "new"),
         (["resume=missing"], "new"),
         (["resume=die"], "new"),
+        (["resume=lost"], "new"),
     ],
 )
 async def test_a_later_container_goes_on_where_the_agent_can(tmp_path: Path, options: list[str], answer: str) -> None:
