@@ -6,6 +6,7 @@ from collections import deque
 from typing import Final
 
 from daemon.app.bus import Bus
+from daemon.core.bake import Health
 from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, WINDOW_MS, Pace, pace_of
 from daemon.core.errors import EngineChangedError, RuntimeUnavailableError
 from daemon.core.events import (
@@ -20,7 +21,7 @@ from daemon.core.events import (
     SessionQuarantined,
     SpawnFailed,
 )
-from daemon.core.slots import Deploy, Health, SlotState
+from daemon.core.slots import Deploy, SlotState
 from daemon.engine.supervisor.slots import Phase
 from schema.errors import FileBusyError, HostTroubleError, StorageError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from daemon.core.clock import Clock
 from daemon.core.deploy_errors import NotServingError
-from daemon.core.slots import breach_at_start, claim, roll_back, stopped
+from daemon.core.slot_steps import breach_at_start, claim, roll_back, stopped
 from daemon.deploy.state_file import read_state, write_state
 
 

@@ -31,12 +31,13 @@ from daemon.app.signals import RELOAD, SignalInbox
 from daemon.config.models import Config
 from daemon.core.clock import Clock
 from daemon.core.deploy_errors import SlotStateError
-from daemon.core.slots import Seen, SlotState, standby_step
+from daemon.core.slot_steps import Seen, standby_step
+from daemon.core.slots import SlotState
 from daemon.deploy.probe import Probe, own_command
 from daemon.deploy.releases import Releases
 from daemon.deploy.standby_client import get_over, standby_socket
 from daemon.deploy.state_file import FOLDER, read_state
-from daemon.store.data_folder import live_holder
+from daemon.store.folder_lock import live_holder
 from daemon.systemd.notify import Notifier
 from daemon.workers.source import Origin
 from schema.ids import new_id

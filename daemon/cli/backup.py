@@ -46,7 +46,8 @@ def backup(
     """
     from daemon.inspect.central_reading import check_data_folder  # noqa: PLC0415
     from daemon.maintenance.folder_backup import back_up_folder  # noqa: PLC0415
-    from daemon.store.data_folder import DataFolder, live_holder  # noqa: PLC0415
+    from daemon.store.data_folder import DataFolder  # noqa: PLC0415
+    from daemon.store.folder_lock import live_holder  # noqa: PLC0415
 
     config, clock = invocation.config, SystemClock()
     check_data_folder(config.data_dir)
@@ -120,7 +121,7 @@ def _refuse_running(invocation: Invocation, backup: Path) -> None:
     """
     from daemon.core.repair_errors import RestoreRefusedError  # noqa: PLC0415
     from daemon.inspect.containers import look_at_runtime, recorded_install_id  # noqa: PLC0415
-    from daemon.store.data_folder import INSTALL_RECORD  # noqa: PLC0415
+    from daemon.store.data_layout import INSTALL_RECORD  # noqa: PLC0415
     from daemon.store.install import InstallFile  # noqa: PLC0415
 
     config = invocation.config

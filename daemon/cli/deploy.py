@@ -13,8 +13,9 @@ from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.deploy_errors import DeployRefusedError, SourceUnknownError
+from daemon.core.deploy_verdict import runtime_verdict, verdict
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
-from daemon.core.slots import FAILURE_ACTIONS, UNKNOWN, SlotState, as_json, other, runtime_verdict, verdict
+from daemon.core.slots import FAILURE_ACTIONS, UNKNOWN, SlotState, as_json, other
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -85,7 +85,7 @@ def _after_build(invocation: Invocation) -> NextAction:
 
     A daemon that is already running may still run the old source, and a second daemon on the same data folder is refused.
     """
-    from daemon.store.data_folder import live_holder  # noqa: PLC0415
+    from daemon.store.folder_lock import live_holder  # noqa: PLC0415
 
     if live_holder(invocation.config.data_dir) is None:
         return NextAction(start_command(None), "start the daemon with it")

@@ -37,7 +37,7 @@ def show(invocation: Invocation) -> Outcome:
       clawbus install show
     """
     from daemon.inspect.central_reading import check_data_folder  # noqa: PLC0415
-    from daemon.store.data_folder import Layout  # noqa: PLC0415
+    from daemon.store.data_layout import Layout  # noqa: PLC0415
     from daemon.store.install import InstallFile, is_copied  # noqa: PLC0415
 
     root = invocation.config.data_dir

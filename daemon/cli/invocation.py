@@ -94,7 +94,7 @@ class Invocation:
 
     def silent_daemon(self) -> str | None:
         """Return a sentence if a process holds the data folder although no daemon answers, else None."""
-        from daemon.store.data_folder import live_holder  # noqa: PLC0415
+        from daemon.store.folder_lock import live_holder  # noqa: PLC0415
 
         holder = live_holder(self.place.data_dir)
         if holder is None:

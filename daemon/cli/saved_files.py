@@ -29,7 +29,7 @@ def save_files(invocation: Invocation, answers: Sequence[dict[str, Any]], target
     A file that is there already with the same content is not saved again. Nothing is overwritten: another file of the same
     name gets a number.
     """
-    from daemon.store.data_folder import Layout  # noqa: PLC0415
+    from daemon.store.data_layout import Layout  # noqa: PLC0415
 
     sessions = Layout(invocation.place.data_dir).sessions_dir
     for answer in answers:

@@ -108,7 +108,7 @@ def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]
 def _from_files(invocation: Invocation, why: str | None, stopped: Mapping[str, str]) -> dict[str, Any]:
     from daemon.inspect.bounds import PATIENT_BUDGET_S  # noqa: PLC0415
     from daemon.inspect.status_report import status_report, status_without_registry  # noqa: PLC0415
-    from daemon.store.data_folder import VERSION_NAME  # noqa: PLC0415
+    from daemon.store.data_layout import VERSION_NAME  # noqa: PLC0415
 
     data_dir = invocation.place.data_dir
     try:

@@ -99,7 +99,7 @@ def _names_there(data_dir: Path, code: str) -> list[str]:
     """Return the existing names of the kind of thing that the error code says is unknown. Raise what reading a folder raises."""
     from daemon.core.clock import SystemClock  # noqa: PLC0415
     from daemon.inspect import central_reading, people_reading, question_reading, schedule_list  # noqa: PLC0415
-    from daemon.store.data_folder import Layout  # noqa: PLC0415
+    from daemon.store.data_layout import Layout  # noqa: PLC0415
 
     if code == "UNKNOWN_AGENT":
         folders = Layout(data_dir).agents_dir  # the daemon makes one for each configured agent

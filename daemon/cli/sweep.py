@@ -121,7 +121,7 @@ def _sweep(invocation: Invocation, scope: Scope, reason: str | None, *, apply: b
 def _restore(invocation: Invocation, backup: Path, reason: str | None) -> Outcome:
     from daemon.cli.executor import backup_key, execute  # noqa: PLC0415
     from daemon.core.session_verbs import UndoStale  # noqa: PLC0415
-    from daemon.store.data_folder import Layout  # noqa: PLC0415
+    from daemon.store.data_layout import Layout  # noqa: PLC0415
 
     key, name = backup_key(backup, Layout(invocation.config.data_dir).sessions_dir)
     done = execute(invocation, UndoStale(*key, by=user(), reason=reason, backup=name))

@@ -17,29 +17,23 @@ import anyio.to_thread
 import structlog
 
 from daemon.config.models import Config
+from daemon.core.bake import Health, judge, raise_baseline
 from daemon.core.clock import Clock
 from daemon.core.deploy_errors import DeployRefusedError, SlotStateError
 from daemon.core.deploy_pace import judge_pace, pace_json, pace_limits
-from daemon.core.slots import (
-    Deploy,
-    Gate,
-    Health,
-    SlotState,
+from daemon.core.slot_steps import (
     aborted,
-    as_json,
     begin,
     check_schema,
     cut_over,
     failed,
-    judge,
     new_deploy,
-    other,
     passed,
-    raise_baseline,
     refuse_second,
     roll_back,
     served,
 )
+from daemon.core.slots import Deploy, Gate, SlotState, as_json, other
 from daemon.deploy.drift import check_release
 from daemon.deploy.releases import Releases, schema_versions
 from daemon.deploy.standby_client import StandbyClient

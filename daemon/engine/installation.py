@@ -19,7 +19,7 @@ from daemon.core.errors import DataFolderError, RuntimeUnavailableError
 from daemon.engine.incarnation_steps import disown_incarnation
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.runtimes.spec import LABEL_INCARNATION
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from daemon.store.incarnations import IncarnationRow
 from daemon.store.install import Install, InstallFile, Origin, is_copied, place_of
 from daemon.store.rebuild import agree_on_install_id, write_install_id

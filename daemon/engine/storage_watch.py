@@ -16,7 +16,7 @@ import structlog
 
 from daemon.core.clock import Clock
 from daemon.core.errors import RegistryGoneError
-from daemon.store.data_folder import LOW_BYTES, LOW_INODES, free_room
+from daemon.store.free_room import LOW_BYTES, LOW_INODES, free_room
 from schema.errors import ClawbusError, HostTroubleError, StorageError, UnusableFileError
 from schema.os_faults import as_host_error
 

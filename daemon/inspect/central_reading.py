@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar
 from daemon.core.errors import DataFolderError
 from daemon.inspect.bounds import MAX_SESSIONS
 from daemon.inspect.trusted_files import open_current
-from daemon.store.data_folder import Layout, check_ours
+from daemon.store.data_folder import check_ours
+from daemon.store.data_layout import Layout
 from daemon.store.rebuild import is_session
 from daemon.store.verified_idle import still_idle
 from schema.errors import ClawbusError, SchemaTooNewError

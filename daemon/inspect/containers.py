@@ -24,7 +24,7 @@ from daemon.runtimes.agent_images import agent_images
 from daemon.runtimes.engine_identity import another_engine, is_witness
 from daemon.runtimes.factory import build_runtime
 from daemon.runtimes.protocol import ContainerRuntime
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from daemon.store.install import Install, InstallFile, is_copied
 from schema.errors import ClawbusError
 from schema.os_faults import read_own_file

@@ -47,7 +47,9 @@ from daemon.inspect.route_findings import route_findings
 from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
 from daemon.inspect.trusted_files import open_current
 from daemon.store.agent_words import agent_words
-from daemon.store.data_folder import LOW_BYTES, VERSION_NAME, FreeRoom, Layout, free_room, live_holder
+from daemon.store.data_layout import VERSION_NAME, Layout
+from daemon.store.folder_lock import live_holder
+from daemon.store.free_room import LOW_BYTES, FreeRoom, free_room
 from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError, SchemaTooNewError, StorageError
 from schema.layout import SessionFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 from daemon.config.models import Config
 from daemon.core.facts import LockHolder
 from daemon.runtimes.members import lock_holders, member_finder, name_of
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 
 
 def foreign_holders(

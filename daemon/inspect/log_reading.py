@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from daemon.logs.pipeline import LOG_FILE
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from schema.instants import from_text
 from schema.layout import SessionFolder
 

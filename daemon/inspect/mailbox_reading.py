@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from daemon.inspect.open_registry import require_folder
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from daemon.store.mailbox import MailboxEntry, cursor_before_last, mailbox_names, read_mailbox
 
 

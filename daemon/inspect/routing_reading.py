@@ -15,7 +15,7 @@ from daemon.core.user_commands import is_command, rules
 from daemon.inspect.central_reading import check_data_folder
 from daemon.inspect.trusted_files import open_current
 from daemon.store import routes as store
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from schema.errors import UnusableFileError
 
 _DEFAULTS: Final[Mapping[str, Any]] = {

@@ -19,7 +19,7 @@ from daemon.inspect.explain import NOBODY, explain
 from daemon.inspect.open_registry import LIVE_INCARNATIONS, open_registry
 from daemon.inspect.queues import Queues, sum_queues
 from daemon.inspect.session_report import Examined, examine, examine_registered, unregistered
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from daemon.store.install import InstallFile
 from daemon.store.pruned import read as read_pruned
 from schema.errors import ClawbusError

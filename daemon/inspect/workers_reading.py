@@ -14,7 +14,7 @@ from daemon.inspect.central_reading import Key, check_data_folder, folder_of
 from daemon.inspect.schedule_list import sessions_with_schedules, stored_schedules
 from daemon.inspect.trusted_files import open_current, open_inbound
 from daemon.store import schedules, workers
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from daemon.store.schedules import ScheduleRow, ScheduleState
 from daemon.store.workers import WorkerRow
 from schema.handles import Reader

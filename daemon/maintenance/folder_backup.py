@@ -19,7 +19,7 @@ from daemon.core.repair_errors import BackupFailedError, BackupNotVerifiedError
 from daemon.core.session_key import SessionKey
 from daemon.maintenance.backup import copy_verified
 from daemon.maintenance.folder_files import Copied, copy_plain, copy_tree, described
-from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
+from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
 from daemon.store.rebuild import found_sessions
 from schema.connect import open_owner
 from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError

@@ -18,7 +18,7 @@ from daemon.core.repair_errors import BackupNotVerifiedError, RestoreFailedError
 from daemon.maintenance.backup import verify
 from daemon.maintenance.folder_backup import FORMAT, MANIFEST, Tell
 from daemon.maintenance.folder_files import Copied, copy_plain, hash_file
-from daemon.store.data_folder import INSTALL_NAME, INSTALL_RECORD, Layout
+from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, Layout
 from daemon.store.install import mark_restored
 from daemon.store.mailbox import raise_cursors
 from schema.errors import ClawbusError, SchemaTooNewError

@@ -24,7 +24,8 @@ from daemon.runtimes.spec import build_spec
 from daemon.runtimes.users import container_uid_gid, user_mounts
 from daemon.runtimes.workspace import ensure_workspace, folder_error
 from daemon.store import destinations
-from daemon.store.data_folder import DataFolder, Layout
+from daemon.store.data_folder import DataFolder
+from daemon.store.data_layout import Layout
 from daemon.store.session_files import SessionFiles
 from schema.ids import session_path
 from schema.layout import CONTAINER_GATE, SessionFolder

@@ -1,149 +1,32 @@
-"""The daemon's data folder: checks it and its version, and locks it against a second daemon.
+"""The daemon's data folder: checks it and its version, and locks it against a second daemon (`folder_lock.py`).
 
 The folder is 0700: containers, which may run as other users, reach into it only through bind mounts, and a mount needs
-no permission on the folders above it. The lock is flock(2), on the folder itself and on `clawbus.lock`. It is released when the
-process ends, in whatever way, and no child inherits it. The lock file can be removed, but the folder cannot be removed without
-the data; the file's lock keeps out earlier versions, which check no other. The file's text is only for people.
+no permission on the folders above it. `data_layout.py` has its paths.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 
 from daemon.core.clock import Clock, SystemClock
-from daemon.core.errors import DataFolderError, DataFolderLockedError
+from daemon.core.errors import DataFolderError
+from daemon.store.data_layout import VERSION_NAME, Layout
+from daemon.store.folder_lock import lies_at, lock_folder, take_lock, write_holder
 from schema.errors import SchemaTooNewError
-from schema.instants import to_text
-from schema.layout import CENTRAL_DB
 from schema.migrate import VERSION
 from schema.os_faults import hint_of, host_error, read_own_file
 
-LOCK_NAME: Final = "clawbus.lock"
-VERSION_NAME: Final = "clawbus.version"
-INSTALL_NAME: Final = "install-id"
-INSTALL_RECORD: Final = "install.json"
-# What flock(2) answers for a folder where locks are emulated and need a descriptor that can write.
-_NO_FOLDER_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSUP})
-LOW_BYTES: Final = 64 * 1024**2  # less free space than this is reported as trouble, before writing fails
-LOW_INODES: Final = 1000  # fewer free inodes than this are reported; a new session needs about ten
 # How the names begin that a first start, an image build or an operator who puts an agent in place may leave before the
 # version is written; `lost+found` is a new disk's.
 _OURS: Final = (
     "clawbus.lock", "clawbus.version", "central.db", "mailbox.db", "sessions", "agents", "logs", "run", "wheels",
     "control.sock", "install-id", "install.json", "deploy", "lost+found",
 )  # fmt: skip
-
-
-class Layout:
-    """The paths in a data folder, also for the command line. Nothing is opened, created or checked."""
-
-    def __init__(self, root: Path) -> None:
-        self.root: Final = root
-
-    @property
-    def central_db(self) -> Path:
-        """The registry: sessions and incarnations."""
-        return self.root / CENTRAL_DB
-
-    @property
-    def install_file(self) -> Path:
-        """The install's id, beside central.db, so that it outlives it."""
-        return self.root / INSTALL_NAME
-
-    @property
-    def install_record(self) -> Path:
-        """Where the install's id was given, and on which engine its containers run (store/install.py)."""
-        return self.root / INSTALL_RECORD
-
-    @property
-    def mailbox_db(self) -> Path:
-        """Answers on the `local` channel."""
-        return self.root / "mailbox.db"
-
-    @property
-    def sessions_dir(self) -> Path:
-        """`<agent>/<session>/`: see schema.layout.SessionFolder."""
-        return self.root / "sessions"
-
-    @property
-    def agents_dir(self) -> Path:
-        """`<agent>/`: an agent group's own files, mounted at /workspace/agent."""
-        return self.root / "agents"
-
-    @property
-    def logs_dir(self) -> Path:
-        """clawbus.log and its predecessors."""
-        return self.root / "logs"
-
-    @property
-    def run_dir(self) -> Path:
-        """Files that matter only while something runs."""
-        return self.root / "run"
-
-    @property
-    def wheels_dir(self) -> Path:
-        """The wheels that image builds were made from, kept so that the next build needs no network."""
-        return self.root / "wheels"
-
-    @property
-    def lock_file(self) -> Path:
-        """Held by the daemon."""
-        return self.root / LOCK_NAME
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """The process named in the lock file. `since` is a UTC time as text."""
-
-    pid: int
-    since: str
-
-
-@dataclass(frozen=True, slots=True)
-class FreeRoom:
-    """The room that this user has left on a file system. `inodes` is None where the file system does not count them."""
-
-    bytes: int
-    inodes: int | None
-    read_only: bool
-
-    @property
-    def few_inodes(self) -> bool:
-        """Whether new files will soon be refused, however many bytes are free."""
-        return self.inodes is not None and self.inodes < LOW_INODES
-
-    @property
-    def is_low(self) -> bool:
-        """Whether writing will soon fail."""
-        return self.bytes < LOW_BYTES or self.few_inodes
-
-    def __str__(self) -> str:
-        """Return the text for people, which names what is short."""
-        if self.few_inodes:
-            return f"{self.inodes} inodes (new files; `df -i`) and {self.bytes // 1024**2} MiB are free"
-        return f"{self.bytes // 1024**2} MiB are free"
-
-
-def free_room(folder: Path) -> FreeRoom | None:
-    """Return the free room on a folder's file system; None if it does not report it."""
-    try:
-        status = os.statvfs(folder)
-    except OSError:
-        return None
-    return FreeRoom(
-        bytes=status.f_bavail * status.f_frsize,
-        inodes=status.f_favail if status.f_files else None,
-        read_only=bool(status.f_flag & os.ST_RDONLY),
-    )
 
 
 class DataFolder(Layout):
@@ -170,10 +53,10 @@ class DataFolder(Layout):
         try:
             _make_or_check(root)
             check_ours(root, "Name an empty or a new folder with data_dir or --data.")
-            locks.append(_lock_folder(root))
-            locks.append(_take_lock(root))
+            locks.append(lock_folder(root))
+            locks.append(take_lock(root))
             _check_version(root)
-            _write_holder(locks[1], clock or SystemClock())
+            write_holder(locks[1], clock or SystemClock())
             folder = cls(root, locks[1], locks[0])
             _prepare(folder)
         except BaseException as error:
@@ -209,14 +92,14 @@ class DataFolder(Layout):
         """
         if self._lock is None:
             return False
-        if not _lies_at(self.root, self._folder_lock):
-            folder_lock = _lock_folder(self.root)
+        if not lies_at(self.root, self._folder_lock):
+            folder_lock = lock_folder(self.root)
             os.close(self._folder_lock)
             self._folder_lock = folder_lock
-        if _lies_at(self.lock_file, self._lock):
+        if lies_at(self.lock_file, self._lock):
             return False
-        lock = _take_lock(self.root)
-        _write_holder(lock, clock)
+        lock = take_lock(self.root)
+        write_holder(lock, clock)
         os.close(self._lock)
         self._lock = lock
         return True
@@ -231,58 +114,6 @@ class DataFolder(Layout):
         finally:
             os.close(lock)
             os.close(self._folder_lock)
-
-
-def read_holder(root: Path) -> Holder | None:
-    """Return the process named in the lock file, for people only: a daemon that was killed leaves its name there."""
-    try:
-        loaded: object = json.loads(read_own_file(root / LOCK_NAME, 4096))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(loaded, dict):
-        return None
-    found = cast(Mapping[str, object], loaded)
-    pid, since = found.get("pid"), found.get("since")
-    return Holder(pid, since) if isinstance(pid, int) and isinstance(since, str) else None
-
-
-def live_holder(root: Path) -> Holder | None:
-    """Return the process that holds the folder now, or None if there is none that this process can see.
-
-    Read the kernel's list of locks; do not try the lock: a daemon that starts at the same time must not find it taken.
-    """
-    written = read_holder(root)
-    pid = _lock_owner(root, written.pid if written is not None else None)
-    if pid is None or (written is not None and written.pid == pid):
-        return written if pid is not None else None
-    return Holder(pid, "an unknown time")
-
-
-def _lock_owner(root: Path, written: int | None) -> int | None:
-    """Return the pid that has the folder or its lock file locked, or None. `clawbus.lock` may be gone.
-
-    Some file systems have another device number in the kernel's list than in stat(2); there only the `written` pid counts.
-    """
-    exact: set[str] = set()
-    for path in (root, root / LOCK_NAME):
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        exact.add(f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}")
-    inodes = {one.rpartition(":")[2] for one in exact}
-    try:
-        locks = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in locks:  # `1: FLOCK  ADVISORY  WRITE 4711 08:01:131090 0 EOF` (proc_locks(5))
-        parts = line.split()
-        if len(parts) < 6 or parts[1] != "FLOCK" or not parts[4].isdigit():
-            continue
-        pid = int(parts[4])
-        if pid > 0 and (parts[5] in exact or (pid == written and parts[5].rpartition(":")[2] in inodes)):
-            return pid
-    return None
 
 
 def _make_or_check(root: Path) -> None:
@@ -324,56 +155,6 @@ def check_ours(root: Path, hint: str) -> None:
         )
 
 
-def _lock_folder(root: Path) -> int:
-    """Lock the folder itself and return its descriptor. Raise DataFolderLockedError or OSError.
-
-    Some network file systems cannot lock a folder (flock(2)); there, `clawbus.lock` alone has to do.
-    """
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise _locked(root) from error
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_LOCKS:
-            os.close(descriptor)
-            raise
-    return descriptor
-
-
-def _locked(root: Path) -> DataFolderLockedError:
-    holder = live_holder(root) or read_holder(root)
-    by = f"process {holder.pid}, since {holder.since}" if holder else "another process"
-    return DataFolderLockedError(f"{root} is held by {by}.")
-
-
-def _take_lock(root: Path) -> int:
-    path = root / LOCK_NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise _locked(root) from error
-    except OSError as error:
-        os.close(descriptor)
-        raise DataFolderError(
-            f"{path} cannot be locked: {error.strerror}.", hint="Put the data folder on a local disk."
-        ) from error
-    return descriptor
-
-
-def _lies_at(path: Path, descriptor: int) -> bool:
-    """Return whether `path` is still the file that the descriptor was opened on. The path may lead through a link."""
-    try:
-        found = path.stat(follow_symlinks=path.name != LOCK_NAME)
-    except FileNotFoundError:
-        return False
-    ours = os.fstat(descriptor)
-    return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
-
-
 def _check_version(root: Path) -> None:
     try:
         text = read_own_file(root / VERSION_NAME).decode("ascii").strip()
@@ -388,11 +169,6 @@ def _check_version(root: Path) -> None:
         )
     if int(text) > VERSION:
         raise SchemaTooNewError(f"{root} has version {text}; this clawbus knows {VERSION}.")
-
-
-def _write_holder(lock: int, clock: Clock) -> None:
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms())}).encode(), 0)
 
 
 def _close_to_others(path: Path) -> bool:

@@ -27,7 +27,7 @@ from daemon.core.events import ContainerExited, ExitSettled
 from daemon.core.session_key import SessionKey
 from daemon.core.verb import Verb
 from daemon.engine.installation import Start, settle_install
-from daemon.store.data_folder import VERSION_NAME, Layout
+from daemon.store.data_layout import VERSION_NAME, Layout
 from daemon.store.registry import Registry
 from daemon.systemd.watchdog import Pulse
 from schema.errors import FileBusyError, StorageError

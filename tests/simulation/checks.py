@@ -22,7 +22,7 @@ from daemon.channels.protocol import Accepted, InDoubt
 from daemon.core.message_verbs import CancelMessage, RequeueDead, RetryAnswer, RetryMessage
 from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import UndoStale
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.handles import Reader, Writer

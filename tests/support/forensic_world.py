@@ -19,7 +19,7 @@ from daemon.inspect.containers import RuntimeSeen
 from daemon.inspect.doctor import Doctor, Examination
 from daemon.inspect.runs import Runs
 from daemon.store import messages
-from daemon.store.data_folder import VERSION_NAME
+from daemon.store.data_layout import VERSION_NAME
 from daemon.store.incarnations import IncarnationRow
 from daemon.store.registry import Registry
 from daemon.store.transitions import change_status, schedule_retry

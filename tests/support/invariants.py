@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from schema.connect import open_reader
 from schema.errors import ClawbusError
 from schema.ids import session_folder

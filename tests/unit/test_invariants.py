@@ -15,7 +15,7 @@ from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import collect
 from daemon.engine.hand_over import Outcome
 from daemon.engine.outcome_steps import record_outcomes
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from daemon.store.incarnations import IncarnationRow
 from daemon.store.mailbox import Mailbox, NewEntry
 from daemon.store.registry import Registry

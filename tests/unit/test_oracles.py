@@ -23,7 +23,7 @@ ALLOWED = {
         f"daemon.core.{name}": ... for name in ("message_verbs", "session_verbs", "schedule_verbs", "verb")
     },  # what an operator may ask for
     "daemon.core.session_key": {"SessionKey"},
-    "daemon.store.data_folder": {"Layout"},
+    "daemon.store.data_layout": {"Layout"},
     "schema.connect": {"open_reader"},
     "schema.handles": {"Reader", "Writer"},
     "schema.errors": {"ClawbusError"},

@@ -43,7 +43,7 @@ def arm(folder: str) -> None:
         (session_files, ("make_whole",)),
         (connect, ("_make_empty", "_sync_folder")),
         (rebuild, ("write_install_id",)),
-        (data_folder, ("_take_lock", "_write_holder", "_prepare")),
+        (data_folder, ("take_lock", "write_holder", "_prepare")),
     ):
         for name in names:
             points.wrap(module, name, f"Making.{name.strip('_')}")

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from daemon.cli import patience
-from daemon.store.data_folder import DataFolder, live_holder
+from daemon.store.data_folder import DataFolder
+from daemon.store.folder_lock import live_holder
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations, serving
 

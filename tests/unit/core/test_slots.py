@@ -7,34 +7,26 @@ from dataclasses import replace
 
 import pytest
 
+from daemon.core.bake import Health, judge, raise_baseline
 from daemon.core.deploy_errors import DeployRefusedError, NotServingError
-from daemon.core.slots import (
-    BLUE,
-    GATES,
-    GREEN,
-    Health,
+from daemon.core.deploy_verdict import runtime_verdict, verdict
+from daemon.core.slot_steps import (
     Seen,
-    SlotState,
     aborted,
-    as_json,
     begin,
     breach_at_start,
     check_schema,
     claim,
     cut_over,
     failed,
-    from_json,
-    judge,
     new_deploy,
     passed,
-    raise_baseline,
     roll_back,
-    runtime_verdict,
     served,
     standby_step,
     stopped,
-    verdict,
 )
+from daemon.core.slots import BLUE, GATES, GREEN, SlotState, as_json, from_json
 
 OLD, NEW = "a" * 64, "b" * 64
 FIRST = claim(SlotState(), BLUE, OLD, 1, "boot")

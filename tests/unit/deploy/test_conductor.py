@@ -10,12 +10,14 @@ import pytest
 
 import daemon.deploy.conductor as module
 from daemon.config.models import Config
+from daemon.core.bake import Health
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import DeployRefusedError, DeployRunningError, SlotStateError
 from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, Pace
 from daemon.core.errors import RuntimeUnavailableError
 from daemon.core.release import ImageFound
-from daemon.core.slots import BLUE, Deploy, Health, SlotState, claim, cut_over, roll_back
+from daemon.core.slot_steps import claim, cut_over, roll_back
+from daemon.core.slots import BLUE, Deploy, SlotState
 from daemon.deploy import drift
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.releases import Releases

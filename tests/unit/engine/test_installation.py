@@ -19,7 +19,7 @@ from daemon.engine.installation import Start, renew, settle_install
 from daemon.engine.supervisor.slots import Phase
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime
-from daemon.store.data_folder import Layout
+from daemon.store.data_layout import Layout
 from daemon.store.install import InstallFile
 from daemon.store.registry import Registry
 from tests.support.bus_kit import AGENT, BusKit, until

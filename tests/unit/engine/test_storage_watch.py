@@ -11,7 +11,7 @@ import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.store import data_folder
+from daemon.store import free_room
 from schema.errors import HostTroubleError, StorageError, UnusableFileError
 from tests.support.bus_kit import BusKit, until
 
@@ -60,13 +60,13 @@ async def test_a_file_that_is_gone_says_nothing_about_the_disk(tmp_path: Path) -
 async def test_a_disk_that_is_nearly_full_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kit = BusKit(tmp_path / "data")
     async with swept(kit):
-        monkeypatch.setattr(data_folder, "LOW_BYTES", 2**62)
+        monkeypatch.setattr(free_room, "LOW_BYTES", 2**62)
         with capture_logs() as logs:
             await kit.bus.sweeper.tick()
             await kit.bus.sweeper.tick()
         assert whats(kit) == ["disk"]
         assert [one["event"] for one in logs].count("disk_low") == 1
-        monkeypatch.setattr(data_folder, "LOW_BYTES", 0)
+        monkeypatch.setattr(free_room, "LOW_BYTES", 0)
         await kit.bus.sweeper.tick()
         assert whats(kit) == []
 
@@ -87,15 +87,15 @@ async def test_two_that_look_at_once_tell_of_the_recovery_once(tmp_path: Path) -
 async def test_few_inodes_are_told_although_there_are_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kit = BusKit(tmp_path / "data")
     async with swept(kit):
-        monkeypatch.setattr(data_folder, "LOW_INODES", 2**62)
-        if (room := data_folder.free_room(kit.root)) is None or room.inodes is None:
+        monkeypatch.setattr(free_room, "LOW_INODES", 2**62)
+        if (room := free_room.free_room(kit.root)) is None or room.inodes is None:
             pytest.skip("this file system counts no inodes")
         await kit.bus.sweeper.tick()
         (found,) = kit.bus.problems.degraded()
         assert found["what"] == "disk"
         assert "inodes" in found["why"]
         assert "df -i" in found["why"]
-        monkeypatch.setattr(data_folder, "LOW_INODES", 0)
+        monkeypatch.setattr(free_room, "LOW_INODES", 0)
         await kit.bus.sweeper.tick()
         assert whats(kit) == []
 

@@ -17,7 +17,7 @@ from daemon.engine import storage_watch
 from daemon.engine.session import Session
 from daemon.monitoring import backlog
 from daemon.monitoring.health import State
-from daemon.store.data_folder import FreeRoom
+from daemon.store.free_room import FreeRoom
 from daemon.store.registry import Registry
 from schema.errors import ReadDeadlineError, StorageError
 from schema.rows import AckStatus, Address

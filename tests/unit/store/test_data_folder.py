@@ -14,7 +14,9 @@ import pytest
 
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DataFolderError, DataFolderLockedError
-from daemon.store.data_folder import DataFolder, Layout, live_holder, read_holder
+from daemon.store.data_folder import DataFolder
+from daemon.store.data_layout import Layout
+from daemon.store.folder_lock import live_holder, read_holder
 from schema.errors import SchemaTooNewError
 from schema.migrate import VERSION
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from prometheus_client import CollectorRegistry
 
 from daemon.core.events import DeployEnded
-from daemon.core.slots import BLUE, Deploy, SlotState, claim, cut_over, from_json, new_deploy, passed, roll_back, served
+from daemon.core.slot_steps import claim, cut_over, new_deploy, passed, roll_back, served
+from daemon.core.slots import BLUE, Deploy, SlotState, from_json
 from daemon.telemetry.deploy_spans import deploy_spans
 from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.telemetry import Telemetry

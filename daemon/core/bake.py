@@ -1,0 +1,66 @@
+"""Decides during a bake whether the new release does harm, apart from others' troubles. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from daemon.core.deploy_pace import Pace
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a bake checks. `degraded` is {what: why} as in `status`; `late` names loops without progress."""
+
+    dead_letters: int = 0
+    quarantined: int = 0
+    spawn_failures: int = 0
+    degraded: Mapping[str, str] = field(default_factory=dict[str, str])
+    late: tuple[str, ...] = ()
+    stuck: int = 0  # agents of this release that made no progress and were ended
+    pace: Mapping[str, Pace] = field(default_factory=dict[str, Pace])
+
+
+_HOSTS: Final = frozenset({"runtime", "disk", "storage"})
+
+
+def judge(baseline: Health, now: Health) -> tuple[str | None, list[str]]:
+    """Return the breach, or None, and what is wrong and not the release's doing.
+
+    A receiver that is down, a full disk and an engine that does not answer are others' troubles, and what they cause is
+    not held against the release: it would fail in the same way under the prior one.
+    """
+    excused = [f"{what}: {why}" for what, why in now.degraded.items() if what in _HOSTS or what.startswith("channel ")]
+    receiver = any(what.startswith("channel ") for what in now.degraded)
+    host = any(what in _HOSTS for what in now.degraded)
+    if now.late:
+        return f"no progress: {', '.join(now.late)}", excused
+    own = {what: why for what, why in now.degraded.items() if what not in _HOSTS and not what.startswith("channel ")}
+    for what, why in own.items():
+        if what not in baseline.degraded:
+            return f"{what}: {why}", excused
+    if now.quarantined > baseline.quarantined and not host:
+        return f"{now.quarantined - baseline.quarantined} sessions were quarantined", excused
+    if now.spawn_failures > baseline.spawn_failures and not host:
+        return f"{now.spawn_failures - baseline.spawn_failures} containers could not be started", excused
+    if now.stuck > baseline.stuck and not host:
+        return f"{now.stuck - baseline.stuck} agents made no progress and were ended", excused
+    if now.dead_letters > baseline.dead_letters and not receiver and not host:
+        return f"{now.dead_letters - baseline.dead_letters} new dead letters", excused
+    return None, excused
+
+
+def raise_baseline(baseline: Health, now: Health) -> Health:
+    """Return the baseline of the next check: what others' troubles caused stays excused after they have ended."""
+    if any(what in _HOSTS for what in now.degraded):
+        return replace(
+            baseline,
+            dead_letters=now.dead_letters,
+            quarantined=now.quarantined,
+            spawn_failures=now.spawn_failures,
+            stuck=now.stuck,
+        )
+    if any(what.startswith("channel ") for what in now.degraded):
+        return replace(baseline, dead_letters=now.dead_letters)
+    return baseline
