@@ -1,6 +1,7 @@
 """The daemon's branch of the one error tree. Every class has a stable code and the operator's next step.
 
 The root and the errors of opening files live in `schema.errors`, because the runner shares them.
+One file, although it is long: it is a catalogue, read by looking a code up.
 """
 
 from __future__ import annotations

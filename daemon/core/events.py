@@ -2,6 +2,7 @@
 
 An event is published after the commit that made it true, so no subscriber sees what a crash then undoes. It carries facts
 only, never a live object. Every time is in epoch milliseconds; `at` is when the engine knew of it.
+One file, although it is long: it is a catalogue in sections.
 """
 
 from __future__ import annotations
