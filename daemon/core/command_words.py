@@ -18,9 +18,11 @@ def one_word(agent: str, session: str) -> str:
 
 
 def only_shows(command: str) -> bool:
-    """Return whether a command of ours changes nothing: the operator reads what it prints and then chooses."""
+    """Return whether a command that we print changes nothing: the operator reads what it prints and then chooses."""
     words = shlex.split(command)
-    return words[:1] == ["clawbus"] and words[2:3] in (["show"], ["list"])
+    if words[:1] != ["clawbus"]:
+        return words[:1] in (["df"], ["du"], ["dmesg"])
+    return words[1:2] == ["logs"] or words[2:3] in (["show"], ["list"])
 
 
 def start_command(unit: str | None) -> str:
