@@ -238,6 +238,7 @@ class SessionFacts:
     crashing: str | None = None  # a waiting message whose container ended several times before the message was done
     crashing_sentence: str | None = None
     failing_schedules: tuple[tuple[str, int], ...] = ()  # schedules paused after failures: (key, failures in a row)
+    zoneless_schedules: tuple[tuple[str, str], ...] = ()  # (key, zone) of active ones whose zone this machine lacks
     questions: int = 0  # how many questions are open
     question: str | None = None  # the id of the most urgent one
     question_text: str | None = None

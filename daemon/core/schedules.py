@@ -18,7 +18,7 @@ from typing import Any, Final
 from cronsim import CronSim, CronSimError
 
 from daemon.core.errors import ScheduleError
-from daemon.core.zones import zone
+from daemon.core.zones import find_zone, zone
 
 # An occurrence later than this counts as missed, not delayed: the daemon was down, or the machine was asleep.
 MISSED_MS: Final = 5 * 60_000
@@ -125,6 +125,11 @@ def zone_of(name: str) -> tzinfo:
         raise ScheduleError(f"timezone {name!r:.80} {error}.", hint="Use a name like Europe/Vienna, or UTC.") from error
 
 
+def lost_zone(times: Times) -> str | None:
+    """Return the zone of a cron expression if this machine does not have it any more: then its next occurrence is not known."""
+    return times.timezone if times.cron is not None and find_zone(times.timezone) is None else None
+
+
 def _check_cron(cron: str, timezone: str) -> None:
     if len(cron.split()) != 5:
         raise ScheduleError(
@@ -142,7 +147,7 @@ def _check_cron(cron: str, timezone: str) -> None:
 
 
 def next_after(times: Times, instant: int) -> int | None:
-    """Return the first occurrence after an instant, or None if none is left."""
+    """Return the first occurrence after an instant, or None if none is left. Raise ScheduleError if its zone is gone."""
     if times.at is not None:
         found = times.at if times.at > instant else None
     elif times.every_ms is not None:
@@ -221,7 +226,7 @@ def next_cron(expression: str, after: int, timezone: str) -> int | None:
 
 
 def _cron(expression: str, instant: int, timezone: str, *, reverse: bool) -> int | None:
-    start = (_EPOCH + timedelta(milliseconds=instant)).astimezone(zone(timezone))
+    start = (_EPOCH + timedelta(milliseconds=instant)).astimezone(zone_of(timezone))
     try:
         found = next(CronSim(expression, start, reverse=reverse))
     except (CronSimError, StopIteration, OverflowError):

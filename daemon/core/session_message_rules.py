@@ -96,6 +96,27 @@ def schedule_failing(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def schedule_zone(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Name the schedules that wait because this machine does not have their time zone any more."""
+    if not one.zoneless_schedules:
+        return None
+    scope = f"--session {one_word(one.agent, one.session)}"
+    (key, zone), more = one.zoneless_schedules[0], len(one.zoneless_schedules) - 1
+    others = f" {counted(more, 'more schedule waits', 'more schedules wait')} for the same." if more else ""
+    evidence = (
+        f"This machine does not have the time zone {one_line(zone)[:80]} of schedule {key}.{others}",
+        "Install the zone (packages tzdata, tzdata-legacy), and it goes on by itself; or add it again with another --timezone.",
+    )
+    choices = (
+        Choice("to keep it without effect", f"clawbus schedule pause {key} {scope}"),
+        Choice("to delete it", f"clawbus schedule cancel {key} {scope}"),
+    )
+    return finding(
+        one, "SCHEDULE_ZONE", f"Schedule {key} waits for its time zone.", evidence,
+        f"clawbus schedule pause {key} {scope}", choices=choices,
+    )  # fmt: skip
+
+
 def delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report answers that are due and that the daemon does not send."""
     if not one.overdue_answers or one.oldest_overdue_at is None:

@@ -30,6 +30,7 @@ from daemon.core.session_message_rules import (
     message_retrying,
     question_open,
     schedule_failing,
+    schedule_zone,
 )
 
 # For each aspect of a session, its rules: the first that matches makes the finding.
@@ -44,6 +45,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (delivery_stuck, answers_held_back, answer_retrying),
     (question_open,),
     (schedule_failing,),
+    (schedule_zone,),
     (dead_letters,),
 )
 
@@ -57,5 +59,6 @@ PASSABLE: Final[tuple[SessionRule, ...]] = (
     answer_retrying,
     question_open,
     schedule_failing,
+    schedule_zone,
     dead_letters,
 )

@@ -15,11 +15,19 @@ _INSTALL: Final = (
 
 def zone(name: str) -> tzinfo:
     """Return the zone of that name. Raise ValueError that says what to use or to install instead."""
+    found = find_zone(name)
+    if found is not None:
+        return found
+    if not available_timezones():
+        raise ValueError(_INSTALL)
+    raise ValueError("is not a time zone of this machine; use a name like Europe/Vienna, or UTC")
+
+
+def find_zone(name: str) -> tzinfo | None:
+    """Return the zone of that name; None if this machine has none."""
     if name in _UTC_NAMES:
         return UTC
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        if not available_timezones():
-            raise ValueError(_INSTALL) from None
-        raise ValueError("is not a time zone of this machine; use a name like Europe/Vienna, or UTC") from None
+        return None

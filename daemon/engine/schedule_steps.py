@@ -13,7 +13,7 @@ from typing import Final
 
 from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
-from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, check, check_key, fire, next_after, set_back
+from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, check, check_key, fire, lost_zone, next_after, set_back
 from daemon.core.session_key import SessionKey
 from daemon.engine.recurrence import occurrence_id
 from daemon.store import host_messages, messages, schedules
@@ -56,7 +56,7 @@ def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int, pause_after
     """
     changed = differs(db, configured)
     put_off = _put_off(db, now)
-    if not (changed or put_off or schedules.due(db, now)):
+    if not (changed or put_off or _placed(schedules.due(db, now))):
         return Fired()
     with db.transaction():
         for row in put_off:
@@ -70,7 +70,7 @@ def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int, pause_after
 def _put_off(db: Writer, now: int) -> list[ScheduleRow]:
     """Return, with their right times, the schedules that wait for the time of a clock that was set back since."""
     found: list[ScheduleRow] = []
-    for row in schedules.dated_ahead(db, now + CLOCK_SLACK_MS):
+    for row in _placed(schedules.dated_ahead(db, now + CLOCK_SLACK_MS)):
         right = set_back(row.what.times, row.next_at, now) if row.next_at is not None else None
         if right is not None:
             times, at = right
@@ -78,11 +78,16 @@ def _put_off(db: Writer, now: int) -> list[ScheduleRow]:
     return found
 
 
+def _placed(rows: list[ScheduleRow]) -> list[ScheduleRow]:
+    """Return the schedules whose zone this machine has. The others wait for it: an upgrade may have removed a zone's name."""
+    return [row for row in rows if lost_zone(row.what.times) is None]
+
+
 def fire_due(db: Writer, now: int, pause_after: int) -> Fired:
     """Store a message for each occurrence that is due, and set the next ones. Call inside a transaction."""
     stored: list[MessageIn] = []
     paused: list[ScheduleRow] = []
-    for row in schedules.due(db, now):
+    for row in _placed(schedules.due(db, now)):
         assert row.next_at is not None
         if pause_after and schedules.failing_streak(db, row, pause_after) >= pause_after:
             paused.append(_pause_failing(db, row, pause_after, now))

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from daemon.core.schedules import lost_zone
 from daemon.inspect.answer_reading import retrying_example
 from daemon.inspect.history_rows import last_event
 from daemon.inspect.row_values import delivery_values, values_of
 from daemon.inspect.trusted_files import open_inbound, table_rows
-from daemon.store import questions
+from daemon.store import questions, schedules
 from daemon.store.backlog import dead_answers, failed_messages, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.questions import Asked
@@ -21,14 +22,18 @@ from schema.instants import from_text, to_text
 from schema.layout import SessionFolder
 
 _OLDEST: Final = 500  # rows read for the oldest age; ordered by seq, so the oldest is among the first
-# Whether anything waits, is under way or is an open dead letter. Finished rows cost nothing: indexes answer this. A file of
+# Schedules that follow the clock of a zone, which this machine may not have.
+_ZONED: Final = (
+    """FROM schedules WHERE state = 'active' AND times LIKE '%"cron"%' AND times NOT LIKE '%"timezone": "UTC"%'"""
+)
+# Whether anything waits, is under way, needs a zone or is an open dead letter. Finished rows cost nothing: indexes answer this. A file of
 # an older shape lacks some of the tables.
 UNFINISHED: Final = (
     "SELECT EXISTS (SELECT 1 FROM messages_in WHERE status = 'pending')"
     " OR EXISTS (SELECT 1 FROM attempts WHERE outcome IS NULL)"
     " OR EXISTS (SELECT 1 FROM delivery_attempts WHERE state != 'dead')"
     " OR EXISTS (SELECT 1 FROM questions WHERE outcome IS NULL)"
-    " OR EXISTS (SELECT 1 FROM schedules WHERE state = 'paused' AND failures > 0)"
+    f" OR EXISTS (SELECT 1 FROM schedules WHERE state = 'paused' AND failures > 0) OR EXISTS (SELECT 1 {_ZONED})"
     f" OR EXISTS (SELECT 1 {dead_answers()}) OR EXISTS (SELECT 1 {failed_messages()})"
 )
 _CRASHES: Final = 2  # a single one may have another cause: a restart of the host, a container that was killed
@@ -76,6 +81,7 @@ class Queues:
     failing_schedules: tuple[
         tuple[str, int], ...
     ] = ()  # (key, failures in a row) of schedules that are paused because they keep failing
+    zoneless_schedules: tuple[tuple[str, str], ...] = ()  # (key, zone) of active ones whose zone this machine lacks
     failed_example: dict[str, Any] | None = None
     dead_example: dict[str, Any] | None = None
     error: str | None = None
@@ -180,6 +186,9 @@ def _read_schedules(reader: Reader, queues: Queues) -> None:
     if "failures" in reader.columns("schedules"):
         failing = "SELECT key, failures FROM schedules WHERE state = 'paused' AND failures > 0 ORDER BY key LIMIT 1000"
         queues.failing_schedules = tuple((row["key"], row["failures"]) for row in reader.all(failing))
+        active = (row for row in schedules.all_(reader) if row.state is schedules.ScheduleState.ACTIVE)
+        lost = ((row.key, lost_zone(row.what.times)) for row in active)
+        queues.zoneless_schedules = tuple((key, zone) for key, zone in lost if zone is not None)
 
 
 def _count_questions(reader: Reader, queues: Queues) -> None:

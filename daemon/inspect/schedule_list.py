@@ -9,7 +9,7 @@ from typing import Any, Final
 from daemon.core.clock import Clock
 from daemon.core.content import text_of
 from daemon.core.errors import UnknownScheduleError
-from daemon.core.schedules import upcoming
+from daemon.core.schedules import lost_zone, upcoming
 from daemon.inspect.across_sessions import visit_sessions
 from daemon.inspect.central_reading import Key, folder_of, read_central
 from daemon.inspect.trusted_files import open_inbound
@@ -52,10 +52,11 @@ def schedule_report(data_dir: Path, session: Key, key: str, limit: int = _RUNS) 
         row = next((one for one in stored_schedules(db) if one.key == key), None)
         if row is None:
             raise UnknownScheduleError(f"there is no schedule {key!r:.80} in session {'/'.join(session)}.")
-        values = _values(db, session, row)
+        values, times = _values(db, session, row), row.what.times
+        known = lost_zone(times) is None
         return {
             **values,
-            "upcoming": list(upcoming(row.what.times, values["next_at"], row.sent, _UPCOMING)),
+            "upcoming": list(upcoming(times, values["next_at"], row.sent, _UPCOMING)) if known else [],
             "runs": [dict(one) for one in schedules.runs(db, key, limit)],
         }
 

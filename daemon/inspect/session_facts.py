@@ -93,6 +93,7 @@ def recorded_facts(
         crashing_sentence=queues.crashing.sentence if queues.crashing is not None else None,
         questions=queues.questions,
         failing_schedules=queues.failing_schedules,
+        zoneless_schedules=queues.zoneless_schedules,
         question=queues.question.id if queues.question is not None else None,
         question_text=queues.question.question.text if queues.question is not None else None,
         question_options=tuple(one.label for one in queues.question.question.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,34 @@ def test_a_schedule_that_keeps_failing_is_a_finding_whose_repair_ends_it(make_da
     repair(daemon, one["command"])
     eventually("it works again", lambda: len(daemon.entries("beat")) > 2, 60)
     assert "SCHEDULE_FAILING" not in findings(daemon)
+
+
+def test_a_schedule_whose_zone_is_gone_waits_and_holds_up_nothing_else(make_daemon: Make) -> None:
+    """As after an upgrade to a system whose tzdata has no US/Eastern any more, or a restore on another machine."""
+    daemon = make_daemon(ECHO)
+    daemon.start()
+    for key, zone in (("old", "Europe/Vienna"), ("older", "Europe/Vienna"), ("other", "UTC")):
+        added = daemon.cli("schedule", "add", key, key, "-s", "echo/s", "--cron", "* * * * *", "--timezone", zone)
+        assert added.result["was"] == "added"
+    daemon.stop()
+    due = "next_at = (strftime('%s', 'now') - 30) * 1000"
+    with sqlite3.connect(daemon.folder("echo", "s") / "in" / "inbound.db") as db:
+        db.execute(f"UPDATE schedules SET {due}, times = replace(times, 'Europe/Vienna', 'Mars/Olympus')")
+    db.close()
+    daemon.start()
+    eventually("the other one fires", lambda: [one["content"]["text"] for one in daemon.entries("other")] == ["other"])
+    assert daemon.ask("hello", agent="echo", session="s")["text"] == "hello"
+    assert daemon.events("sweep_failed") == []
+    for key, verb in (("old", "pause"), ("older", "cancel")):
+        one = found(daemon, "SCHEDULE_ZONE")
+        assert f"zone Mars/Olympus of schedule {key}" in one["evidence"][0]
+        shown = daemon.cli("schedule", "show", key, "--session", "echo/s").result
+        assert (shown["state"], shown["upcoming"]) == ("active", [])
+        repair(daemon, next(choice["command"] for choice in one["choices"] if verb in choice["command"]))
+    assert "SCHEDULE_ZONE" not in findings(daemon)
+    assert daemon.cli("schedule", "resume", "old", "--session", "echo/s").error == "SCHEDULE_INVALID"
+    again = daemon.cli("schedule", "add", "old", "old", "-s", "echo/s", "--cron", "* * * * *", "--timezone", "UTC")
+    assert again.result["was"] == "changed"
 
 
 def test_a_check_program_decides_whether_the_agent_is_woken(make_daemon: Make) -> None:

@@ -34,6 +34,7 @@ TRIED: Final = {
     "MESSAGE_RETRYING": REPAIRS,
     "QUESTION_OPEN": QUESTIONS,
     "SCHEDULE_FAILING": "tests/integration/test_schedules.py",
+    "SCHEDULE_ZONE": "tests/integration/test_schedules.py",
     "RUNTIME_UNAVAILABLE": WRECKS,
     "DISK_FULL": WRECKS,
     "CLOCK_JUMP": WRECKS,
