@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from daemon.core.errors import NotConfirmedError
+from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.core.facts import Container
 from daemon.runtimes.protocol import ContainerRuntime
 from schema.errors import ClawbusError
@@ -22,6 +22,13 @@ class KilledAgent:
     incarnation: str | None
     exit_code: int | None = None
     error: ClawbusError | None = None
+
+
+def unknown(question: str, error: str | None, repair: str | None) -> RuntimeUnavailableError:
+    """Return what to raise while it is unknown which containers run. `repair`: a command."""
+    why = (error or "the runtime does not answer").rstrip(".")
+    do = f"`{repair}`" if repair else "`clawbus doctor` says what to do about the runtime"
+    return RuntimeUnavailableError(f"{question} cannot be determined: {why}.", hint=f"{do}; then repeat the command.")
 
 
 async def stop(runtime: ContainerRuntime, container: Container) -> None:
@@ -42,6 +49,17 @@ async def kill(runtime: ContainerRuntime, container: Container, confirm_s: float
             f"the exit of container {container.container_id} was not confirmed within {confirm_s:g} s.",
             hint="Repeat the command; `clawbus doctor` says whether the runtime answers.",
         ) from error
+
+
+async def end(runtime: ContainerRuntime, container: Container, confirm_s: float, *, graceful: bool) -> int | None:
+    """`stop`, if graceful, else `kill`."""
+    return await (stop(runtime, container) if graceful else kill(runtime, container, confirm_s))
+
+
+async def withdraw_starts(runtime: ContainerRuntime, incarnations: Sequence[str]) -> bool:
+    """Withdraw what a dead daemon asked the runtime to start. Return whether one was started all the same."""
+    found = [await runtime.find_or_cancel_spawn(incarnation) for incarnation in incarnations]
+    return any(one is not None for one in found)
 
 
 async def kill_each(

@@ -6,9 +6,9 @@ they outlive a daemon. A runtime that does not answer is never taken for one wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
@@ -47,6 +47,7 @@ from daemon.maintenance.host_verbs import Configured
 from daemon.maintenance.row_verbs import change_row, check_schedule, operator_of
 from daemon.maintenance.session_deletion import delete_from_files
 from daemon.runtimes.factory import build_runtime
+from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
 from daemon.store.rebuild import REMAKE_HINT, agree_on_install_id, found_sessions, is_session
@@ -57,6 +58,7 @@ from schema.ids import session_path
 from schema.layout import SessionFolder
 from schema.os_faults import in_own_folder
 
+T = TypeVar("T")
 Look = Callable[[Config, str | None], RuntimeSeen]
 
 
@@ -103,6 +105,8 @@ class OfflineExecutor:
 
     def _execute_in_session(self, verb: Verb) -> dict[str, Any]:
         key, operator, now = SessionKey(verb.agent, verb.session), operator_of(verb), self._clock.now_ms()
+        if not isinstance(verb, PreviewStale):  # it only looks
+            self._withdraw_starts(key)
         files = self._files(key)
         self._check_session(key, files, verb)
         match verb:
@@ -170,13 +174,7 @@ class OfflineExecutor:
         """Return the containers that run. Raise RuntimeUnavailableError, with the question, if that is unknown."""
         if self._listing.containers is not None:
             return self._listing.containers
-        why = (self._listing.error or "the runtime does not answer").rstrip(".")
-        raise RuntimeUnavailableError(
-            f"{question} cannot be determined: {why}.",
-            hint=f"`{self._listing.repair}`, then repeat the command."
-            if self._listing.repair
-            else "`clawbus doctor` says what to do about the runtime; then repeat the command.",
-        )
+        raise container_ends.unknown(question, self._listing.error, self._listing.repair)
 
     def _end(self, key: SessionKey, *, graceful: bool) -> dict[str, Any] | None:
         """End the session's container: {incarnation, exit_code}, or None if none runs.
@@ -187,17 +185,18 @@ class OfflineExecutor:
         container = self._container(key)
         if container is None:
             return None
-        code = anyio.run(self._end_container, container, graceful)
+        confirm_s = self._config.runtime.kill_confirm_s
+        code = self._ask_runtime(lambda by: container_ends.end(by, container, confirm_s, graceful=graceful))
         if not graceful:
             self._listing = self._look(self._config, self._install_id)
         return {"incarnation": container.incarnation, "exit_code": code}
 
-    async def _end_container(self, container: Container, graceful: bool) -> int | None:
-        async with aclosing(build_runtime(self._config, self._folder, self._install_id, self._clock)) as runtime:
-            if graceful:
-                await container_ends.stop(runtime, container)
-                return None
-            return await container_ends.kill(runtime, container, self._config.runtime.kill_confirm_s)
+    def _ask_runtime(self, work: Callable[[ContainerRuntime], Awaitable[T]]) -> T:
+        async def ask() -> T:
+            async with aclosing(build_runtime(self._config, self._folder, self._install_id, self._clock)) as runtime:
+                return await work(runtime)
+
+        return anyio.run(ask)
 
     def kill_all(self, operator: Operator) -> list[KilledAgent]:
         """Kill every container of the installation, also of sessions that are gone, and return what became of each.
@@ -209,12 +208,14 @@ class OfflineExecutor:
             runtime = self._config.runtime.model_copy(update={"kind": self._listing.other_kind})
             self._config = self._config.model_copy(update={"runtime": runtime})
             self._listing = self._look(self._config, self._install_id)
+        self._withdraw_starts(None)
         containers = self._listed("whether agents run")
         for one in containers:
             key = SessionKey(one.agent, one.session)
             if self._is_known(key):
                 self._try_note(self._files(key), "session_killed", operator)
-        ends = anyio.run(self._kill_each, containers)
+        confirm_s = self._config.runtime.kill_confirm_s
+        ends = self._ask_runtime(lambda runtime: container_ends.kill_each(runtime, containers, confirm_s))
         self._listing = self._look(self._config, self._install_id)
         for one in containers:
             key = SessionKey(one.agent, one.session)
@@ -222,9 +223,21 @@ class OfflineExecutor:
                 self._registry.activate(key, self._clock.now_ms())
         return container_ends.killed_agents(containers, ends, self._listing.alive or frozenset())
 
-    async def _kill_each(self, containers: Sequence[Container]) -> list[int | ClawbusError | None]:
-        async with aclosing(build_runtime(self._config, self._folder, self._install_id, self._clock)) as runtime:
-            return await container_ends.kill_each(runtime, containers, self._config.runtime.kill_confirm_s)
+    def _withdraw_starts(self, key: SessionKey | None) -> None:
+        """Withdraw the starts that a dead daemon asked for, of one session or all: none may begin while its files change.
+
+        If the runtime does not answer, it is unknown from now on what runs.
+        """
+        alive = self._listing.alive
+        if alive is None:
+            return
+        rows = [row for row in self._registry.live_incarnations() if key in (None, row.key)]
+        asked = [row.id for row in rows if row.id not in alive]
+        try:
+            if asked and self._ask_runtime(lambda runtime: container_ends.withdraw_starts(runtime, asked)):
+                self._listing = self._look(self._config, self._install_id)
+        except RuntimeUnavailableError as error:
+            self._listing = RuntimeSeen(None, str(error))
 
     # --- sessions
 

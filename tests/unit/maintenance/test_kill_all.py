@@ -13,6 +13,7 @@ from daemon.config.models import Config
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.core.facts import Container
 from daemon.core.session_key import SessionKey
+from daemon.core.session_verbs import ResetSession
 from daemon.engine.supervisor.slots import Phase
 from daemon.inspect.containers import RuntimeSeen
 from daemon.maintenance import offline
@@ -38,20 +39,23 @@ async def kit(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return kit
 
 
+def listed(kit: BusKit) -> RuntimeSeen:
+    return RuntimeSeen(
+        tuple(
+            Container(one.id, one.spec.agent, one.spec.session, one.spec.incarnation, one.started_at)
+            for one in kit.host.containers.values()
+            if one.exit is None
+        )
+    )
+
+
 async def kill_all(kit: BusKit, look: Callable[[Config, str | None], RuntimeSeen] | None = None) -> list[KilledAgent]:
     """In a thread, as the command does it: the executor has its own event loop."""
 
-    def listed(_config: Config, _install: str | None) -> RuntimeSeen:
-        return RuntimeSeen(
-            tuple(
-                Container(one.id, one.spec.agent, one.spec.session, one.spec.incarnation, one.started_at)
-                for one in kit.host.containers.values()
-                if one.exit is None
-            )
-        )
-
     def work() -> list[KilledAgent]:
-        with offline.offline_executor(kit.config, kit.clock, recover=True, look=look or listed) as executor:
+        with offline.offline_executor(
+            kit.config, kit.clock, recover=True, look=look or (lambda *_: listed(kit))
+        ) as executor:
             return executor.kill_all(ADA)
 
     return await anyio.to_thread.run_sync(work)
@@ -69,6 +73,27 @@ async def test_every_container_is_killed_and_the_next_daemon_goes_on(kit: BusKit
         for session in ("one", "two"):
             row = await kit.row(session)
             assert row.quarantine_reason is None
+
+
+@pytest.mark.anyio
+async def test_what_a_dead_daemon_had_asked_for_and_began_after_the_listing_is_killed(kit: BusKit) -> None:
+    looks = [RuntimeSeen(())]
+    killed = await kill_all(kit, lambda *_: looks.pop() if looks else listed(kit))
+    assert by_session(killed) == {"one": (137, None), "two": (137, None)}
+
+
+@pytest.mark.anyio
+async def test_no_session_is_reset_while_a_container_begins_that_a_dead_daemon_asked_for(kit: BusKit) -> None:
+    looks = [RuntimeSeen(())]
+
+    def work() -> None:
+        with offline.offline_executor(
+            kit.config, kit.clock, recover=True, look=lambda *_: looks.pop() if looks else listed(kit)
+        ) as executor:
+            executor.execute(ResetSession(AGENT, "one", discard=True))
+
+    await anyio.to_thread.run_sync(work)
+    assert [one.signals for one in kit.host.containers.values()] == [["KILL"], []]
 
 
 @pytest.mark.anyio
