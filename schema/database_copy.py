@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from schema.connect import BUSY_TIMEOUT_MS, connected
+from schema import connect
 from schema.errors import FileBusyError
 from schema.handles import Reader, not_writable, translate
 
@@ -23,7 +23,7 @@ def copy_database(source: Reader, target: Path, progress: PageProgress | None = 
     Raise FileBusyError when the source stays locked for the busy time-out, StorageError for the target.
     """
     # A copy that is not finished is thrown away, so it needs no journal; its maker syncs it.
-    copy = connected(target, "rw", pragmas=("journal_mode=MEMORY", "synchronous=OFF"))
+    copy = connect.connected(target, "rw", pragmas=("journal_mode=MEMORY", "synchronous=OFF"))
     try:
         source.copy_pages(copy, _PAGES_A_STEP, _stepped(progress))
     except (sqlite3.Error, MemoryError) as error:
@@ -38,7 +38,7 @@ def overwrite_database(target: Path, source: Reader, progress: PageProgress | No
     The target stays the same file, so that its other users see the change as any other commit. The caller must
     own it. Raise FileBusyError when it stays locked for the busy time-out, StorageError, UnusableFileError.
     """
-    connection = connected(target, "rw", pragmas=("synchronous=EXTRA",))
+    connection = connect.connected(target, "rw", pragmas=("synchronous=EXTRA",))
     try:
         source.copy_pages(connection, _PAGES_A_STEP, _stepped(progress))
     except (sqlite3.Error, MemoryError) as error:
@@ -55,7 +55,7 @@ def _stepped(progress: PageProgress | None) -> Callable[[int, int, int], None]:
         nonlocal waiting_since
         if status & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             waiting_since = waiting_since or time.monotonic()
-            if time.monotonic() - waiting_since > BUSY_TIMEOUT_MS / 1000:
+            if time.monotonic() - waiting_since > connect.BUSY_TIMEOUT_MS / 1000:
                 raise FileBusyError("the file stayed locked by another process while it was to be copied.")
             return
         waiting_since = None

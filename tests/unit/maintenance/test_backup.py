@@ -16,7 +16,7 @@ from daemon.core.repair_errors import (
 )
 from daemon.maintenance import backup as backups
 from daemon.maintenance.backup import back_up, read_contents, restore, verify
-from schema import connect
+from schema import connect, database_copy
 from schema.connect import open_reader
 from tests.support.mounts import small_disk
 
@@ -213,7 +213,7 @@ def test_a_restore_into_a_locked_file_changes_nothing(source: Path, monkeypatch:
 
 
 def test_a_restore_that_breaks_off_changes_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect, "_PAGES_A_STEP", 8)
+    monkeypatch.setattr(database_copy, "_PAGES_A_STEP", 8)
     made = back_up(source, NOW)
     run_sql(source, "DELETE FROM run")
 
