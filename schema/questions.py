@@ -252,7 +252,7 @@ def choose(question: Question, answer: str) -> Decision:
         return Decision(Outcome.ANSWERED, option.id, option.label)
     if not question.free_text:
         known = ", ".join(f"{number} {option.label}" for number, option in enumerate(question.options, 1))
-        raise QuestionError(f"is none of the options ({known})")
+        raise QuestionError(f"is not one of the options ({known})")
     return Decision(Outcome.ANSWERED, None, said)
 
 

@@ -97,11 +97,11 @@ CATALOGUE: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
             key=_string("A name that you choose: letters, digits, '.', '_' and '-'."),
             text=_string("What to do then. Write down everything you need: you may not remember more than this."),
             at=_string("Once: 2026-12-24T18:00, 18:00, tomorrow 9:00 or in 2h."),
-            every_s={"type": "number", "description": "Repeat every so many seconds."},
+            every_s={"type": "number", "description": "Repeat at this interval, in seconds."},
             cron=_string("Repeat by a cron expression of five fields: 0 9 * * 1-5 is 09:00 on weekdays."),
             timezone=_string("The time zone of at, cron and until, such as Europe/Vienna. Default: the operator's."),
             until=_string("Send nothing after this time."),
-            count={"type": "integer", "minimum": 1, "description": "Stop after so many messages."},
+            count={"type": "integer", "minimum": 1, "description": "Stop after this number of messages."},
             catch_up={
                 "type": "string",
                 "enum": ["skip", "latest", "all"],

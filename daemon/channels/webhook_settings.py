@@ -147,7 +147,9 @@ class Hook(BaseModel):
         if self.reply_format != "clawbus" and self.reply_url is None:
             raise ValueError("reply_format goes with reply_url")
         if self.typing and (self.reply_format != "clawbus" or self.reply_url is None):
-            raise ValueError('typing needs reply_url, and reply_format = "clawbus": the others know no such sign')
+            raise ValueError(
+                'typing needs reply_url, and reply_format = "clawbus": the other formats have no typing sign'
+            )
         return self
 
     @model_validator(mode="after")

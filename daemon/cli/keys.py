@@ -17,7 +17,7 @@ _QUIT: Final = frozenset(b"qQ\x04")
 
 @contextlib.contextmanager
 def quit_key() -> Generator[Callable[[float], bool]]:
-    """Yield a function that waits so many seconds and returns whether `q` was pressed meanwhile.
+    """Yield a function that waits for a number of seconds and returns whether `q` was pressed meanwhile.
 
     Keys are read one at a time until the end of the block, and the terminal is then as it was. Where standard input is no
     terminal, the function only waits.

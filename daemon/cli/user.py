@@ -84,7 +84,7 @@ def _roles(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def add_(invocation: Invocation, name: UserName) -> Outcome:
-    """Add a user. `user bind` says which ids of platforms are hers, `user role` what she may do.
+    """Add a user. Then bind the person's ids on platforms with `user bind`, and give a role with `user role`.
 
     Use it for people who should not have to ask first.
 

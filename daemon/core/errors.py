@@ -197,7 +197,7 @@ class NotDeadLetterError(ClawbusError):
     """The id is not an open dead letter: it was delivered, is still tried, or was closed. Nothing was changed."""
 
     code = "NOT_A_DEAD_LETTER"
-    default_hint = "`clawbus dead show` says what became of it."
+    default_hint = "See what happened to it: `clawbus dead show`."
 
 
 class CursorAheadError(ClawbusError):

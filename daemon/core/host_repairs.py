@@ -28,9 +28,9 @@ _FOR_GOOD: Final[Mapping[str, str]] = {
     "nproc": "LimitNPROC=",
 }
 _FULL: Final = ("disk is full", "no space", "quota")
-# A backup has a manifest beside the version of the data folder that it was made of.
+# A backup has a manifest beside the data folder's version file.
 BACKUPS: Final = Choice(
-    "when there is a backup of before (this lists them; `clawbus restore --replace` takes one back)",
+    "when there is an earlier backup (this lists them; `clawbus restore --replace` restores one)",
     "find / -xdev -name clawbus.version -execdir test -e manifest.json ';' -printf '%h\\n'",
 )
 

@@ -181,7 +181,7 @@ def _engine_changed(host: HostFacts) -> Diagnosis | None:
     evidence = (host.runtime_error or "Another engine answers.",)
     summary = "The container engine that answers is not the one that the containers run on."
     command = _ENGINES.get(host.runtime, "clawbus install show")
-    choices = (Choice("when the engine of before is gone for good", "clawbus install renew"),)
+    choices = (Choice("when the earlier engine is gone for good", "clawbus install renew"),)
     return Diagnosis("RUNTIME_CHANGED", summary, evidence, command, choices=choices)
 
 
@@ -300,7 +300,7 @@ def _clock_jumped(host: HostFacts) -> Diagnosis | None:
     way = "forward" if clock.by_ms > 0 else "back"
     evidence = (
         f"At {to_text(clock.jumped_at)} the daemon saw it go {way} by {span(abs(clock.by_ms))}.",
-        f"When it is right now, nothing is to be done; this finding ends at {to_text(clock.jumped_at + 3_600_000)}.",
+        f"If the clock is right now, do nothing: this finding ends at {to_text(clock.jumped_at + 3_600_000)}.",
     )
     choices = (Choice("when it is wrong", "timedatectl set-ntp true"),)
     return Diagnosis("CLOCK_JUMP", "The host's clock jumped within the last hour.", evidence, "timedatectl status",

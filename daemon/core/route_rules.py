@@ -40,7 +40,7 @@ def diagnose_pairings(waiting: Iterable[tuple[str, str, str]], agents: frozenset
     for code, sender, agent in waiting:
         if agent not in agents:
             yield Diagnosis(
-                "PAIRING_WITHOUT_AGENT", f"{sender} waits to be let in to an agent that is gone.",
+                "PAIRING_WITHOUT_AGENT", f"{sender} waits for admission to an agent that is not configured any more.",
                 (f"There is no agent {agent}.",), f"clawbus pairing refuse {code}",
             )  # fmt: skip
 

@@ -28,7 +28,7 @@ def orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         f"Container {stray.container_id[:12]} of incarnation {stray.incarnation} runs since {to_text(stray.started_at)}.",
         f"central.db says that {one.live.incarnation} lives."
         if one.live
-        else "central.db has no living incarnation of it.",
+        else "central.db records no living incarnation of this session.",
     ]
     if len(one.containers) > 1:
         evidence.append(f"{len(one.containers) - 1} more run beside it.")

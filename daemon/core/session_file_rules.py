@@ -144,7 +144,7 @@ def unregistered(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report a session folder that central.db does not know."""
     if one.registered or host.registry_missing or host.registry_error is not None:
         return None
-    evidence = ("Its folder is there and central.db has no row of it.",)
+    evidence = ("Its folder exists, and central.db has no row for it.",)
     summary = "The registry does not know the session; a start, and every full pass, takes it in."
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
     return finding(one, "UNREGISTERED", summary, evidence, command)

@@ -30,7 +30,7 @@ def held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         '`agents.NAME.order = "ready"` lets later messages pass; `clawbus message cancel` gives the first one up.',
     )
     return finding(
-        one, "HELD_BACK", "Messages wait for an earlier one of their session, which is to be tried again later.", evidence,
+        one, "HELD_BACK", "Messages wait for an earlier one of their session, which will be tried again later.", evidence,
         f"clawbus message retry {shlex.quote(one.holder)} --session {one.name}",
     )  # fmt: skip
 

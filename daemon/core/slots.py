@@ -119,7 +119,7 @@ def from_json(found: Mapping[str, Any]) -> SlotState:
     values["history"] = tuple(values.get("history", ()))
     state = SlotState(**values)
     if state.serving not in (None, *SLOTS) or type(state.epoch) is not int:
-        raise ValueError("the slot or the epoch is none")
+        raise ValueError("the serving slot or the epoch is invalid")
     return state
 
 

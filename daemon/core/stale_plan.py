@@ -168,7 +168,7 @@ def check_scope(scope: Scope, *, apply: bool) -> None:
         and scope.session is None
         and not any(c.isalnum() for c in scope.match)
     ):
-        raise StaleScopeTooBroadError(f"--match {scope.match!r} takes in every session.")
+        raise StaleScopeTooBroadError(f"--match {scope.match!r} matches every session.")
 
 
 def in_scope(scope: Scope, sessions: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

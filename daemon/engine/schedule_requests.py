@@ -69,7 +69,7 @@ def _done(
         case Action.RUN_NOW:
             unfinished = schedules.unfinished(db, request.key)
             if unfinished is not None and row is not None:
-                raise ScheduleError(f"message {unfinished} of it is not finished.", hint="Wait until it is.")
+                raise ScheduleError(f"its message {unfinished} is not finished.", hint="Wait until it is.")
             return schedule_steps.run_now(db, request.key, _ASKS, now)
 
 

@@ -154,7 +154,7 @@ class Session:
         if self.deleted:
             raise UnknownSessionError(f"session {self.key} was deleted.")
         if self._in_thread:
-            raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not come back.")
+            raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not returned.")
         job = _Job(partial(self._watched, operation), self._came_back)
         self._in_thread = True
         try:
@@ -179,7 +179,7 @@ class Session:
         except TimeoutError as error:
             job.withdraw()
             raise ReadDeadlineError(
-                f"an operation on the files of {self.key} has not come back within {self.operation_s:g} s."
+                f"an operation on the files of {self.key} has not returned within {self.operation_s:g} s."
             ) from error
         except BaseException:
             job.withdraw()

@@ -64,7 +64,7 @@ def whole_id(data_dir: Path, keys: Iterable[Key], part: str) -> str:
     if len(meant) > 1:
         named = ", ".join(meant[:_NAMED])
         raise AmbiguousIdError(
-            f"{part!r} is a part of {len(meant)} ids: {named}.", hint="Give more of it, or a whole id."
+            f"{part!r} is a part of {len(meant)} ids: {named}.", hint="Give more characters, or a whole id."
         )
     return meant[0] if meant else part
 

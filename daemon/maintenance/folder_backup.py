@@ -236,7 +236,7 @@ def _reserve(data_dir: Path, target: Path) -> Path:
     if os.path.lexists(target):
         raise BackupFailedError(f"{target} is there already.", hint="Name a new folder; nothing is overwritten.")
     if target.absolute().is_relative_to(data_dir.absolute()):
-        raise BackupFailedError(f"{target} lies in the data folder itself.", hint="Name a place outside of it.")
+        raise BackupFailedError(f"{target} is inside the data folder.", hint="Name a folder outside the data folder.")
     partial = target.with_name(f"{target.name}.partial")
     try:
         partial.mkdir(mode=0o700, parents=True)

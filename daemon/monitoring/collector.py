@@ -138,7 +138,7 @@ def _state(sources: Sources) -> Iterator[_Gauge]:
     yield _Gauge("degraded", "1 for what does not work now.", ("what",), {(n,): float(n in degraded) for n in names})
     checks = sources.health.checks()
     ready = all(check.state is not State.FAILING for check in checks)
-    yield _Gauge("ready", "1 while /readyz says so.", (), {(): float(ready)})
+    yield _Gauge("ready", "1 while /readyz reports ready.", (), {(): float(ready)})
     yield _Gauge(
         "check_failing", "1 for a check of /readyz that fails.", ("check",),
         {(check.name,): float(check.state is State.FAILING) for check in checks},
@@ -148,7 +148,7 @@ def _state(sources: Sources) -> Iterator[_Gauge]:
 
 
 def _deploys(sources: Sources) -> Iterator[_Gauge]:
-    """Of the last deploy, from the record that outlives the daemons: both slots export the same. 0 without one."""
+    """Yield the last deploy's gauges, 0 without a deploy. The record outlives the daemons, so both slots export the same."""
     state, now = sources.slots(), sources.clock.now_ms()
     deploy = state.deploy
     gates = {one.name: one for one in deploy.gates} if deploy is not None else {}
@@ -160,9 +160,11 @@ def _deploys(sources: Sources) -> Iterator[_Gauge]:
     names = {(one,): float(deploy is not None and deploy.state == one) for one in DEPLOY_STATES}
     ended = (deploy.ended_at or 0) / 1000 if deploy is not None else 0.0
     yield _Gauge("deploy_state", "1 for the state of the last deploy.", ("state",), names)
-    yield _Gauge("deploy_ended_timestamp_seconds", "When it ended (Unix time).", (), {(): ended})
-    yield _Gauge("deploy_gate_seconds", "How long each of its gates took, or has taken so far.", ("gate",), ages)
-    yield _Gauge("deploy_gate_failed", "1 for a gate of it that failed.", ("gate",), failed)
+    yield _Gauge("deploy_ended_timestamp_seconds", "When the last deploy ended (Unix time).", (), {(): ended})
+    yield _Gauge(
+        "deploy_gate_seconds", "Seconds that each gate of the last deploy took, or has so far.", ("gate",), ages
+    )
+    yield _Gauge("deploy_gate_failed", "1 for a gate of the last deploy that failed.", ("gate",), failed)
     yield _Gauge("serving_epoch", "How often the serving slot has changed.", (), {(): float(state.epoch)})
 
 

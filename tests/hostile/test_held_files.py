@@ -269,9 +269,9 @@ async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: Bu
             kit.advance(2)
             await anyio.sleep(0.2)  # the real thread hangs in real time
         await until(lambda: session.quarantined is not None)
-        assert "has not come back" in (session.quarantined or "")
+        assert "has not returned" in (session.quarantined or "")
         report = await kit.operations.session("helper", "main")
-        assert "has not come back" in report["explanation"]
+        assert "has not returned" in report["explanation"]
         assert [one["status"] for one in report["messages"]] == ["pending"]
         assert any("READ_DEADLINE" in one for one in report["errors"])
         await kit.gone()
