@@ -105,7 +105,7 @@ def as_json(state: SlotState) -> dict[str, Any]:
 
 
 def from_json(found: Mapping[str, Any]) -> SlotState:
-    """Return the state. Raise TypeError, ValueError or LookupError for what is none.
+    """Return the state. Raise TypeError, ValueError or LookupError for an invalid one.
 
     Fields that this release does not know are left out: after a rollback it reads what a later one wrote.
     """

@@ -44,7 +44,10 @@ def retry_answer(
 def drop_answer(
     files: SessionFiles, answer_id: str, operator: Operator, now: int, *, under_way: bool
 ) -> dict[str, Any]:
-    """Give an answer up: do not send it any more, and continue with those behind it. Return {id, was, attempts}. Raises as above."""
+    """Give an answer up: do not send it any more, and continue with those behind it.
+
+    Return {id, was, attempts}. Raise what `retry_answer` raises.
+    """
     with files.inbound() as db:
         row = _open(db, answer_id)
         if under_way:

@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a database holds, as far as a copy must hold the same. `tables`: rows by table, virtual ones left out."""
+    """What a copy must have in common with its database. `tables`: the number of rows by table, without virtual tables."""
 
     tables: Mapping[str, int]
     schema: tuple[tuple[str, str, str], ...]
@@ -81,7 +81,7 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A backup that was put back. `before` is the backup of what it replaced: restoring that one undoes this."""
+    """A restored backup. `before` is the backup of what it replaced: restoring that undoes this."""
 
     target: Path
     backup: Path
@@ -176,7 +176,7 @@ def restore(
 
 
 def read_contents(reader: Reader) -> Contents:
-    """Return what a database holds. For a file in use: inside `reader.snapshot()`. Errors as of any read."""
+    """Return what a database holds. If the file is in use, call this inside `reader.snapshot()`. Raise what any read raises."""
     rows = reader.all("SELECT type, name, coalesce(sql, '') AS sql, rootpage FROM sqlite_schema ORDER BY type, name")
     # A virtual table has no pages; it is counted through the ordinary tables that hold its content.
     counted = [row["name"] for row in rows if row["type"] == "table" and row["rootpage"]]
@@ -232,7 +232,7 @@ def _copied_gently(source: Path, partial: Path, tell: Progress) -> Contents:
 
 
 def _copied_unlocked(source: Path, partial: Path, tell: Progress, patience: Patience | None = None) -> Contents:
-    """Copy byte by byte while no process writes: the copy holds what the source held."""
+    """Copy the file's bytes. Call it only while no process writes to the file."""
     tell("copy", 0, 1)
     try:
         copy_unlocked(source, partial, patience)
@@ -267,7 +267,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _made(source: Path, partial: Path, final: Path, tell: Progress, *, copied: Copying) -> tuple[int, Contents]:
-    """Make `final`. Return its size in bytes and its contents. Leave nothing behind on an error."""
+    """Make the backup `final`. Return its size in bytes and its contents. Leave nothing behind on an error."""
     try:
         wanted = copied(source, partial, tell)
         contents = verify(partial, wanted, progress=tell)

@@ -15,7 +15,7 @@ from schema.errors import ClawbusError
 
 @dataclass(frozen=True, slots=True)
 class KilledAgent:
-    """What became of one agent that was to be killed. `error`: why its exit is not confirmed."""
+    """The result of killing one agent. `error`: why its exit is not confirmed."""
 
     agent: str
     session: str
@@ -83,7 +83,7 @@ async def kill_each(
 def killed_agents(
     containers: Sequence[Container], ends: Sequence[int | ClawbusError | None], alive: Collection[str]
 ) -> list[KilledAgent]:
-    """Combine what became of each container with the incarnations that the runtime still lists afterwards."""
+    """Combine the result for each container with the incarnations that the runtime still lists afterwards."""
     killed: list[KilledAgent] = []
     for one, end in zip(containers, ends, strict=True):
         error, code = (end, None) if isinstance(end, ClawbusError) else (None, end)

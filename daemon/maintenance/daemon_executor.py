@@ -242,7 +242,7 @@ class DaemonExecutor:
         return swept.report()
 
     async def _stale_undo(self, key: SessionKey, backup: str, operator: Operator) -> dict[str, Any]:
-        """Put a sweep's backup back. Raise what `stale_sweep.undo` raises."""
+        """Restore a sweep's backup. Raise what `stale_sweep.undo` raises."""
         session = await self._sessions.get(key)
         async with session.lock:
             await self._sessions.activate(session)
@@ -259,7 +259,10 @@ class DaemonExecutor:
         return done
 
     async def _context(self, session: Session) -> RuntimeContext:
-        """Return what is known of its containers. With the session's lock held none can start: the supervisor takes it first."""
+        """Return what is known about the session's containers.
+
+        The caller holds the session's lock, so none can start meanwhile.
+        """
         ended = await self._sessions.central(lambda registry: registry.ended_incarnations(session.key))
         slot = self._supervisor.slot(session.key)
         return RuntimeContext(

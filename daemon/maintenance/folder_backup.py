@@ -43,7 +43,7 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FolderLimits:
-    """What of a container's files is copied.
+    """Which of a container's files are copied.
 
     `read` bounds outbound.db, `max_bytes` and `max_files` out/outbox and each agent's folder, the last two home/.
     """

@@ -28,7 +28,7 @@ _MAX_PATH: Final = 3000
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """One file of a backup. `rows` only of a database; `verified`: its content was checked as a database, or needs none."""
+    """One file of a backup. Only a database has `rows`. `verified`: its content was checked as a database, or needs no check."""
 
     path: str
     size: int

@@ -166,7 +166,7 @@ def _open_folders(fresh: Path) -> None:
 
 
 def _free_name(data_dir: Path, now_ms: int) -> Path:
-    """Return a name for what is moved aside: another one for each restore, also within one second."""
+    """Return a name for what is moved aside. It differs for each restore, even within one second."""
     stem = f"{data_dir.name}.before-restore-{file_stamp(now_ms)}"
     names = (stem + (f"-{number}" if number else "") for number in count())
     return next(path for name in names if not os.path.lexists(path := data_dir.with_name(name)))

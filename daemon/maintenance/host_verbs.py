@@ -25,7 +25,7 @@ from schema.handles import Writer
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """What the configuration says that a verb must agree with."""
+    """The parts of the configuration that a verb must agree with."""
 
     routes: tuple[RouteTable, ...]
     agents: frozenset[str]

@@ -103,7 +103,10 @@ def _find(db: Reader, message_id: str) -> MessageIn:
 
 
 def _check_ack(files: SessionFiles, message: MessageIn, live: str | None) -> bool:
-    """Return whether the live container works on it. Raise MessageFinishedError when its agent has finished it already."""
+    """Return whether the live container works on the message.
+
+    Raise MessageFinishedError when its agent has finished it already.
+    """
     try:
         with files.outbound() as out:
             ack = outbound.acks_for(out, [message.id]).get(message.id) if out is not None else None

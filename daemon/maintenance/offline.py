@@ -92,7 +92,7 @@ class OfflineExecutor:
         return list(found_sessions(self._folder.sessions_dir))
 
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
-        """Return None: no daemon runs that could take a message."""
+        """Return None: no daemon runs that could accept a canary message."""
         del agent, wait_s
 
     def execute(self, verb: AnyVerb) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class OfflineExecutor:
         return next((one for one in listed if (one.agent, one.session) == key), None)
 
     def _listed(self, question: str) -> Sequence[Container]:
-        """Return the containers that run. Raise RuntimeUnavailableError, with the question, if that is unknown."""
+        """Return the containers that run. Raise RuntimeUnavailableError if that is unknown; it names what was asked."""
         if self._listing.containers is not None:
             return self._listing.containers
         raise container_ends.unknown(question, self._listing.error, self._listing.repair)

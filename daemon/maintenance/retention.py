@@ -45,7 +45,7 @@ Prune = Callable[[SessionFiles, int, int, int, int], Step]
 
 @dataclass(slots=True)
 class LastPass:
-    """What the last pass did: for `status`. `taken` rows by what they were; `given_back` bytes of files."""
+    """What the last pass did, for `status`. `taken`: rows deleted, by kind; `given_back`: bytes by which files shrank."""
 
     at: int | None = None
     duration_ms: int = 0
@@ -177,7 +177,7 @@ class Retention:
         return fine
 
     async def _close(self, session: Session) -> None:
-        """Close what a rule gives up: old dead letters, and scheduled answers whose row is gone."""
+        """Close old dead letters, and scheduled answers whose row is gone."""
         batch, now = self._config.batch, self._clock.now_ms()
         log = self._log.bind(agent=session.key.agent, session=session.key.session)
         cutoff, expired, gone = self._cutoff(self._config.dead_letters_s), 0, 0
@@ -215,7 +215,7 @@ class Retention:
             return await session.call_locked(partial(_compact, session.files))
 
     async def _expire_sessions(self, this: LastPass) -> None:
-        """Delete sessions that were idle for long. Each is judged once more under its lock before its deletion."""
+        """Delete sessions that were idle for too long. Check each once more under its lock before deleting it."""
         cutoff, after = self._cutoff(self._config.idle_sessions_s), None
         while cutoff is not None and self._delete is not None:
             page = await self._idle_sessions(after, cutoff)

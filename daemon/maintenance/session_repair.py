@@ -31,7 +31,7 @@ from schema.rows import AckStatus
 
 
 def quarantine_reason(operator: Operator) -> str:
-    """Return why a session is in quarantine that an operator put there."""
+    """Return the quarantine's reason for a session that an operator put there."""
     return f"by {operator.name}: {operator.reason or 'no reason given'}"
 
 
@@ -90,7 +90,7 @@ def _refuse_losses(files: SessionFiles, db: Reader) -> None:
 
 
 def _put_aside(outbox: Path, now: int) -> Path | None:
-    """Rename the folder to a name with the time. Return None if there is none."""
+    """Rename the folder to a name with the time, and return that path. Return None if there is no such folder."""
     if not os.path.lexists(outbox):
         return None
     stamp = file_stamp(now)

@@ -39,14 +39,14 @@ class StaleAccess(Protocol):
     def canary(self, agent: str, wait_s: float) -> dict[str, Any] | None:
         """Send a message to the agent's canary session and wait for its answer: {message_id, answered, error}.
 
-        None where there is none to ask.
+        Return None if no agent can be asked.
         """
         ...
 
 
 @dataclass(slots=True)
 class Report:
-    """What was found and done so far; it is worth showing also when the sweep ended early."""
+    """What was found and done so far. Show it even when the sweep ended early."""
 
     applied: bool
     source: str

@@ -236,7 +236,7 @@ def _check_terminal(db: Reader, ending: Ending) -> None:
 
 
 def _notice_names(identity: str) -> set[str]:
-    """Return what a row's id is called if it is a notice's: with and without the part that makes a repeated one unique."""
+    """Return the names of the row, if it is a notice: its id with and without the part that makes a repetition unique."""
     name = identity.partition("\x1f")[0]
     return {name, name.rpartition(":")[0]}
 

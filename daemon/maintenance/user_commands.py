@@ -48,7 +48,7 @@ class UserCommands:
         self._look = look
 
     async def run(self, command: Command, message: PlaceMessage, target: RouteTarget, message_id: str) -> Accepted:
-        """Carry out one command of the bus, once, and return the message that records it. Raise what stores nothing."""
+        """Carry out one command of the bus, once, and return the message that records it. When it raises, nothing is stored."""
         session = await self._sessions.create(SessionKey(target.agent, target.session))
         # The answer to /new is kept where it was asked: asked again, the event finds it in the first generation.
         home = session
@@ -68,7 +68,7 @@ class UserCommands:
     async def _effect(
         self, command: Command, message: PlaceMessage, target: RouteTarget, session: Session, message_id: str
     ) -> str:
-        """Do what the command wants and return what its sender reads."""
+        """Carry out the command and return the answer for its sender."""
         match command.built_in:
             case BuiltIn.HELP:
                 return help_text(self.rules, target.rank)

@@ -53,7 +53,7 @@ class Verification:
             await anyio.sleep(_INTERVAL_S)
 
     async def verify(self) -> int:
-        """Read each idle session whose record does not count any more; return how many were recorded. Raise StorageError."""
+        """Read each idle session whose record is out of date, and return how many were recorded. Raise StorageError."""
         now = self._clock.now_ms()
         after: SessionKey | None = None
         recorded, idle = 0, set[SessionKey]()
@@ -87,7 +87,7 @@ class Verification:
         return len(found)
 
     def _changed(self, page: list[SessionKey], known: Mapping[SessionKey, Verified], now: int) -> list[SessionKey]:
-        """Return the sessions that have to be read. Opens no file."""
+        """Return the sessions that must be read. Opens no file."""
         changed: list[SessionKey] = []
         for key in page:
             stamp, record = stamp_of(self._sessions.folder, *key), known.get(key)

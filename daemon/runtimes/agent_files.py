@@ -41,7 +41,7 @@ def operator_mounts(name: str, agent: Agent, config: Config) -> tuple[Mount, ...
 
 
 def environment_of(name: str, agent: Agent) -> dict[str, str]:
-    """Return the variables of `env_file` under those of `env`, which win. Raise EnvFileError."""
+    """Return the variables of `env_file` and of `env`; where both set one, `env` wins. Raise EnvFileError."""
     if not agent.env_file:
         return dict(agent.env)
     where = f"agents.{name}.env_file"
@@ -50,7 +50,7 @@ def environment_of(name: str, agent: Agent) -> dict[str, str]:
 
 
 def secret_mounts(name: str, agent: Agent, user: tuple[int, int]) -> tuple[Mount, ...]:
-    """Return one read-only mount a secret, readable for `user`, the container's (uid, gid). Raise SecretFileError."""
+    """Return a read-only mount for each secret, readable for `user`, the container's (uid, gid). Raise SecretFileError."""
     _check_secrets(name, agent)
     for secret, path in agent.secret_file.items():
         if not _may_read(Path(path).stat(), *user):
@@ -122,7 +122,10 @@ def _variables(where: str, text: str) -> Mapping[str, str]:
 
 
 def _may_read(status: os.stat_result, uid: int, gid: int) -> bool:
-    """Judge by the mode, as the kernel does for a user without other groups and capabilities."""
+    """Return whether the file's mode lets the user read it.
+
+    The kernel decides the same for a user without further groups or capabilities.
+    """
     if status.st_uid == uid:
         return bool(status.st_mode & stat.S_IRUSR)
     return bool(status.st_mode & (stat.S_IRGRP if status.st_gid == gid else stat.S_IROTH))

@@ -70,7 +70,7 @@ class DockerRuntime:
 
     @property
     def address(self) -> str:
-        """The address, and where it is from."""
+        """The engine's address, and where it is configured."""
         return str(self._client.host)
 
     async def identity(self) -> str:
@@ -130,7 +130,7 @@ class DockerRuntime:
                     await waiter.rung()
 
     async def forbid_restart(self, container_id: str) -> None:
-        """Set its restart policy to `no`."""
+        """Set the container's restart policy to `no`."""
         await self._in_thread(partial(self._forbid_restart, container_id))
 
     async def changed(self) -> None:
@@ -143,16 +143,16 @@ class DockerRuntime:
         return await self._in_thread(self._list_running)
 
     async def find_or_cancel_spawn(self, incarnation: str) -> Running | None:
-        """Remove what was created and not started: Docker then refuses the start that may still be under way."""
+        """Remove a container that was created and not started: Docker then refuses a start that is still under way."""
         return await self._in_thread(partial(self._find_or_cancel_spawn, incarnation))
 
     async def logs(self, container_id: str, *, max_bytes: int = 65_536) -> str:
-        """Return the end of its stdout and stderr. Raise ContainerGoneError for an unknown container."""
+        """Return the end of the container's stdout and stderr. Raise ContainerGoneError for an unknown container."""
         data = await self._in_thread(partial(self._output, container_id))
         return data[-max_bytes:].decode("utf-8", "replace")
 
     async def remove(self, container_id: str) -> None:
-        """Keep its output in the session's log, then remove it; NotConfirmedError while it runs."""
+        """Keep the container's output in the session's log, then remove it. Raise NotConfirmedError while it runs."""
         await self._in_thread(partial(self._remove, container_id))
 
     async def aclose(self) -> None:
@@ -320,7 +320,7 @@ class DockerRuntime:
         self._forget(details)
 
     def _forget(self, details: dict[str, Any]) -> None:
-        """Keep what a dead container wrote, then remove it."""
+        """Keep a dead container's output in the session's log, then remove it."""
         container_id = details["Id"]
         kept_in = labels_of(details).get(LABEL_STDERR_LOG)
         if kept_in:

@@ -45,7 +45,7 @@ class DockerClient:
 
     @property
     def host(self) -> DockerHost:
-        """The engine that is meant. Raise RuntimeUnavailableError when the environment names none."""
+        """The engine's address. Raise RuntimeUnavailableError when the environment names no usable one."""
         if self.engine == "podman":
             return docker_podman.resolve(self._base_url or "", os.environ, os.getuid())
         return resolve(self._base_url or "", os.environ)
@@ -98,7 +98,7 @@ class DockerClient:
 
 
 def engine_client(config: Config, timeout_s: float | None = None) -> DockerClient:
-    """Return a client of the engine that the configuration names. `timeout_s` in place of the configured one."""
+    """Return a client of the engine that the configuration names. `timeout_s` overrides the configured time-out."""
     kind, url = engine_of(config)
     return DockerClient(base_url=url, timeout_s=timeout_s or config.docker.timeout_s, engine=kind)
 
@@ -123,7 +123,7 @@ def _why(error: Exception) -> str:
 
 
 class _UnixConnection(unixconn.UnixHTTPConnection):
-    """docker-py's adapter leaves its socket to the garbage collector when the connection is refused. This one closes it."""
+    """Closes its socket when the connection is refused. docker-py's own adapter leaves it to the garbage collector."""
 
     def connect(self) -> None:
         """Connect, or raise OSError."""
@@ -144,7 +144,7 @@ class _UnixPool(unixconn.UnixHTTPConnectionPool):
 
 
 class _UnixAdapter(unixconn.UnixHTTPAdapter):
-    """docker-py's, with our connections."""
+    """docker-py's adapter with our connections."""
 
     def get_connection(self, url: Any, proxies: Any = None) -> Any:
         """Return the pool of this URL. `proxies` mean nothing to a unix socket."""

@@ -26,9 +26,9 @@ _JOIN_S: Final = 5.0
 
 
 class Waiter:
-    """One wait's alarm clock, of one container or (None) of any.
+    """Wakes one task for the events of one container, or (None) of any.
 
-    Rung from the reading thread, awaited in the event loop it was made in.
+    The thread that reads the events notifies it; the task waits in the event loop in which it was made.
     """
 
     def __init__(self, container_id: str | None) -> None:
@@ -37,7 +37,7 @@ class Waiter:
         self._rung = asyncio.Event()
 
     def ring(self) -> None:
-        """Wake the waiters. May be called from any thread; a closed loop has none."""
+        """Wake the waiter. May be called from any thread. Do nothing if its event loop is closed."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._rung.set)
 

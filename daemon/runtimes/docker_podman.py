@@ -69,7 +69,7 @@ def _start(host: DockerHost, *, has_systemd: bool) -> str:
 
 
 class PodmanAPI(APIClient):
-    """docker-py's client, with the answers that Docker would give."""
+    """docker-py's client for Podman, whose answers it changes into those that Docker would give."""
 
     _rootless: bool | None = None
 
@@ -79,13 +79,13 @@ class PodmanAPI(APIClient):
         return {**found, "ID": f"Podman on {found.get('Name', '')}"}
 
     def containers(self, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
-        """Return a listing. Without `all`, Podman leaves out what is paused or stopping, and still there."""
+        """Return a listing. Without `all`, Podman would leave out containers that are paused or stopping."""
         wanted_all = bool(options.pop("all", False))
         found: list[dict[str, Any]] = cast("Any", super()).containers(*arguments, all=True, **options)
         return found if wanted_all else [one for one in found if str(one.get("State")).lower() in _ALIVE]
 
     def inspect_container(self, container: Any) -> dict[str, Any]:
-        """Return an inspection in which `Running` is true while anything of it may live."""
+        """Return an inspection in which `Running` is true while a process of the container may live."""
         details: dict[str, Any] = cast("Any", super()).inspect_container(container)
         state: dict[str, Any] = details["State"]
         status = str(state.get("Status")).lower()

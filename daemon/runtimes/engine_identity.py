@@ -31,7 +31,7 @@ def is_witness(
 
 
 def another_engine(known: Engine, identity: str, address: str) -> EngineChangedError:
-    """Return the refusal."""
+    """Return the error that says that another engine answers."""
     was = f" at {known.host}" if known.host else ""
     return EngineChangedError(
         f"the engine at {address} is {identity}, and this installation's containers run on {known.id}{was}: what it does"

@@ -1,4 +1,4 @@
-"""From the configuration to a runtime and to the specs of its containers. Called by the composition root only."""
+"""Builds the runtime and the specs of its containers from the configuration. Called by the composition root only."""
 
 from __future__ import annotations
 
@@ -123,7 +123,10 @@ class SpecMaker:
         )
 
     def _with_gate(self, runner: RunnerSettings, agent: str) -> RunnerSettings:
-        """Return the settings with the way out: at its fixed port only where the loopback is the container's own."""
+        """Return the settings with the way to the gate.
+
+        Its port is fixed only where the loopback interface is the container's own.
+        """
         egress = self._config.egress
         return replace(
             runner,
@@ -164,7 +167,7 @@ class SpecMaker:
         }
 
     def max_containers(self, agent: str) -> int | None:
-        """Return how many containers the agent may have at once; None if it has no own limit."""
+        """Return how many containers the agent may have at once; None if it has no limit of its own."""
         found = self._agents.get(agent)
         return found.max_containers if found is not None else None
 
