@@ -1,5 +1,7 @@
-"""What every channel owes the bus, over every built-in one and the tests' fake: a receipt or an exception, and one
-effect for one key."""
+"""What every channel must do, checked for each built-in channel and the tests' fake.
+
+A delivery ends with a receipt or an exception, and repeated deliveries with one key have one effect.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ pytestmark = pytest.mark.anyio
 
 @dataclass
 class Case:
-    """A running channel, and how to look at what it handed over."""
+    """A running channel. `effects` returns the ids of the messages that it has handed over."""
 
     channel: Channel
     place: str
@@ -60,24 +62,22 @@ async def local_case(folder: Path) -> AsyncGenerator[Case]:
         yield Case(channel, "me", effects, bus)
 
 
+def webhook_to(app: Receiver, folder: Path, total_timeout_s: float = 60.0) -> WebhookChannel:
+    """Build a webhook channel whose answers go to `app`. The default timeout is far longer than any response takes."""
+    hook = {"agent": "a", "session": "s", "secret": SECRET, "reply_url": app.url, "reply_secret": REPLY_SECRET}
+    table = {
+        "listen": "127.0.0.1:0",
+        "receiver_deduplicates": True,
+        "total_timeout_s": total_timeout_s,
+        "hooks": {"me": hook},
+    }
+    return build(WebhookChannel, "webhook", table, folder, SetClock())
+
+
 @asynccontextmanager
 async def webhook_case(folder: Path) -> AsyncGenerator[Case]:
     async with receiver() as app:
-        table = {
-            "listen": "127.0.0.1:0",
-            "receiver_deduplicates": True,
-            "total_timeout_s": 0.5,
-            "hooks": {
-                "me": {
-                    "agent": "a",
-                    "session": "s",
-                    "secret": SECRET,
-                    "reply_url": app.url,
-                    "reply_secret": REPLY_SECRET,
-                }
-            },
-        }
-        channel = build(WebhookChannel, "webhook", table, folder, SetClock())
+        channel = webhook_to(app, folder)
 
         async def effects() -> list[str]:
             return [key.rpartition("/")[2] for key in app.effects]
@@ -159,8 +159,8 @@ async def test_started_means_serving_and_cancelling_ends_it(make: Callable[[Path
     assert getattr(case.channel, "bound_address", None) is None
 
 
-async def test_started_is_not_said_for_what_cannot_serve(tmp_path: Path) -> None:
-    (tmp_path / "mailbox.db").write_bytes(b"this is no database, and long enough to be seen as none" * 20)
+async def test_a_channel_that_cannot_serve_does_not_report_started(tmp_path: Path) -> None:
+    (tmp_path / "mailbox.db").write_bytes(b"not a database, and longer than SQLite's header" * 20)
     with pytest.raises(BaseExceptionGroup) as caught:
         async with running(build(LocalChannel, "local", {}, tmp_path, SetClock())):
             pytest.fail("it started")
@@ -178,7 +178,7 @@ async def test_an_address_in_use_is_a_channel_error(tmp_path: Path) -> None:
         assert caught.group_contains(ChannelError)
 
 
-# --- what only a receiver across a network can do --------------------------------------------------------------------
+# --- a receiver across a network: late answers, lost answers ----------------------------------------------------------
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ async def webhook(tmp_path: Path) -> AsyncGenerator[Case]:
         yield made
 
 
-async def test_an_answer_that_comes_late_is_a_receipt_and_none_at_all_an_exception(webhook: Case) -> None:
+async def test_a_late_response_is_a_receipt_and_a_missing_one_an_exception(webhook: Case, tmp_path: Path) -> None:
     assert webhook.receiver is not None
     gate = anyio.Event()
     webhook.receiver.script.append(
@@ -206,15 +206,19 @@ async def test_an_answer_that_comes_late_is_a_receipt_and_none_at_all_an_excepti
     assert got == [Receipt("late")]
 
     webhook.receiver.script.append(Answer(stall=True))
-    with pytest.raises(TransientDeliveryError, match=r"no answer within 0\.5 s"):
-        await webhook.channel.deliver(webhook.message(message_out_id="out-2"))
+    impatient = webhook_to(webhook.receiver, tmp_path, total_timeout_s=0.5)
+    async with running(impatient):
+        with pytest.raises(TransientDeliveryError, match=r"no answer within 0\.5 s"):
+            await impatient.deliver(webhook.message(message_out_id="out-2"))
 
 
-async def test_a_resend_after_a_lost_answer_has_one_effect(webhook: Case) -> None:
+async def test_a_resend_after_a_lost_answer_has_one_effect(webhook: Case, tmp_path: Path) -> None:
     assert webhook.receiver is not None
     webhook.receiver.script.append(Answer(stall=True))
-    with pytest.raises(TransientDeliveryError):
-        await webhook.channel.deliver(webhook.message())
+    impatient = webhook_to(webhook.receiver, tmp_path, total_timeout_s=2.0)
+    async with running(impatient):
+        with pytest.raises(TransientDeliveryError):
+            await impatient.deliver(webhook.message())
     await webhook.channel.deliver(webhook.message(attempt=2))
     assert len(webhook.receiver.requests) == 2
     assert await webhook.effects() == ["out-1"]
@@ -251,10 +255,10 @@ def test_a_secret_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
         build(WebhookChannel, "webhook", {"hooks": {"me": hook}}, tmp_path, SetClock())
 
 
-async def test_several_at_once_have_the_effects_of_one_after_another(case: Case) -> None:
+async def test_a_batch_has_the_effects_of_single_deliveries(case: Case) -> None:
     channel = case.channel
     if not isinstance(channel, ManyChannel):
-        pytest.skip("takes one at a time")
+        pytest.skip("the channel delivers one message at a time")
     messages = [case.message(message_out_id=f"out-{number}", key=f"a/s/out-{number}") for number in range(5)]
     results = await channel.deliver_many(messages[:3])
     assert [type(result) for result in results] == [Receipt] * 3
@@ -264,10 +268,10 @@ async def test_several_at_once_have_the_effects_of_one_after_another(case: Case)
     assert await case.effects() == [message.message_out_id for message in messages]
 
 
-async def test_of_several_at_once_nothing_behind_a_refused_one_is_handed_over(case: Case) -> None:
+async def test_a_batch_stops_at_the_first_refused_message(case: Case) -> None:
     channel = case.channel
     if not isinstance(channel, ManyChannel):
-        pytest.skip("takes one at a time")
+        pytest.skip("the channel delivers one message at a time")
     good, bad, later = (case.message(message_out_id=name, key=f"a/s/{name}") for name in ("good", "bad", "later"))
     bad = replace(bad, content="no JSON")
     results = await channel.deliver_many([good, bad, later])

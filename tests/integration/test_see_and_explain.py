@@ -1,4 +1,4 @@
-"""What an operator sees of a real daemon: up, silent, killed. The doctor, the runs, the event stream, one screen."""
+"""What an operator sees of a real daemon that is up, silent or killed: doctor, runs, status, top, logs and the event stream."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def codes(daemon: RealDaemon, *arguments: str) -> list[str]:
 
 
 def hanging(daemon: RealDaemon, session: str = "night") -> str:
-    """A message whose agent hangs on it; its id once it is claimed."""
+    """Send a message on which the agent hangs. Return its id once the message is claimed."""
     message_id = daemon.post(f"hang {daemon.root / 'mark'}", agent="prog", session=session)
     eventually("at work", (daemon.root / "mark").exists)
     eventually("claimed", lambda: "claimed" in daemon.life("prog", session, message_id))
@@ -45,7 +45,7 @@ def hanging(daemon: RealDaemon, session: str = "night") -> str:
 
 
 def pause_between_commits(daemon: RealDaemon, agent: str, session: str) -> None:
-    """SIGSTOP while the daemon holds no lock on either file: a daemon that is stopped in a transaction keeps its lock."""
+    """Stop the daemon (SIGSTOP) while it holds no lock on either file: stopped in a transaction, it would keep its lock."""
     folder = daemon.folder(agent, session)
 
     def paused() -> bool:
@@ -71,7 +71,7 @@ def _unlocked(path: Path) -> bool:
 
 
 def test_one_night(make_daemon: Make) -> None:
-    """Seen while it works, explained when all is dead, and healthy once the daemon has put it right."""
+    """A run is shown while it works, explained when daemon and agent are dead, and finished by the next daemon."""
     daemon = make_daemon(AGENTS)
     daemon.start()
     daemon.ask("hello", agent="echo", session="first")
@@ -140,12 +140,12 @@ def test_an_answer_that_the_daemon_never_saw(make_daemon: Make) -> None:
     daemon.start()
     daemon.ask("hello", agent="echo", session="first")
     pause_between_commits(daemon, "echo", "first")
-    # The runner works on without the daemon: the message is there, and nobody takes note of its answer.
-    kit_rows = "SELECT status FROM messages_in WHERE id = 'lost'"
+    # The runner works on without the daemon: it answers the message, and no daemon records the answer.
+    status_of_lost = "SELECT status FROM messages_in WHERE id = 'lost'"
     _insert(daemon, "echo", "first", "lost")
     eventually("answered", lambda: _acked(daemon, "echo", "first", "lost"))
     daemon.kill()  # while it is stopped: it must neither read the answer nor die in a transaction
-    assert daemon.rows("echo", "first", kit_rows) == [{"status": "pending"}]
+    assert daemon.rows("echo", "first", status_of_lost) == [{"status": "pending"}]
     found = {one["code"]: one for one in daemon.cli("doctor").envelope["result"]["diagnoses"]}
     assert found["LOST_ACK"]["message_id"] == "lost"
     one = daemon.cli("run", "show", "lost").result
@@ -208,7 +208,7 @@ def test_the_log_of_one_message(make_daemon: Make) -> None:
 
 @contextmanager
 def watching(daemon: RealDaemon, *options: str) -> Iterator[Iterator[dict[str, Any]]]:
-    """`clawbus watch` in the background, line by line; it must have ended with the daemon."""
+    """Yield the lines of `clawbus watch` in the background. It must have ended with the daemon when the block ends."""
     process = daemon.begin_stream("watch", "--json", *options)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -224,7 +224,7 @@ def watching(daemon: RealDaemon, *options: str) -> Iterator[Iterator[dict[str, A
 
 
 def _insert(daemon: RealDaemon, agent: str, session: str, message_id: str) -> None:
-    """As the host does, while it is stopped."""
+    """Insert a message as the host would: the host is stopped."""
     now = SystemClock().now_ms()
     with open_owner(daemon.folder(agent, session) / "in" / "inbound.db", Role.INBOUND) as db, db.transaction():
         row = MessageIn(
@@ -248,7 +248,7 @@ def _acked(daemon: RealDaemon, agent: str, session: str, message_id: str) -> boo
 
 @pytest.mark.docker
 def test_a_container_that_docker_runs_and_nobody_supervises(make_daemon: Make, base_image: str) -> None:
-    # An image that nobody built, whatever this machine has under the usual name.
+    # Name an image that does not exist, because this machine may have one under the default name.
     daemon = make_daemon(f'{AGENTS}\n[docker]\nimage = "clawbus-none:never-built"\n', runtime="docker")
     install = "01jd00000000000000000000wz"
     daemon.data.mkdir(mode=0o700)

@@ -20,7 +20,7 @@ from daemon.logs.filter import EventFilter
 
 @contextmanager
 def serving(path: Path, hub: EventHub) -> Generator[None]:
-    """The route on a unix socket, in a thread with a loop of its own."""
+    """Serve the event route on a unix socket, in a thread with its own event loop."""
     app = Starlette(routes=[events_route(hub)])
     with anyio.from_thread.start_blocking_portal() as portal:
         future, _ = portal.start_task(_run, app, path)
@@ -117,7 +117,7 @@ async def test_a_stream_of_a_daemon_that_closes_ends_by_itself() -> None:
 
 
 @pytest.mark.anyio
-async def test_who_has_gone_gets_nothing_more() -> None:
+async def test_a_watcher_that_has_left_gets_no_more_events() -> None:
     hub = EventHub()
     with hub.watching(EventFilter()) as watcher:
         hub.publish(event("one"))

@@ -1,4 +1,4 @@
-"""Files that come with a message: in place before its row, the same after a crash at any step, never half there."""
+"""Files that come with a message: they are in place before its row, also after a crash at any step, and never partly."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_a_full_disk_refuses_the_message_and_the_next_try_stores_it(
 
 
 class Killed(BaseException):
-    """The process died here: no handler of ours runs."""
+    """Stands for the death of the process: no `except Exception` catches it."""
 
 
 async def test_a_crash_at_any_step_leaves_no_row_without_its_files(
@@ -137,7 +137,7 @@ async def test_a_crash_at_any_step_leaves_no_row_without_its_files(
 
 
 class _Steps:
-    """Lets `number` steps of the storing thread happen and dies instead of the next one."""
+    """Lets the storing thread do `number` steps, and raises Killed in place of the next one."""
 
     def __init__(self, number: int) -> None:
         self._left = number
