@@ -1,4 +1,7 @@
-"""The providers by name. A new one is a file here and a line in PROVIDERS."""
+"""The providers by name. A new one is a file here and a line in PROVIDERS.
+
+A provider is imported when it is built: a container starts sooner without those that its agent does not use.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,32 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from container_runner.providers.acp.provider import AcpProvider
-from container_runner.providers.command import CommandProvider
-from container_runner.providers.echo import EchoProvider
-from container_runner.providers.long_lived import LongLivedProvider
 from container_runner.providers.protocol import Provider, ProviderContext
 
 
-def command_provider(context: ProviderContext) -> Provider:
+def _echo(context: ProviderContext) -> Provider:
+    from container_runner.providers.echo import EchoProvider  # noqa: PLC0415
+
+    return EchoProvider(context)
+
+
+def _command(context: ProviderContext) -> Provider:
     """Return the provider `command` in the form that the agent's `lifetime` names."""
-    return LongLivedProvider(context) if context.settings.lifetime == "container" else CommandProvider(context)
+    if context.settings.lifetime == "container":
+        from container_runner.providers.long_lived import LongLivedProvider  # noqa: PLC0415
+
+        return LongLivedProvider(context)
+    from container_runner.providers.command import CommandProvider  # noqa: PLC0415
+
+    return CommandProvider(context)
+
+
+def _acp(context: ProviderContext) -> Provider:
+    from container_runner.providers.acp.provider import AcpProvider  # noqa: PLC0415
+
+    return AcpProvider(context)
 
 
 PROVIDERS: Final[Mapping[str, Callable[[ProviderContext], Provider]]] = MappingProxyType(
-    {"echo": EchoProvider, "command": command_provider, "acp": AcpProvider}
+    {"echo": _echo, "command": _command, "acp": _acp}
 )
