@@ -329,9 +329,9 @@ from daemon.core.run_evidence import RuntimeContext
 from daemon.maintenance import stale_sweep
 from daemon.core.stale_plan import Scope
 from daemon.store.dead_letters import Operator
-from daemon.store.registry import SessionKey
+from daemon.core.session_key import SessionKey
 from daemon.store.session_files import SessionFiles
-from schema.connect import ReadLimits
+from schema.plain_file import ReadLimits
 
 root, moment, now = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 end, verify = stale_sweep._end, stale_sweep._verify
