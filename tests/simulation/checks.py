@@ -24,7 +24,7 @@ from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import UndoStale
 from daemon.store.data_layout import Layout
 from schema.connect import open_reader
-from schema.errors import ClawbusError, ReadRaceError
+from schema.errors import ClawbusError
 from schema.handles import Reader, Writer
 from schema.layout import SessionFolder
 from tests.simulation.bus import SimDaemon, session_root
@@ -104,7 +104,7 @@ def unrest(scenario: Scenario) -> str | None:
         try:
             _punctual(scenario, key)
             why = _session_unrest(scenario.daemon, key)
-        except ReadRaceError as error:  # a killed command left a journal that the next writer rolls back
+        except ClawbusError as error:  # a killed command left a journal that the next writer rolls back
             why = str(error)
         if why is not None:
             return f"{key}: {why}"
