@@ -6,7 +6,7 @@ Each part gets the parts that it calls. It publishes what it did as events (`cor
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
@@ -24,6 +24,7 @@ from daemon.config.policies import fate_of, intake_limits, read_limits, schedule
 from daemon.core.clock import Clock
 from daemon.core.destinations import AGENT_CHANNEL
 from daemon.core.egress_usage import UsageRow
+from daemon.core.ownership import Ownership
 from daemon.core.session_key import SessionKey
 from daemon.core.slots import SlotState
 from daemon.core.user_commands import rules
@@ -97,6 +98,10 @@ class Registered(Protocol):
 
     def poke(self) -> None:
         """Register again, with the current configuration."""
+        ...
+
+    def hold(self, agents: Iterable[str], ownership: Ownership) -> None:
+        """Own these agents and the role's channels on this host. Raise DuplicateOwnershipError or StorageError."""
         ...
 
     def payload(self) -> dict[str, Any]:

@@ -162,7 +162,7 @@ async def _main(
     # A sweep waits for its slowest session, which may take its whole timeout.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
     bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry, source=source))
-    registration = Registration(bus, registry, source, lease.epoch if lease is not None else 0)
+    registration = Registration(bus, registry, source, lease.epoch if lease is not None else 0, install_id)
     await registration.begin()
     bus.registration = registration
     monitoring = Monitoring(bus.watched(), bus.telemetry)

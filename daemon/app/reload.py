@@ -40,6 +40,8 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
     log = structlog.get_logger("daemon")
     try:
         config, ownership = _own_part(reload(), bus)
+        if bus.registration is not None:
+            bus.registration.hold(config.agents, ownership)
     except ClawbusError as error:
         log.error("reload_refused", error=str(error), hint=error.hint)
         raise

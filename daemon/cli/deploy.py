@@ -201,7 +201,7 @@ def verify_runtime(invocation: Invocation) -> Outcome:
     except (DaemonDownError, DaemonSilentError, RemoteError) as error:
         standing = [_condition("serving", "fail", str(error))]
     else:
-        standing = [_condition("serving", *_serving(state, live))]
+        standing = [_condition("serving", *_serving(state, live)), _condition("owners", *_owners(live))]
     found = drift.report(invocation.config, origin(), live)
     standing.append(_condition("source", *_source(found)))
     bad = [one for one in standing if one["status"] != "pass"]
@@ -270,6 +270,15 @@ def _serving(state: SlotState, live: Mapping[str, Any]) -> tuple[str, str]:
     if state.serving is not None and (said.get("slot"), said.get("release")) != (state.serving, state.release):
         return "fail", f"slot {said.get('slot')} answers, slot {state.serving} is recorded"
     return "pass", ""
+
+
+def _owners(live: Mapping[str, Any]) -> tuple[str, str]:
+    """Return whether the daemon is the only one of this host that owns its agents and channels."""
+    worker: Mapping[str, Any] = live.get("worker") or {}
+    names: list[str] | None = worker.get("duplicate_ids", [])
+    if names is None:
+        return UNKNOWN, "what other daemons of this host own could not be read"
+    return ("fail", f"another daemon of this host owns {', '.join(names)}, too") if names else ("pass", "")
 
 
 def _outcome(state: SlotState) -> Outcome:

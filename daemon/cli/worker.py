@@ -54,7 +54,9 @@ def list_(
     except DuplicateOwnershipError as error:
         duplicate, ownership = error, Ownership()
     report = workers_report(config, ownership, SystemClock())
-    drift = _drift(invocation)
+    live = _live(invocation)
+    drift = _drift(invocation, live)
+    duplicate = duplicate or _duplicate(live)
     result = {
         **report,
         "workers": [one for one in report["workers"] if every or one["state"] != "ended"],
@@ -67,18 +69,34 @@ def list_(
     return Outcome(result, lambda console: _show(console, result), _steps(result), problem)
 
 
-def _drift(invocation: Invocation) -> list[str]:
+def _live(invocation: Invocation) -> Mapping[str, Any] | None:
+    """Return what only the running daemon knows; None without one."""
+    try:
+        with invocation.client() as client:
+            return client.live()
+    except (DaemonDownError, DaemonSilentError, RemoteError):
+        return None
+
+
+def _duplicate(live: Mapping[str, Any] | None) -> DuplicateOwnershipError | None:
+    """Return what another daemon of this host owns too, as the running daemon sees it."""
+    worker: Mapping[str, Any] = (live or {}).get("worker") or {}
+    names: list[str] = worker.get("duplicate_ids") or []
+    if not names:
+        return None
+    return DuplicateOwnershipError(
+        f"another daemon of this host, with another data folder, owns {', '.join(names)}, too.",
+        hint="A drill is stopped when it is over. Otherwise leave each name to one of the two configurations.",
+    )
+
+
+def _drift(invocation: Invocation, live: Mapping[str, Any] | None) -> list[str]:
     """Return each drift of the source, as `clawbus source` names it; none where no releases are used."""
     if not invocation.config.deploy.root:
         return []
     from daemon.deploy import drift  # noqa: PLC0415
     from daemon.workers.source import origin  # noqa: PLC0415
 
-    try:
-        with invocation.client() as client:
-            live = client.live()
-    except (DaemonDownError, DaemonSilentError, RemoteError):
-        live = None
     return [str(one) for one in drift.report(invocation.config, origin(), live).drifts]
 
 

@@ -81,7 +81,7 @@ class FencedError(ClawbusError):
 
 
 class DuplicateOwnershipError(ClawbusError):
-    """An agent or a channel has two owners: two groups, or two daemons that are registered for it. Nothing was started."""
+    """An agent or a channel has two owners: two groups, two registered daemons, or a daemon of each role on this host."""
 
     code = "DUPLICATE_OWNERSHIP"
     default_hint = "Leave it in one group of [ownership]; `clawbus worker list` shows who is registered for what."

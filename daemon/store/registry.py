@@ -48,6 +48,7 @@ class Registry:
         self._anchor: FileAnchor | None = None  # the file that was opened first
         self._epoch = 0  # the epoch of the slot that this daemon serves in; 0 without slots
         self._worker: str | None = None  # the worker that makes claims; None if none is registered
+        self._is_ours: Callable[[str], None] | None = None  # raises for an agent that another daemon of this host owns
 
     def last_epoch(self) -> int:
         """Return the last epoch that claims were made in; 0 without slots."""
@@ -68,9 +69,9 @@ class Registry:
             db.execute("INSERT OR REPLACE INTO serving(id, epoch) VALUES (1, ?)", (epoch,))
         self._epoch = epoch
 
-    def claim_as(self, worker: str) -> None:
-        """Make claims in the name of a registered worker from now on."""
-        self._worker = worker
+    def claim_as(self, worker: str, is_ours: Callable[[str], None] | None = None) -> None:
+        """Make claims in the name of a registered worker from now on. `is_ours` raises for an agent of another's."""
+        self._worker, self._is_ours = worker, is_ours
 
     def confirm_epoch(self) -> None:
         """Raise FencedError when another slot's daemon has taken over."""
@@ -169,6 +170,8 @@ class Registry:
             _check_epoch(db, self._epoch)
             if self._worker is not None:
                 workers.check_owner(db, self._worker, row.key.agent)
+            if self._is_ours is not None:
+                self._is_ours(row.key.agent)
             return incarnations.begin(db, row, self._epoch)
 
     def incarnation_started(self, incarnation: str, container_id: str, started_at: int) -> None:

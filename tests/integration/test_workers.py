@@ -100,3 +100,67 @@ def test_another_role_s_agent_is_refused_by_name_and_reload_moves_it(bus: RealDa
     assert bus.cli("reload").ok
     eventually("registered", lambda: confirmed(bus)["agents"] == ["echo", "far"], 30)
     assert bus.cli("send", "hello", "--session", "far/s").ok
+
+
+def on_docker(bus: RealDaemon, role: str, groups: str) -> None:
+    """A role and its groups, without a Docker engine: nothing is started here."""
+    text = bus.config.read_text(encoding="utf-8").replace('kind = "process"', 'kind = "docker"')
+    bus.config.write_text(text + '[docker]\nhost = "unix:///nonexistent/docker.sock"\n', encoding="utf-8")
+    with_role(bus, groups, f'role = "{role}"\n')
+
+
+@pytest.fixture(name="second")
+def _second() -> Iterator[RealDaemon]:
+    bus = RealDaemon(AGENTS)
+    try:
+        yield bus
+    finally:
+        bus.close()
+
+
+def test_two_data_folders_whose_roles_own_one_name_are_refused_while_both_live(
+    bus: RealDaemon, second: RealDaemon
+) -> None:
+    """Each configuration is right by itself; together they give `far` two owners."""
+    on_docker(bus, "host", '[ownership.host]\nagents = ["far"]\n')
+    on_docker(second, "cluster", '[ownership.host]\nagents = ["echo"]\n')
+    bus.start()
+    assert confirmed(bus)["agents"] == ["far"]
+    said = second.refused()
+    assert (said.error, said.code) == ("DUPLICATE_OWNERSHIP", 78)
+    assert f"agent 'far' is owned by a daemon with the role host (process {bus.process and bus.process.pid})" in str(
+        said
+    )
+    assert bus.status()["live"]["worker"]["duplicate_ids"] == [], "who was refused owns nothing"
+    bus.kill()
+    second.start()
+    assert confirmed(second)["agents"] == ["far"], "a death leaves nothing that blocks"
+    assert bus.refused().error == "DUPLICATE_OWNERSHIP"
+    text = bus.config.read_text(encoding="utf-8")
+    bus.config.write_text(text.replace('agents = ["far"]', 'agents = ["echo"]'), encoding="utf-8")
+    bus.start()
+    bus.config.write_text(text, encoding="utf-8")
+    assert bus.cli("reload").error == "DUPLICATE_OWNERSHIP"
+    assert confirmed(bus)["agents"] == ["echo"], "a refused reload changes nothing"
+
+
+def test_a_second_folder_of_the_same_role_serves_and_is_shown(bus: RealDaemon, second: RealDaemon) -> None:
+    """A restore drill beside the original: each has its own messages. Without roles nothing is compared."""
+    for one in (bus, second):
+        with_role(one)
+        one.start()
+    assert second.ask("hello", agent="echo", session="s", wait_s=60)["text"] == "hello"
+    for one in (bus, second):
+        assert one._get("/healthz")["result"]["worker"]["duplicate_ids"] == ["agent echo", "agent far"]
+        assert one.cli("worker", "list").error == "DUPLICATE_OWNERSHIP"
+    assert second.stop() == 0
+    assert bus._get("/healthz")["result"]["worker"]["duplicate_ids"] == []
+    assert bus.cli("worker", "list").ok
+
+
+def test_without_roles_two_folders_know_nothing_of_each_other(bus: RealDaemon, second: RealDaemon) -> None:
+    for one in (bus, second):
+        one.start()
+        assert one.ask("hello", agent="echo", session="s", wait_s=60)["text"] == "hello"
+    assert bus._get("/healthz")["result"]["worker"]["duplicate_ids"] == []
+    assert second.cli("worker", "list").ok

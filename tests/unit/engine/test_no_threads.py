@@ -29,8 +29,8 @@ Loop = Callable[[BusKit, Any], Awaitable[object]]
 
 
 async def _registration(kit: BusKit, _: Any) -> None:
-    assert not await Registration(kit.bus, Registry(kit.root / "central.db"), None, 0)._attempt(
-        lambda: Registration(kit.bus, Registry(kit.root / "central.db"), None, 0)._register()
+    assert not await Registration(kit.bus, Registry(kit.root / "central.db"), None, 0, "i")._attempt(
+        lambda: Registration(kit.bus, Registry(kit.root / "central.db"), None, 0, "i")._register()
     )
 
 

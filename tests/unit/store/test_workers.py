@@ -55,6 +55,21 @@ def test_a_daemon_that_was_replaced_claims_nothing_of_what_its_successor_owns(st
     ]  # fmt: skip
 
 
+def test_a_claim_of_what_another_daemon_of_this_host_owns_is_refused(stage: Stage) -> None:
+    """The claim's transaction asks, and what it raises leaves no claim behind."""
+
+    def is_ours(agent: str) -> None:
+        if agent == "a":
+            raise DuplicateOwnershipError("agent 'a' is owned by a daemon with the role cluster.")
+
+    stage.register(stage.old, OLD)
+    stage.old.claim_as(OLD.id, is_ours)
+    with pytest.raises(DuplicateOwnershipError, match="cluster"):
+        claim(stage.old, "a", "one")
+    assert stage.old.live_incarnations() == []
+    assert claim(stage.old, "b", "two")
+
+
 def test_the_file_itself_refuses_a_second_owner(stage: Stage) -> None:
     stage.register(stage.old, OLD)
     with pytest.raises(Exception, match="UNIQUE"):
