@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 import anyio
@@ -33,28 +32,15 @@ from daemon.core.slot_steps import (
     roll_back,
     served,
 )
-from daemon.core.slots import Deploy, Gate, SlotState, as_json, other
+from daemon.core.slots import Deploy, SlotState, as_json, other
 from daemon.deploy.drift import check_release
 from daemon.deploy.releases import Releases, schema_versions
+from daemon.deploy.stage_log import log_end, log_gate
 from daemon.deploy.standby_client import StandbyClient
 from daemon.deploy.state_file import read_state, write_state
 from schema.errors import ClawbusError, StorageError
 from schema.ids import new_id
 from schema.os_faults import typed_host_errors
-
-# An event for each gate, at its beginning and its end.
-_EVENTS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "preflight": "deploy.runtime.preflight",
-        "warm": "deploy.runtime.warm",
-        "callback_probe": "deploy.runtime.callback_probe",
-        "drain": "deploy.runtime.drain",
-        "cutover": "deploy.runtime.cutover",
-        "bake": "deploy.runtime.bake",
-        "rollback": "deploy.runtime.rollback",
-    }
-)
-
 
 _ABORT_S: Final = 10.0  # an abort waits so long for its record
 _RETRY_S: Final = 1.0
@@ -184,7 +170,8 @@ class Conductor:
         if deploy is not None and deploy.is_cut_over:
             state = await self._change(lambda state: served(state, self._clock.now_ms()))
             if state.deploy is not None:
-                self._event(state.deploy, state.deploy.gate("cutover"))
+                for name in ("cutover", "bake"):
+                    log_gate(state.deploy, state.deploy.gate(name))
             await self._bake()
         while True:
             await self._report()
@@ -194,12 +181,13 @@ class Conductor:
                 await self._carry_out()
 
     async def _report(self) -> None:
-        """Publish a deploy that is over, once: also one that a standby or a start ended, which have no telemetry."""
+        """Publish and log how a deploy ended, once: also one that a standby or a start ended, which have neither."""
         state = await self._insist(self._read)
         deploy = state.deploy
         if deploy is None or not deploy.is_over or deploy.reported or state.serving != self._place.slot:
             return
         self._engine.report(deploy, self._clock.now_ms())
+        log_end(deploy)
         try:
             await self._write(replace(state, deploy=replace(deploy, reported=True)))
         except ClawbusError as error:  # the next start publishes the same spans again
@@ -234,16 +222,14 @@ class Conductor:
 
     async def _abort(self, gate: str) -> None:
         by, self._aborted_by = self._aborted_by or "the daemon", None
-        await self._end_early(lambda state: aborted(state, gate, by, self._clock.now_ms()), gate)
+        await self._end_early(lambda state: aborted(state, gate, by, self._clock.now_ms()))
 
     async def _fail(self, gate: str, reason: str, measured: Mapping[str, Any]) -> None:
-        await self._end_early(lambda state: failed(state, gate, reason, self._clock.now_ms(), measured), gate)
+        await self._end_early(lambda state: failed(state, gate, reason, self._clock.now_ms(), measured))
 
-    async def _end_early(self, end: Callable[[SlotState], SlotState], gate: str) -> None:
+    async def _end_early(self, end: Callable[[SlotState], SlotState]) -> None:
         self._engine.resume()
-        state = await self._change(end)
-        if state.deploy is not None:
-            self._event(state.deploy, state.deploy.gate(gate))
+        await self._change(end)
 
     async def _preflight(self) -> dict[str, Any]:
         deploy = await self._active()
@@ -321,7 +307,7 @@ class Conductor:
             if (await self._insist(self._read)).serving == self._place.slot:
                 raise
         if state.deploy is not None:
-            self._event(state.deploy, state.deploy.gate("cutover"))
+            log_gate(state.deploy, state.deploy.gate("cutover"))
         self._place.leave()
 
     async def _bake(self) -> None:
@@ -346,16 +332,11 @@ class Conductor:
         measured = {
             "checks": checks, "not_the_release": list(excused), "pace": pace_json(self._engine.health().pace),
         }  # fmt: skip
-        state = await self._change(lambda state: passed(state, self._clock.now_ms(), measured))
-        if state.deploy is not None:
-            self._event(state.deploy, state.deploy.gate("bake"))
+        await self._change(lambda state: passed(state, self._clock.now_ms(), measured))
 
     async def _breach(self, reason: str) -> None:
         state = roll_back(await self._read(), reason, self._clock.now_ms(), int(self._config.cooldown_s * 1000))
         await self._write(state)
-        if state.deploy is not None:
-            for name in ("bake", "rollback"):
-                self._event(state.deploy, state.deploy.gate(name))
         if state.serving != self._place.slot:
             self._place.leave()
 
@@ -410,15 +391,7 @@ class Conductor:
         state = await self._read()
         deploy = (await self._active()).with_gate(name, **changes)
         await self._write(replace(state, deploy=deploy))
-        self._event(deploy, deploy.gate(name))
-
-    def _event(self, deploy: Deploy, gate: Gate) -> None:
-        say = self._log.error if gate.status == "fail" else self._log.info
-        fields = {"reason": gate.reason} if gate.reason else {}
-        say(
-            _EVENTS[gate.name], deploy=deploy.id, status=gate.status, release_from=deploy.from_release[:12],
-            release_to=deploy.to_release[:12], measured=dict(gate.measured), **fields,
-        )  # fmt: skip
+        log_gate(deploy, deploy.gate(name))
 
     def _limits(self) -> dict[str, dict[str, Any]]:
         own = self._config
