@@ -1,21 +1,19 @@
 """Deploys with real releases, daemons and agents: forward and back under load, bad releases, and daemons that are killed."""
 
 import contextlib
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from daemon.core.errors import DaemonDownError, DaemonSilentError
 from daemon.core.slots import SlotState
 from daemon.deploy.releases import schema_versions
 from tests.support.daemon import eventually
 from tests.support.slot_host import SlotHost
+from tests.support.slot_load import Load
 from tests.support.webhooks import free_port, post
 
 SECRET = "a secret of tests"
@@ -77,47 +75,10 @@ def test_a_missing_standby_is_named_at_once_and_an_abort_says_how_it_ended(host:
     assert "slot blue serves" in ended
     verified = host.bus.cli("deploy", "verify-runtime")
     assert (verified.ok, verified.result["verdict"]) == (True, "pass"), "an abort is no fault of what serves"
-    assert [one["status"] for one in verified.result["standing"]] == ["pass", "pass"]
+    assert [one["status"] for one in verified.result["standing"]] == ["pass"] * 3
     host.releases().link("green", host.releases().find(host.first.name))
     host.start("green")
     host.ready()
-
-
-class Load:
-    """Senders of one session each that send one message after the other, and repeat one that was not taken, with its id."""
-
-    def __init__(self, host: SlotHost, sessions: int) -> None:
-        self._host = host
-        self.sent: list[str] = []
-        self.worst_s = 0.0
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(f"load{n}",)) for n in range(sessions)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, session: str) -> None:
-        number = 0
-        while not self._over.wait(0.25):
-            number += 1
-            name = f"{session}-{number}"
-            began = time.monotonic()
-            while True:
-                try:
-                    self._host.bus.post(name, agent="echo", session=session, id=name)
-                    break
-                except (DaemonDownError, DaemonSilentError):  # between two daemons nobody listens: the sender repeats
-                    if self._over.wait(0.02) and time.monotonic() - began > 30:
-                        return
-            self.worst_s = max(self.worst_s, time.monotonic() - began)
-            self.sent.append(name)
 
 
 def test_forward_and_back_under_load_nothing_is_lost_or_doubled_and_no_agent_is_ended(host: SlotHost) -> None:
@@ -135,13 +96,7 @@ def test_forward_and_back_under_load_nothing_is_lost_or_doubled_and_no_agent_is_
     host.bus.answer(turn, agent="slow", session="turn", wait_s=60)
     tried = host.bus.rows("slow", "turn", "SELECT incarnation FROM attempts")
     assert [one["incarnation"] for one in tried] == [before["incarnation"]], "its turn went on through both"
-
-    def answers() -> Counter[str]:
-        return Counter(str(one["in_reply_to"]) for one in host.bus.entries())
-
-    eventually("every answer", lambda: set(load.sent) <= answers().keys(), 60)
-    found = answers()
-    assert {name: found[name] for name in load.sent if found[name] != 1} == {}
+    load.check()
     assert host.bus.cli("deploy", "verify-runtime").result["verdict"] == "pass"
     text = host.bus.metrics()
     assert 'clawbus_deploy_state{state="passed"} 1.0' in text
@@ -296,7 +251,7 @@ def test_a_receiver_that_is_down_in_the_bake_is_named_and_a_second_deploy_is_ref
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
 def test_a_daemon_that_goes_in_the_bake_is_taken_back(host: SlotHost, how: str) -> None:
-    host.configure(60.0)
+    host.configure(bake_s=60.0)
     host.ready()
     for slot in ("blue", "green"):  # the new length of the bake is read at a start
         host.kill(slot)
@@ -321,7 +276,7 @@ def test_a_daemon_that_goes_in_the_bake_is_taken_back(host: SlotHost, how: str) 
     assert host.bus.cli("deploy", "verify-runtime").error == "DEPLOY_ROLLED_BACK"
     assert took < 30
     host.releases().link(new, host.releases().find(host.first.name))
-    host.configure(1.5)
+    host.configure()
     host.ready()
     assert host.bus.ask(how, agent="echo", session="after", wait_s=60)["text"] == how
 
