@@ -17,6 +17,7 @@ import docker
 import pytest
 import structlog
 from docker.errors import DockerException, ImageNotFound
+from hypothesis import HealthCheck, settings
 from requests.exceptions import RequestException
 
 BASE_IMAGE_VARIABLE: Final = "CLAWBUS_TEST_BASE_IMAGE"
@@ -39,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     PYTEST_DEBUG_TEMPROOT is pytest's own variable; a value that is already set stays, and so does `--basetemp`.
     """
+    # No test depends on the machine's speed: a busy one generates its examples slowly.
+    settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any-machine")
     if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _fits(MEMORY):
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
     worker = os.environ.get("PYTEST_XDIST_WORKER")

@@ -38,7 +38,7 @@ def _read(path: Path, limit: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo without a writer would block
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise AttachmentError(f"{path} is not a regular file.")
+                raise AttachmentError(f"{path} is not a regular file.", hint="Name a regular file.")
             return file.read(limit)
     except OSError as error:
         raise AttachmentError(

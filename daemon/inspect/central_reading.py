@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from daemon.core.errors import DataFolderError
 from daemon.inspect.bounds import MAX_SESSIONS
+from daemon.inspect.open_registry import require_folder
 from daemon.inspect.trusted_files import open_current
 from daemon.store.data_folder import check_ours
 from daemon.store.data_layout import Layout
@@ -133,8 +134,7 @@ def ask(data_dir: Path, read: Callable[[Reader], _T], otherwise: _T) -> _T:
 def check_data_folder(data_dir: Path) -> None:
     """Raise DataFolderError unless the folder exists, can be read, and is a data folder or may become one."""
     try:
-        if not data_dir.is_dir():
-            raise DataFolderError(f"the data folder {data_dir} does not exist.")
+        require_folder(data_dir)
         check_ours(data_dir, "Name the daemon's data folder with --data or data_dir.")
     except PermissionError as error:
         raise DataFolderError(

@@ -35,8 +35,12 @@ def open_registry(data_dir: Path) -> Reader:
 
 
 def require_folder(data_dir: Path) -> None:
-    """Raise DataFolderError unless the data folder exists."""
+    """Raise DataFolderError unless the data folder exists and is a folder."""
     if not data_dir.is_dir():
+        if data_dir.exists():
+            raise DataFolderError(
+                f"{data_dir} is not a folder.", hint="Name the daemon's data folder with --data or data_dir."
+            )
         raise DataFolderError(f"the data folder {data_dir} does not exist.")
 
 

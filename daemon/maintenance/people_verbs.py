@@ -50,7 +50,7 @@ def change_user(
 def _set_role(db: Writer, verb: SetRole, agents: Container[str], now: int) -> dict[str, Any]:
     people.check_user(db, verb.name)
     if verb.agent != ANY_AGENT and verb.agent not in agents:
-        raise UserRefusedError(f"there is no agent {verb.agent!r}.")
+        raise UserRefusedError(f"there is no agent {verb.agent!r}.", hint="See `clawbus agent list`.")
     if verb.scope not in tuple(RoleScope) or verb.role not in (None, *UserRole):
         raise UserRefusedError(f"a role is one of {', '.join(UserRole)}, a scope one of {', '.join(RoleScope)}.")
     if verb.role is None:

@@ -410,6 +410,7 @@ def test_what_cannot_be_attached_is_refused_before_anything_is_sent(
     for path in (fifo, large, tmp_path, tmp_path / "missing"):
         answer = cli("send", "look", *TO_ECHO, "--file", str(path))
         assert (answer.code, answer.envelope["error"]["code"]) == (1, "ATTACHMENT_REFUSED"), path
+        assert answer.envelope["fix"].startswith("Name a") == (path != large), path
     answer = cli("send", "look", "--place", "kitchen", "--file", str(large))
     assert (answer.code, answer.envelope["error"]["code"]) == (1, "ATTACHMENT_REFUSED")
     assert operations.received == []

@@ -10,6 +10,7 @@ from daemon.channels.protocol import PlaceMessage, Routed
 from daemon.config.agents import Agent
 from daemon.config.routes import RouteTable
 from daemon.config.user_commands import CommandTable
+from daemon.core.errors import UserRefusedError
 from daemon.core.people_verbs import AddUser, BindUser, SetRole
 from daemon.core.routing import PlaceEvent
 from daemon.engine.sessions import Sessions
@@ -47,6 +48,14 @@ async def answers(kit: BusKit, count: int) -> list[str]:
     await until(lambda: len(kit.fake.sent) >= count)
     await kit.settle()
     return [json.loads(one.content)["text"] for one in kit.fake.sent]
+
+
+async def test_a_role_for_an_agent_that_is_not_there_points_to_the_agents(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        with pytest.raises(UserRefusedError) as refused:
+            await kit.operations.execute(SetRole(name="ann", role="member", agent="nope"))
+    assert "clawbus agent list" in refused.value.hint
 
 
 async def test_a_command_is_answered_by_the_bus_once(kit: BusKit) -> None:
