@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import quote
 
 from schema import migrate
-from schema.handles import Reader, Writer, not_writable, translate
+from schema.handles import Reader, Writer, not_writable, once_more, translate
 from schema.os_faults import host_error, in_own_folder
 
 BUSY_TIMEOUT_MS: Final = 5000
@@ -59,12 +59,16 @@ def make_whole(path: Path, role: migrate.Role, fill: Callable[[Writer], object] 
     `fill` writes what the file must hold from its first moment. What lies at `path` must be empty or absent. Errors as of `open_owner`; what a crash leaves is removed by the next call.
     """
     fresh = path.with_name(f"{path.name}.new")
-    with in_own_folder(f"{path.name} cannot be made"):
-        for left in (f"{fresh}-journal", fresh, f"{path}-journal"):  # without pages, a journal brings nothing back
-            Path(left).unlink(missing_ok=True)
-    with open_owner(fresh, role) as db:
-        if fill is not None:
-            fill(db)
+
+    def make() -> None:
+        with in_own_folder(f"{path.name} cannot be made"):
+            for left in (f"{fresh}-journal", fresh, f"{path}-journal"):  # without pages, a journal brings nothing back
+                Path(left).unlink(missing_ok=True)
+        with open_owner(fresh, role) as db:
+            if fill is not None:
+                fill(db)
+
+    once_more(make)
     with in_own_folder(f"{path.name} cannot be moved into place"):
         fresh.replace(path)
         _sync_folder(path.parent)

@@ -250,7 +250,7 @@ class Sessions:
                 return made
             try:
                 with typed_host_errors(f"the files of {key}"):
-                    await anyio.to_thread.run_sync(self.files_of(key).create, limiter=self._limiter)
+                    await anyio.to_thread.run_sync(once_more, self.files_of(key).create, limiter=self._limiter)
             except StorageError as error:
                 self.storage.failed(error)
                 raise

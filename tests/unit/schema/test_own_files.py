@@ -8,6 +8,7 @@ import pytest
 
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
+from schema import migrate
 from schema.connect import open_owner
 from schema.errors import ReadRaceError, StorageError, UnusableFileError
 from schema.handles import Writer, translate
@@ -26,6 +27,24 @@ def files(tmp_path: Path) -> SessionFiles:
 def opened(files: SessionFiles) -> None:
     with files.inbound() as db:
         db.all("SELECT * FROM messages_in")
+
+
+def test_a_failed_read_while_a_file_is_made_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite reports a read that failed once (EIO) as a corrupt file; a file that is only being made cannot be one."""
+    real, broken = migrate.ensure, [True]
+
+    def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
+        real(connection, role, path)
+        if broken and broken.pop():
+            error = sqlite3.DatabaseError("database disk image is malformed")
+            error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT"
+            raise error
+
+    monkeypatch.setattr(migrate, "ensure", ensure)
+    files = SessionFiles(tmp_path / "sessions" / "a" / "s", ReadLimits())
+    files.create()
+    assert broken == []
+    opened(files)
 
 
 def test_an_inbound_db_that_is_gone_is_unusable_and_never_made_again(files: SessionFiles) -> None:
