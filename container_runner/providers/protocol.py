@@ -201,7 +201,7 @@ class Progress(Protocol):
     async def ask(self, question: Question, key: str | None = None) -> Decision | None:
         """Ask a person and wait for the answer, at most `question.timeout_s` seconds.
 
-        The host is told that the agent is silent meanwhile. The same `key` in a later try of the same message is the same
+        Meanwhile the host allows the agent's silence. The same `key` in a later try of the same message is the same
         question: an answer that was recorded is returned at once. Without a key, what is asked is the key. Return None, as
         soon as the question is stored, for one with `notify`.
         """

@@ -105,7 +105,7 @@ def schedule_zone(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
     others = f" {counted(more, 'more schedule waits', 'more schedules wait')} for the same." if more else ""
     evidence = (
         f"This machine does not have the time zone {one_line(zone)[:80]} of schedule {key}.{others}",
-        "Install the zone (packages tzdata, tzdata-legacy), and it goes on by itself; or add it again with another --timezone.",
+        "Install the zone (packages tzdata, tzdata-legacy), and the schedule continues; or add it again with another --timezone.",
     )
     choices = (
         Choice("to keep it without effect", f"clawbus schedule pause {key} {scope}"),

@@ -52,12 +52,12 @@ async def kill(runtime: ContainerRuntime, container: Container, confirm_s: float
 
 
 async def end(runtime: ContainerRuntime, container: Container, confirm_s: float, *, graceful: bool) -> int | None:
-    """`stop`, if graceful, else `kill`."""
+    """End the container: `stop` it if graceful, else `kill` it. Return the exit code of a kill."""
     return await (stop(runtime, container) if graceful else kill(runtime, container, confirm_s))
 
 
 async def withdraw_starts(runtime: ContainerRuntime, incarnations: Sequence[str]) -> bool:
-    """Withdraw what a dead daemon asked the runtime to start. Return whether one was started all the same."""
+    """Withdraw what a dead daemon asked the runtime to start. Return whether any of it had started already."""
     found = [await runtime.find_or_cancel_spawn(incarnation) for incarnation in incarnations]
     return any(one is not None for one in found)
 

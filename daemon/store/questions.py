@@ -50,7 +50,8 @@ def note_asked(
 ) -> Asked | None:
     """Record a new question and return it. One that is known already stays as it is; then return None.
 
-    `shortest` (ms): the end of a question with `notify` wakes the agent, which could go on for ever by itself.
+    `shortest` (ms) is the least time that a question with `notify` stays open: its end wakes the agent, which could
+    otherwise wake itself for ever.
     """
     lasts = max(int(question.timeout_s * 1000), shortest if question.notify else 0)
     asked = Asked(row.id, row.in_reply_to, question, address, now, now + lasts)
