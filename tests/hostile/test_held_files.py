@@ -71,16 +71,19 @@ async def test_a_container_that_keeps_a_lock_is_ended(kit: BusKit, held: str) ->
     async with kit.running() as bus:
         accepted = await kit.send("main")
         await kit.started()
-        kit.agent().claim()
-        folder = (await kit.session()).files.folder
+        session = await kit.session()
+        folder = session.files.folder
         incarnation = kit.slot().incarnation  # pyright: ignore[reportOptionalMemberAccess]
         if held == "inbound.db":  # read-only, as it is mounted: a reader's lock is enough
             lock = holding(f"file:{folder.inbound_db}?mode=ro", "BEGIN", "SELECT count(*) FROM messages_in")
         else:
+            kit.agent().claim()
             lock = holding(f"file:{folder.outbound_db}", "BEGIN EXCLUSIVE")
         with lock:
-            bus.delivery.poke(await kit.session())
-            session = await kit.session()
+            if held == "inbound.db":
+                # Only now: had the host written the claim down before the lock, it would have nothing left to write.
+                kit.agent().claim()
+            bus.delivery.poke(session)
             await until(lambda: session.unreadable_since is not None)
             await round_trip(kit, "other")
             kit.advance(61)
