@@ -153,6 +153,7 @@ class Registration:
 
     def _duplicates(self) -> list[str] | None:
         """Return what a daemon with another data folder owns too; None when the host cannot tell."""
+        # Called on the event loop: /proc is memory, so this waits for no disk.
         try:
             return self._owners.duplicates() if self._owners is not None else []
         except OSError:

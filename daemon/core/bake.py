@@ -25,35 +25,44 @@ class Health:
 _HOSTS: Final = frozenset({"runtime", "disk", "storage"})
 
 
+def _is_host(what: str) -> bool:
+    return what in _HOSTS
+
+
+def _is_channel(what: str) -> bool:
+    return what.startswith("channel ")
+
+
 def judge(baseline: Health, now: Health) -> tuple[str | None, list[str]]:
     """Return the breach, or None, and what is wrong and not the release's doing.
 
     A receiver that is down, a full disk and an engine that does not answer are others' troubles, and what they cause is
     not held against the release: it would fail in the same way under the prior one.
     """
-    excused = [f"{what}: {why}" for what, why in now.degraded.items() if what in _HOSTS or what.startswith("channel ")]
-    receiver = any(what.startswith("channel ") for what in now.degraded)
-    host = any(what in _HOSTS for what in now.degraded)
+    excused = [f"{what}: {why}" for what, why in now.degraded.items() if _is_host(what) or _is_channel(what)]
     if now.late:
         return f"no progress: {', '.join(now.late)}", excused
-    own = {what: why for what, why in now.degraded.items() if what not in _HOSTS and not what.startswith("channel ")}
-    for what, why in own.items():
-        if what not in baseline.degraded:
+    for what, why in now.degraded.items():
+        if what not in baseline.degraded and not _is_host(what) and not _is_channel(what):
             return f"{what}: {why}", excused
-    if now.quarantined > baseline.quarantined and not host:
-        return f"{now.quarantined - baseline.quarantined} sessions were quarantined", excused
-    if now.spawn_failures > baseline.spawn_failures and not host:
-        return f"{now.spawn_failures - baseline.spawn_failures} containers could not be started", excused
-    if now.stuck > baseline.stuck and not host:
-        return f"{now.stuck - baseline.stuck} agents made no progress and were ended", excused
-    if now.dead_letters > baseline.dead_letters and not receiver and not host:
-        return f"{now.dead_letters - baseline.dead_letters} new dead letters", excused
-    return None, excused
+    return _more_failures(raise_baseline(baseline, now), now), excused
+
+
+def _more_failures(baseline: Health, now: Health) -> str | None:
+    if now.quarantined > baseline.quarantined:
+        return f"{now.quarantined - baseline.quarantined} sessions were quarantined"
+    if now.spawn_failures > baseline.spawn_failures:
+        return f"{now.spawn_failures - baseline.spawn_failures} containers could not be started"
+    if now.stuck > baseline.stuck:
+        return f"{now.stuck - baseline.stuck} agents made no progress and were ended"
+    if now.dead_letters > baseline.dead_letters:
+        return f"{now.dead_letters - baseline.dead_letters} new dead letters"
+    return None
 
 
 def raise_baseline(baseline: Health, now: Health) -> Health:
-    """Return the baseline of the next check: what others' troubles caused stays excused after they have ended."""
-    if any(what in _HOSTS for what in now.degraded):
+    """Return the baseline with what others' troubles may have caused: it stays excused after they have ended."""
+    if any(map(_is_host, now.degraded)):
         return replace(
             baseline,
             dead_letters=now.dead_letters,
@@ -61,6 +70,6 @@ def raise_baseline(baseline: Health, now: Health) -> Health:
             spawn_failures=now.spawn_failures,
             stuck=now.stuck,
         )
-    if any(what.startswith("channel ") for what in now.degraded):
+    if any(map(_is_channel, now.degraded)):
         return replace(baseline, dead_letters=now.dead_letters)
     return baseline
