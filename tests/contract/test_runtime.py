@@ -70,7 +70,7 @@ async def test_a_cancelled_wait_leaves_at_once_and_hurts_nobody(harness: Any) ->
     runtime, spec = harness.runtime(), harness.spec()
     spawned = await runtime.spawn(spec)
     await harness.ready(spec)
-    with anyio.fail_after(5), anyio.move_on_after(0.05) as scope:
+    with anyio.fail_after(SECONDS), anyio.move_on_after(0.05) as scope:
         await runtime.wait(spawned.container_id)
     assert scope.cancelled_caught
     assert await runtime.list_running() == [spawned]

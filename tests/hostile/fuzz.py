@@ -58,7 +58,7 @@ class Worker:
         self._case: int | None = None
         self._warm: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.heard = 0.0
+        self.heard, self.spoke = 0.0, False
 
     def start(self) -> bool:
         """Start, or start again; False when nothing is left to do."""
@@ -72,7 +72,7 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT, start_new_session=True
         )
-        self.heard, self._warm = time.monotonic(), None
+        self.heard, self.spoke, self._warm = time.monotonic(), False, None
         return True
 
     def read(self) -> bool:
@@ -80,7 +80,7 @@ class Worker:
         assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        self.heard = time.monotonic()
+        self.heard, self.spoke = time.monotonic(), True
         if not line:
             return False
         said = json.loads(line)
@@ -89,6 +89,10 @@ class Worker:
         else:
             self._note(said)
         return True
+
+    def hangs(self, silent_s: float) -> bool:
+        """Whether it has been silent for too long. An interpreter that starts may take its time."""
+        return time.monotonic() - self.heard > (silent_s if self.spoke else max(silent_s, SILENT_S))
 
     def hung(self, silent_s: float) -> None:
         """End it, and count that against its case."""
@@ -167,7 +171,7 @@ def attend(workers: list[Worker], silent_s: float = SILENT_S, over: threading.Ev
                         key.data.ended()
                         _register(selector, key.data)
                 for key in list(selector.get_map().values()):
-                    if time.monotonic() - key.data.heard > silent_s:
+                    if key.data.hangs(silent_s):
                         selector.unregister(key.fileobj)
                         key.data.hung(silent_s)
                         _register(selector, key.data)

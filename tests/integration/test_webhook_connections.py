@@ -62,7 +62,7 @@ async def until_cut(sock: socket.socket, *, sending: bytes = b"") -> None:
 
 
 async def test_a_peer_that_never_reads_its_answers_is_ended_by_the_clock(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
+    async with serving(tmp_path, body_timeout_s=0.3) as served:
         with peer(served) as stubborn:
             await until_cut(stubborn, sending=GET * 1000)
         assert (await served.send()).status_code == 202
@@ -72,7 +72,7 @@ async def test_a_peer_that_never_reads_its_answers_is_ended_by_the_clock(tmp_pat
     "sent", [b"", GET, GET[:-2], b"POST /hooks/ours HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"]
 )
 async def test_a_connection_without_a_further_request_is_ended_by_the_clock(tmp_path: Path, sent: bytes) -> None:
-    async with serving(tmp_path) as served:
+    async with serving(tmp_path, body_timeout_s=0.3) as served:
         with peer(served) as idle:
             if sent:
                 idle.send(sent)
@@ -88,7 +88,7 @@ async def test_a_connection_without_a_further_request_is_ended_by_the_clock(tmp_
 
 
 async def test_a_sender_that_has_signed_keeps_its_connection_for_longer(tmp_path: Path) -> None:
-    async with serving(tmp_path) as served:
+    async with serving(tmp_path, body_timeout_s=1.0) as served:
         assert served.channel.bound_address is not None
         async with await anyio.connect_tcp(*served.channel.bound_address) as known:
             head = "".join(f"{name}: {value}\r\n" for name, value in signed(b"{}").items())
@@ -112,7 +112,7 @@ async def test_a_sender_that_has_signed_keeps_its_connection_for_longer(tmp_path
 
 async def test_signed_posts_get_through_while_one_peer_holds_all_connections(tmp_path: Path) -> None:
     """No clock helps here: every wait is far longer than the test."""
-    async with serving(tmp_path, max_connections=6, body_timeout_s=FAR) as served:
+    async with serving(tmp_path, max_connections=6) as served:
         held = [peer(served) for _ in range(8)]
         for number, one in enumerate(held):
             stubborn = one.__enter__()
@@ -134,7 +134,7 @@ async def test_signed_posts_get_through_while_one_peer_holds_all_connections(tmp
 
 
 async def test_one_address_makes_room_among_its_own(tmp_path: Path) -> None:
-    async with serving(tmp_path, max_connections=6, max_connections_per_peer=2, body_timeout_s=FAR) as served:
+    async with serving(tmp_path, max_connections=6, max_connections_per_peer=2) as served:
         with peer(served, "127.0.0.2") as other, peer(served) as first, peer(served) as second, peer(served) as third:
             await until_cut(first)
             for one in (other, second, third):
@@ -153,7 +153,7 @@ async def test_a_request_that_the_bus_works_on_is_never_cut_for_a_new_connection
     bus.gate = anyio.Event()
     statuses: list[int] = []
     with structlog.testing.capture_logs() as logs:
-        async with serving(tmp_path, bus, max_connections=1, body_timeout_s=FAR) as served:
+        async with serving(tmp_path, bus, max_connections=1) as served:
 
             async def post() -> None:
                 statuses.append((await served.send()).status_code)

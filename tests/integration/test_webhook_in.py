@@ -76,7 +76,7 @@ def table(**changes: Any) -> dict[str, Any]:
         "any": {"agent": "a", "session": "*", "secret": SECRET},
         "gh": {"agent": "a", "session": "s", "secret": GITHUB_SECRET, "signature": "github"},
     }
-    return {"listen": "127.0.0.1:0", "max_body_bytes": 10_000, "body_timeout_s": 0.3, "hooks": hooks, **changes}
+    return {"listen": "127.0.0.1:0", "max_body_bytes": 10_000, "body_timeout_s": FAR, "hooks": hooks, **changes}
 
 
 @pytest.fixture
@@ -318,9 +318,9 @@ async def test_400_for_a_bad_session_and_a_missing_delivery_id(served: Served) -
     refused(await served.post("/hooks/gh", b"{}", headers), 400, "BODY_INVALID")
 
 
-async def test_408_for_a_slow_body(served: Served) -> None:
-    assert served.channel.bound_address is not None
-    async with await anyio.connect_tcp(*served.channel.bound_address) as stream:
+async def test_408_for_a_slow_body(tmp_path: Path) -> None:
+    channel: WebhookChannel = build(WebhookChannel, "webhook", table(body_timeout_s=0.3), tmp_path, SetClock())
+    async with running(channel), await anyio.connect_tcp(*(channel.bound_address or ("", 0))) as stream:
         head = "".join(f"{name}: {value}\r\n" for name, value in signed(b"{}").items())
         await stream.send(f"POST /hooks/ours HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n{head}\r\n{{".encode())
         with anyio.fail_after(FAR):
@@ -467,7 +467,7 @@ async def test_over_the_limit_the_connection_that_waited_longest_makes_room(tmp_
     channel: WebhookChannel = build(
         WebhookChannel,
         "webhook",
-        table(max_connections=2, max_connections_per_peer=2, body_timeout_s=FAR),
+        table(max_connections=2, max_connections_per_peer=2),
         tmp_path,
         SetClock(),
     )

@@ -51,7 +51,7 @@ async def test_forty_sends_to_a_name_that_hangs_keep_one_thread_and_delay_no_oth
     results: list[tuple[str, ...]] = []
 
     async def wait_for_it() -> None:
-        with anyio.move_on_after(5):
+        with anyio.fail_after(60):
             results.append(await resolver.resolve("hung.test"))
 
     async with anyio.create_task_group() as tasks:
