@@ -40,9 +40,9 @@ async def test_the_day_s_end_lets_what_waited_go_on_and_a_clock_set_back_counts_
         assert bus.budgets.used_up() == {AGENT: "1 of 1 turns"}
         kit.advance(DAY_S)
         await kit.started()
-        await kit.ended()
 
         kit.clock.jump(-DAY_S)  # back to the day that was used up
+        await kit.ended()
         assert bus.budgets.used_up() == {AGENT: "1 of 1 turns"}
         await bus.supervisor.wake(await kit.session())
         assert kit.slot() is None

@@ -41,7 +41,8 @@ class OwnFake:
         if self.error is not None:
             raise self.error
         if self.answer is not None:
-            return self.answer
+            answer, self.answer = self.answer, None  # once
+            return answer
         results: list[Any] = []
         for message in messages:
             if message.content in self.refuse:
@@ -164,8 +165,6 @@ async def test_what_is_no_receipt_is_no_delivery(kit: BusKit, own: OwnFake) -> N
     agent = await ready(kit, own)
     own.answer = [Receipt("one"), "sent, trust me"]
     say(agent, "p1", *texts(2))
-    await until(lambda: len(own.threads) > 0)
-    own.answer = None
     # The first one is taken, the second comes again.
     await until(lambda: [*own.taken, *kit.fake.texts("p1")] == texts(2)[1:])
     await kit.settle()
