@@ -68,7 +68,7 @@ async def test_its_runner_answers_a_message(tmp_path: Path) -> None:
         kit.add("m2", "again")
         await eventually(lambda: kit.acks().get("m2") == "completed")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert kit.contents() == [{"text": "HELLO"}, {"text": "AGAIN"}]
     assert kit.acks().keys() == {"m1", "m2"}
     assert kit.claimants() == {"m1": "I1", "m2": "I1"}

@@ -214,7 +214,7 @@ def watching(daemon: RealDaemon, *options: str) -> Iterator[Iterator[dict[str, A
     assert process.stderr is not None
     try:
         yield (json.loads(line) for line in process.stdout)
-        assert process.wait(timeout=20) == 1
+        assert process.wait(timeout=60) == 1
         assert "the daemon ended" in process.stderr.read()
     finally:
         process.kill()

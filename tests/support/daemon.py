@@ -27,8 +27,8 @@ from daemon.store.mailbox import MailboxEntry
 from schema.ids import session_path
 
 CLAWBUS: Final = str(Path(sys.executable).with_name("clawbus"))
-READY_S: Final = 30.0
-ANSWER_S: Final = 30.0
+READY_S: Final = 60.0
+ANSWER_S: Final = 60.0
 _LOG_TAIL: Final = 60
 
 # Short times, so that what takes minutes in service takes a moment here.

@@ -73,7 +73,7 @@ class SlotHost:
         for slot in SLOTS:
             assert self.bus.cli("release", "link", slot, self.first.name).ok
         self.start("blue")
-        eventually("blue serves", lambda: self.state().serving == "blue" and self.bus.listens(), 30)
+        eventually("blue serves", lambda: self.state().serving == "blue" and self.bus.listens(), 120)
         self.start("green")
         self.wait_standby("green")
 
@@ -109,7 +109,7 @@ class SlotHost:
         """SIGTERM; return the exit code. It is started again."""
         process = self._processes[slot]
         process.send_signal(signal.SIGTERM)
-        return process.wait(timeout=20)
+        return process.wait(timeout=60)
 
     def stop(self, slot: str) -> None:
         """SIGSTOP: it holds what it holds, and does nothing."""
@@ -128,7 +128,7 @@ class SlotHost:
             found = StandbyClient(self.bus.data, slot).look()
             return found if found is not None and (release is None or found["release"].startswith(release)) else None
 
-        return eventually(f"standby {slot}", look, 30)
+        return eventually(f"standby {slot}", look, 120)
 
     def ready(self) -> None:
         """The slot that is recorded answers, and the other stands by."""
@@ -139,7 +139,7 @@ class SlotHost:
                 return (source["slot"], source["release"]) == (self.state().serving, self.state().release)
             return False
 
-        eventually("the recorded slot answers", answers, 30)
+        eventually("the recorded slot answers", answers, 120)
         self.wait_standby("green" if self.state().serving == "blue" else "blue")
 
     def releases(self) -> Releases:

@@ -197,7 +197,7 @@ def test_only_the_recorded_processes_are_ended(tmp_path: Path) -> None:
         (tmp_path / "broken.json").write_text("{")
         assert leader_of(tmp_path / "broken.json") is None
         assert end_processes(tmp_path) == 1
-        assert ours.wait(10) == -9
+        assert ours.wait(60) == -9
         assert other.poll() is None
     finally:
         for process in (ours, other):

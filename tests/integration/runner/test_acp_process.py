@@ -62,7 +62,7 @@ async def test_a_session_outlives_its_container_and_its_agent_does_not(kit: Sess
     pid = int(await answer(kit, "m1", "pid"))
     session = json.loads(kit.state()[STATE_KEY])["session"]
     first.terminate()
-    assert first.wait(20) == 0
+    assert first.wait(60) == 0
     assert not lives(pid)
     start(runners, "I2")
     assert json.loads(await answer(kit, "m2", "memory")) == ["pid"]
@@ -76,7 +76,7 @@ async def test_a_kill_in_mid_turn_loses_neither_the_message_nor_the_memory(kit: 
     await eventually((kit.agent / "go.began").exists, 30)
     await eventually(lambda: kit.tool()["current_tool"] == "build")
     first.send_signal(signal.SIGKILL)
-    first.wait(20)
+    first.wait(60)
     assert kit.acks() == {"m1": "completed", "m2": "processing"}
     kit.change("UPDATE messages_in SET tries = 1 WHERE id = 'm2'")  # as the host does for the claim that is gone
     (kit.agent / "go").touch()
@@ -94,7 +94,7 @@ async def test_a_stop_in_mid_turn_cancels_and_gives_the_message_back(kit: Sessio
     kit.add("m2", "hang began")
     await eventually((kit.agent / "began").exists, 30)
     first.terminate()
-    assert first.wait(20) == 0
+    assert first.wait(60) == 0
     assert kit.acks() == {"m1": "completed"}
     assert not lives(pid)
 
@@ -104,7 +104,7 @@ async def test_what_a_turn_used_is_committed_with_it(kit: SessionKit, runners: R
     await answer(kit, "m1", "say hello")
     await answer(kit, "m2", "say again")
     first.terminate()
-    first.wait(20)
+    first.wait(60)
     start(runners, "I2")
     await answer(kit, "m3", "say later")
     with hostile(kit.folder.outbox) as db:

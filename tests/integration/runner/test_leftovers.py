@@ -124,8 +124,8 @@ async def test_what_was_there_before_is_spared() -> None:
         assert before.poll() is None
     finally:
         before.kill()
-        before.wait(10)
-    after.wait(10)
+        before.wait(60)
+    after.wait(60)
 
 
 def start_sleeping() -> subprocess.Popen[bytes]:

@@ -49,7 +49,7 @@ class Agent:
     def __init__(self, folder: Path, script: str, **settings: Any) -> None:
         command = (sys.executable, "-I", "-S", "-c", script)
         options = RunnerSettings(
-            **{"provider": "command", "command": command, "lifetime": "container", "timeout_s": 20.0, **settings}
+            **{"provider": "command", "command": command, "lifetime": "container", "timeout_s": 60.0, **settings}
         )
         self.provider = LongLivedProvider(ProviderContext(options, folder, os.environ))
         self.progress = Recorder()
@@ -144,7 +144,8 @@ async def test_a_turn_that_fails_ends_its_program_and_the_next_turn_starts_it_ag
     tmp_path: Path, text: str, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("container_runner.providers.long_lived._CANCEL_WAIT_S", 0.2)
-    async with agent(tmp_path, timeout_s=2.0, max_answer_bytes=2000) as one:
+    timeout_s = 2.0 if error is errors.CommandTimeoutError else 60.0
+    async with agent(tmp_path, timeout_s=timeout_s, max_answer_bytes=2000) as one:
         pid = await one.pid()
         with pytest.raises(error) as caught:
             await one.do(text)

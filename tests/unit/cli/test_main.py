@@ -192,7 +192,7 @@ def test_following_is_interrupted_by_ctrl_c(home: Path, operations: FakeOperatio
         _deliver(operations)
         assert json.loads(process.stdout.readline())["text"] == "hi"
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert (process.stdout.read(), process.stderr.read()) == ("", "")
 
 

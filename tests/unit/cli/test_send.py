@@ -188,9 +188,9 @@ class TestAfterTheAcceptance:
         arguments.append("--json" if json_wanted else "--pretty")
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             # The first wait is in the call that accepts, and may begin before the client has read that it is accepted.
-            assert operations.polling_again.wait(20)
+            assert operations.polling_again.wait(60)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "Traceback" not in err
         if json_wanted:
@@ -277,11 +277,11 @@ class TestChat:
             assert process.stdin is not None
             process.stdin.write("one\n")
             process.stdin.flush()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not operations.received and time.monotonic() < deadline:
                 threading.Event().wait(0.005)
             process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=20)
+            out, _ = process.communicate(timeout=60)
         envelope = json.loads(out)
         assert (process.returncode, envelope["error"]["code"]) == (130, "INTERRUPTED")
         assert envelope["result"]["mailbox"] == "mine"
