@@ -20,7 +20,7 @@ from daemon.core.session_verbs import ReleaseSession
 from daemon.runtimes.members import lock_holders
 from schema.errors import FileBusyError
 from schema.layout import HEARTBEAT, OUTBOUND_DB
-from tests.support.bus_kit import BusKit, until
+from tests.support.bus_kit import SECONDS, BusKit, until
 from tests.support.hot_journal import strand_journal
 
 pytestmark = [pytest.mark.faults, pytest.mark.anyio]
@@ -266,12 +266,10 @@ async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: Bu
         bus.delivery.poke(session)
         await until(lambda: session._in_thread)
         await round_trip(kit, "other")
-        for _ in range(20):
-            if session.quarantined is not None:
-                break
-            kit.advance(2)
-            await anyio.sleep(0.2)  # the real thread hangs in real time
-        await until(lambda: session.quarantined is not None)
+        with anyio.fail_after(SECONDS):
+            while session.quarantined is None:
+                kit.advance(2)
+                await anyio.sleep(0.2)  # the real thread hangs in real time
         assert "has not returned" in (session.quarantined or "")
         report = await kit.operations.session("helper", "main")
         assert "has not returned" in report["explanation"]
@@ -283,13 +281,11 @@ async def test_an_open_that_never_returns_costs_one_session_and_no_other(kit: Bu
         # An operator who releases it without having mended anything has it back in quarantine, and the daemon unharmed.
         await kit.operations.execute(ReleaseSession("helper", "main"))
         kit.advance(5)
-        for _ in range(50):
-            if session.quarantined is not None:
-                break
-            kit.advance(2)
-            bus.sweeper.poke(session.key)
-            await anyio.sleep(0.02)
-        assert session.quarantined is not None
+        with anyio.fail_after(SECONDS):
+            while session.quarantined is None:
+                kit.advance(2)
+                bus.sweeper.poke(session.key)
+                await anyio.sleep(0.02)
 
 
 def test_a_thread_that_hangs_does_not_keep_the_daemon_from_ending(tmp_path: Path) -> None:

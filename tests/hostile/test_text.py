@@ -189,7 +189,7 @@ def test_no_command_lets_a_text_make_a_line_of_its_own(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("mailbox",), ("send", "x", "-a", "echo", "-s", "s", "--wait", "30", "--id", "m1"), ("watch",), ("status",),
+        ("mailbox",), ("send", "x", "-a", "echo", "-s", "s", "--wait", "60", "--id", "m1"), ("watch",), ("status",),
         ("top", "--once"), ("session", "show", "echo", "s"), ("dead", "list"), ("dead", "requeue", "o1"),
     ],
     ids=lambda given: " ".join(given)[:20],

@@ -27,7 +27,7 @@ def test_the_agent_reads_the_file_where_its_turn_says(make_daemon: Callable[...,
     daemon.start()
     path = daemon.root / "a report.pdf"
     path.write_bytes(b"%PDF-1.7\n" + bytes(range(256)) * 4000)
-    sent = daemon.cli("send", "look", "--agent", "prog", "--session", "s", "--file", str(path), "--wait", "30")
+    sent = daemon.cli("send", "look", "--agent", "prog", "--session", "s", "--file", str(path), "--wait", "60")
     assert sent.result["answer"]["text"] == "a report.pdf application/pdf True"
     daemon.at_rest = True
 
@@ -91,7 +91,7 @@ def test_the_sender_gets_the_file_that_the_agent_made_and_reads_why_others_did_n
     daemon = make_daemon(command_agent("prog", (sys.executable, "-I", "-c", SENDER)))
     daemon.start()
     target = daemon.root / "saved"
-    sent = daemon.cli("send", "x", "-s", "prog/s", "--wait", "30", "--save", str(target))
+    sent = daemon.cli("send", "x", "-s", "prog/s", "--wait", "60", "--save", str(target))
     answer = sent.result["answer"]
     [file] = answer["files"]
     assert (file["name"], file["mimeType"], file["saved"]) == (

@@ -229,7 +229,7 @@ def test_a_full_disk_ends_the_deploy_and_not_the_daemon_that_serves(host: SlotHo
     assert host.bus.ask("full", agent="echo", session="full", wait_s=60)["text"] == "full"
     eventually("noticed", lambda: "deploy_state_failing" in host.log(str(before.serving)), 60)
     full.unlink()
-    state = eventually("over", lambda: over(host, release), 30)
+    state = eventually("over", lambda: over(host, release), 120)
     assert state.deploy is not None
     assert (state.deploy.state, state.serving, state.epoch) == ("failed", before.serving, before.epoch)
     assert "No space left on device" in state.deploy.reason

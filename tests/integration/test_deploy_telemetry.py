@@ -41,7 +41,7 @@ class Watched:
             found = [one for one in tuple(self.collector.spans) if one.attributes.get("deploy.id") == deploy.id]
             return found if any(one.name == ROOT for one in found) else None
 
-        found = eventually("the whole trace", whole, 30)
+        found = eventually("the whole trace", whole, 60)
         (root,) = [one for one in found if one.name == ROOT]
         stages = [one for one in found if one is not root]
         assert len({one.name for one in stages}) == len(stages)

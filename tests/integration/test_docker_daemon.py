@@ -57,10 +57,10 @@ def finish(daemon: RealDaemon, session: str) -> None:
 
 
 def test_a_message_is_answered_from_a_locked_down_container(daemon: RealDaemon, image: str) -> None:
-    said = daemon.cli("send", "say hello", "--agent", "prog", "--session", "s", "--wait", "30")
+    said = daemon.cli("send", "say hello", "--agent", "prog", "--session", "s", "--wait", "60")
     assert said.result["answer"]["text"] == "hello"
     saved = daemon.root / "saved"
-    daemon.cli("send", "file a.txt made there", "-s", "prog/s", "--wait", "30", "--save", str(saved))
+    daemon.cli("send", "file a.txt made there", "-s", "prog/s", "--wait", "60", "--save", str(saved))
     assert (saved / "a.txt").read_text() == "made there"
     found = inspect(daemon.container("prog", "s")["container_id"])
     host, config = found["HostConfig"], found["Config"]
@@ -301,7 +301,7 @@ def test_a_message_that_reaches_the_memory_limit_takes_no_other_of_its_turn_with
 
 
 def test_a_program_that_eats_its_memory_is_explained(daemon: RealDaemon) -> None:
-    said = daemon.cli("send", "eat 200", "--agent", "small", "--session", "s", "--wait", "30")
+    said = daemon.cli("send", "eat 200", "--agent", "small", "--session", "s", "--wait", "60")
     assert said.error == "AGENT_FAILED"
     assert "SIGKILL" in said.envelope["error"]["message"]
     assert "memory" in said.envelope["error"]["message"]

@@ -114,7 +114,7 @@ def test_a_message_is_answered_and_nothing_is_left(installed: Installed) -> None
 def _answered(installed: Installed, daemon: subprocess.Popen[str]) -> str | None:
     assert daemon.poll() is None, daemon.communicate()
     send = installed.begin(
-        "clawbus", "send", "hello", "--agent", "echo", "--session", "first", "--wait", "30", "--json"
+        "clawbus", "send", "hello", "--agent", "echo", "--session", "first", "--wait", "60", "--json"
     )
     out, _ = send.communicate(timeout=60)
     return json.loads(out)["result"]["answer"]["text"] if send.returncode == 0 else None

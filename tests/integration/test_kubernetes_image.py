@@ -126,7 +126,7 @@ def test_a_pod_that_is_replaced_under_load_loses_nothing(pod: Pod) -> None:
     pod.start()
     assert pod.get("metrics", "/healthz") == 200
     assert (
-        pod.clawbus("send", "hello", "--agent", "echo", "--session", "s", "--wait", "30")["answer"]["text"] == "hello"
+        pod.clawbus("send", "hello", "--agent", "echo", "--session", "s", "--wait", "60")["answer"]["text"] == "hello"
     )
 
     ids = [f"m{number}" for number in range(MESSAGES)]

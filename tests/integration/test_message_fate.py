@@ -169,7 +169,7 @@ def test_a_message_that_expires_behind_another_one_is_never_begun(make_daemon: M
     daemon = started(make_daemon, folder)
     daemon.post("hold", agent="a", session="s")
     eventually("it works", (folder / "holding").exists)
-    said = daemon.cli("send", "stale", "--agent", "a", "--session", "s", "--expires-in", "1s", "--wait", "30")
+    said = daemon.cli("send", "stale", "--agent", "a", "--session", "s", "--expires-in", "1s", "--wait", "60")
     assert said.error == "AGENT_FAILED"
     message_id = said.envelope["result"]["message_id"]
     assert said.envelope["result"]["answer"]["content"]["error"]["code"] == "EXPIRED"
@@ -182,10 +182,10 @@ def test_a_message_that_expires_behind_another_one_is_never_begun(make_daemon: M
 
 def test_an_id_that_failed_is_worked_on_again_when_it_is_sent_again(make_daemon: Make, folder: Path) -> None:
     daemon = started(make_daemon, folder)
-    send = ("send", "busy", "--agent", "a", "--session", "s", "--id", "m1", "--wait", "30")
+    send = ("send", "busy", "--agent", "a", "--session", "s", "--id", "m1", "--wait", "60")
     (folder / "ready").touch()
-    daemon.cli("send", "fail", "--agent", "a", "--session", "s", "--id", "f1", "--wait", "30")
-    again = daemon.cli("send", "fail", "--agent", "a", "--session", "s", "--id", "f1", "--wait", "30")
+    daemon.cli("send", "fail", "--agent", "a", "--session", "s", "--id", "f1", "--wait", "60")
+    again = daemon.cli("send", "fail", "--agent", "a", "--session", "s", "--id", "f1", "--wait", "60")
     result = again.envelope["result"]
     assert (result["duplicate"], result["previous"], result["requeued_as"]) == (True, "failed", "f1+r1")
     assert turns(folder) == [["fail"], ["fail"]]

@@ -19,7 +19,7 @@ def test_it_is_sent_at_once_and_only_the_final_answer_settles(make_daemon: Make)
     daemon = make_daemon(obedient())
     daemon.start()
     mark = daemon.root / "mark"
-    command = ("send", f"tell one two {mark}", "--agent", "prog", "--session", "s", "--wait", "30", "--id", "m1")
+    command = ("send", f"tell one two {mark}", "--agent", "prog", "--session", "s", "--wait", "60", "--id", "m1")
     sending = daemon.begin_cli(*command)
     eventually("said", lambda: len(said(daemon, "m1")) == 2)
     assert daemon.message("prog", "s", "m1")["status"] == "pending"

@@ -156,7 +156,7 @@ def test_a_message_for_a_first_poll_is_not_kept_waiting_by_an_idle_agent(make_da
 def test_a_message_that_always_kills_its_agent_becomes_a_dead_letter_and_the_sender_is_told(make_daemon: Make) -> None:
     daemon = make_daemon(obedient(), sweep_keys="max_tries = 3")
     daemon.start()
-    said = daemon.cli("send", "die 99", "--agent", "prog", "--session", "s", "--wait", "30")
+    said = daemon.cli("send", "die 99", "--agent", "prog", "--session", "s", "--wait", "60")
     assert said.error == "AGENT_FAILED"
     assert "3 tries" in said.envelope["error"]["message"]
     message_id = said.envelope["result"]["message_id"]

@@ -39,7 +39,7 @@ def daemon(bus: RealDaemon, checked_after: Any) -> Iterator[RealDaemon]:
 
 
 def test_send_with_wait_prints_the_answer(daemon: RealDaemon) -> None:
-    said = daemon.cli("send", "hello", "--agent", "echo", "--session", "first", "--wait", "30")
+    said = daemon.cli("send", "hello", "--agent", "echo", "--session", "first", "--wait", "60")
     assert said.envelope["command"] == "send"
     assert said.result["answer"]["text"] == "hello"
     assert said.result["answer"]["in_reply_to"] == said.result["message_id"]
@@ -48,7 +48,7 @@ def test_send_with_wait_prints_the_answer(daemon: RealDaemon) -> None:
 
 
 def test_a_program_answers_and_its_answer_is_delivered_once(daemon: RealDaemon) -> None:
-    said = daemon.cli("send", "say hello there", "--agent", "prog", "--session", "first", "--wait", "30")
+    said = daemon.cli("send", "say hello there", "--agent", "prog", "--session", "first", "--wait", "60")
     assert said.result["answer"]["text"] == "hello there"
     replies = [one for one in daemon.entries() if one["in_reply_to"] == said.result["message_id"]]
     assert len(replies) == 1
@@ -117,7 +117,7 @@ def test_twenty_messages_to_five_sessions_are_each_answered_once(daemon: RealDae
 
 
 def test_the_same_id_twice_is_one_message_and_other_content_is_refused(daemon: RealDaemon) -> None:
-    command = ("send", "hello", "--agent", "echo", "--session", "twice", "--id", "once:1", "--wait", "30")
+    command = ("send", "hello", "--agent", "echo", "--session", "twice", "--id", "once:1", "--wait", "60")
     first, second = daemon.cli(*command), daemon.cli(*command)
     assert (first.result["duplicate"], second.result["duplicate"]) == (False, True)
     assert second.result["answer"]["cursor"] == first.result["answer"]["cursor"]
@@ -142,7 +142,7 @@ def test_a_program_that_fails_is_a_typed_error_answer_and_the_loop_lives(
 ) -> None:
     session = f"fails-{text.split(maxsplit=1)[0]}"
     text = text.format(mark=daemon.root / "impatient")
-    said = daemon.cli("send", text, "--agent", agent, "--session", session, "--wait", "30")
+    said = daemon.cli("send", text, "--agent", agent, "--session", session, "--wait", "60")
     assert said.error == "AGENT_FAILED"
     assert words in said.envelope["error"]["message"], "the operator, who typed this, reads why"
     message_id = said.envelope["result"]["message_id"]

@@ -93,7 +93,7 @@ def test_what_is_sent_for_later_waits_is_not_late_and_can_be_cancelled(make_daem
     assert not [one for one in daemon.cli("doctor").result["findings"] if one.get("session") == "later"]
     assert daemon.cli("message", "show", sent["message_id"]).ok
     assert daemon.cli("message", "cancel", sent["message_id"], "--reason", "a test").ok
-    now = daemon.cli("send", "soon", "-s", "echo/later", "--at", "in 1s", "--wait", "30").result
+    now = daemon.cli("send", "soon", "-s", "echo/later", "--at", "in 1s", "--wait", "60").result
     assert now["answer"]["text"] == "soon"
     for rule in ("1h", "0 9 * * 1-5"):
         added = daemon.cli("send", "hello", "-s", "echo/later", "--every", rule, "--mailbox", "me").result

@@ -37,10 +37,10 @@ def bus() -> Iterator[RealDaemon]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_session_is_named_as_given_everywhere(bus: RealDaemon, name: str) -> None:
-    said = bus.cli("send", "hello", "--agent", "echo", "--session", name, "--wait", "30")
+    said = bus.cli("send", "hello", "--agent", "echo", "--session", name, "--wait", "60")
     assert (said.result["session"], said.result["answer"]["text"]) == (name, "hello")
     message = said.result["message_id"]
-    assert bus.cli("send", "again", "--agent", "echo", f"--session={name}", "--wait", "30").ok
+    assert bus.cli("send", "again", "--agent", "echo", f"--session={name}", "--wait", "60").ok
     # Printed commands can be copied: a shell takes them as they stand.
     for action in said.envelope["next_actions"]:
         line = action["command"].removeprefix("clawbus ")
@@ -86,7 +86,7 @@ def test_they_are_in_a_backup_and_come_back_without_the_registry(bus: RealDaemon
         file.unlink()
     bus.start()
     assert {one["session"] for one in bus.cli("session", "list").result["sessions"]} == before
-    said = bus.cli("send", "still there", "--agent", "echo", "--session", NAMES[0], "--wait", "30")
+    said = bus.cli("send", "still there", "--agent", "echo", "--session", NAMES[0], "--wait", "60")
     assert said.result["answer"]["text"] == "still there"
 
 

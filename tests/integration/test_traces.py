@@ -194,7 +194,7 @@ def test_tools_are_children_of_their_turn_and_are_counted(make_daemon: Make) -> 
         table = command_agent("tools", (sys.executable, "-I", "-S", "-c", TOOLS))
         daemon = make_daemon(table + f'[telemetry]\notlp_endpoint = "{collector.url}"\n')
         daemon.start()
-        assert daemon.people("send", "work", "-a", "tools", "-s", "s", "--wait", "30").strip() == "done"
+        assert daemon.people("send", "work", "-a", "tools", "-s", "s", "--wait", "60").strip() == "done"
         spans = eventually("the turn and its tools", lambda: _turn_with_tools(collector))
         measured = daemon.metrics()
         assert daemon.stop() == 0

@@ -128,7 +128,7 @@ class RealDaemon:
         }
         return {**kept, **self.environment, **(extra or {})}
 
-    def cli(self, *arguments: str, timeout_s: float = 60.0, text: str | None = None) -> Said:
+    def cli(self, *arguments: str, timeout_s: float = 120.0, text: str | None = None) -> Said:
         """Run one command with --json; its exit code and envelope. Nothing else may be on its standard output."""
         done = subprocess.run(
             [self.command, "--config", str(self.config), *arguments, "--json"],
@@ -145,7 +145,7 @@ class RealDaemon:
         """What a command prints for people."""
         done = subprocess.run(
             [self.command, "--config", str(self.config), *arguments, "--pretty"],
-            capture_output=True, text=True, timeout=60, env={**self._environ(), "COLUMNS": "200"}, check=True,
+            capture_output=True, text=True, timeout=120, env={**self._environ(), "COLUMNS": "200"}, check=True,
         )  # fmt: skip
         return done.stdout
 
@@ -164,7 +164,7 @@ class RealDaemon:
         )  # fmt: skip
 
     @staticmethod
-    def end_cli(process: "subprocess.Popen[str]", timeout_s: float = 60.0) -> Said:
+    def end_cli(process: "subprocess.Popen[str]", timeout_s: float = 120.0) -> Said:
         out, _ = process.communicate(timeout=timeout_s)
         return Said(process.returncode, json.loads(out))
 

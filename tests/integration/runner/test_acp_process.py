@@ -52,7 +52,7 @@ def start(runners: Runners, incarnation: str, **settings: Any) -> subprocess.Pop
 async def answer(kit: SessionKit, message_id: str, text: str) -> str:
     before = len(kit.out())
     kit.add(message_id, text)
-    await eventually(lambda: kit.acks().get(message_id) == "completed", 30)
+    await eventually(lambda: kit.acks().get(message_id) == "completed")
     (content,) = kit.contents()[before:]
     return str(content["text"])
 
@@ -81,7 +81,7 @@ async def test_a_kill_in_mid_turn_loses_neither_the_message_nor_the_memory(kit: 
     kit.change("UPDATE messages_in SET tries = 1 WHERE id = 'm2'")  # as the host does for the claim that is gone
     (kit.agent / "go").touch()
     start(runners, "I2")
-    await eventually(lambda: kit.acks().get("m2") == "completed", 30)
+    await eventually(lambda: kit.acks().get("m2") == "completed")
     assert kit.contents()[-1] == {"text": "before\n\nafter"}
     told = json.loads(await answer(kit, "m3", "memory"))
     assert told[:2] == ["say hello", "tool build go"]
@@ -124,7 +124,7 @@ async def test_the_agent_is_no_leftover_of_a_turn(kit: SessionKit, runners: Runn
 async def test_a_failed_turn_is_explained_to_the_operator_alone(kit: SessionKit, runners: Runners) -> None:
     start(runners, "I1")
     kit.add("m1", "exit 7")
-    await eventually(lambda: kit.acks().get("m1") == "failed", 30)
+    await eventually(lambda: kit.acks().get("m1") == "failed")
     assert kit.contents()[0]["error"]["code"] == "ACP_DIED"
     assert "my last words" not in json.dumps(kit.contents())
     (note,) = kit.notes()

@@ -164,7 +164,7 @@ async def test_an_acp_agent_gets_the_server_and_uses_it_in_its_turn(tmp_path: Pa
         command = [sys.executable, str(AGENT)]
         runners.start("I1", provider="acp", command=command, tools=["send_message"])
         kit.add("m1", 'mcp send_message {"text": "on it"}')
-        await eventually(lambda: kit.acks().get("m1") == "completed", 30)
+        await eventually(lambda: kit.acks().get("m1") == "completed")
         early, answer = kit.contents()
         assert early == {"text": "on it"}
         assert json.loads(answer["text"])["ok"] is True

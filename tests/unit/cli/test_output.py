@@ -33,7 +33,7 @@ def run(*arguments: str | bytes, env: dict[str, str] | None = None, **more: Any)
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_an_answer_that_the_encoding_cannot_show_is_escaped(home: Path, operations: FakeOperations, name: str) -> None:
     env = ENVIRONMENTS[name]
-    for number, arguments in enumerate((("send", TEXT, *TO_ECHO, "--wait", "30"), ("mailbox",))):
+    for number, arguments in enumerate((("send", TEXT, *TO_ECHO, "--wait", "60"), ("mailbox",))):
         done = run(*arguments, "--json", env=env)
         assert (done.returncode, done.stderr) == (0, b"")
         result = json.loads(done.stdout)["result"]
@@ -74,7 +74,7 @@ def test_every_command_ends_alike_in_every_encoding(
 def test_a_reader_that_is_gone_changes_no_exit_code(home: Path, operations: FakeOperations, form: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = run("send", "x", *TO_ECHO, "--id", "m1", "--wait", "30", form, stdout=writer)
+    done = run("send", "x", *TO_ECHO, "--id", "m1", "--wait", "60", form, stdout=writer)
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
     failed = run("send", "x", "--agent", "nobody", "--session", "s", form, stdout=writer)
@@ -89,7 +89,7 @@ def test_a_report_that_cannot_be_written_says_that_the_deed_is_done(
     home: Path, operations: FakeOperations, form: str, lost: str
 ) -> None:
     script = f'exec "$@" {lost}'
-    send = [*COMMAND, "send", "x", *TO_ECHO, "--id", "m1", "--wait", "30", form]
+    send = [*COMMAND, "send", "x", *TO_ECHO, "--id", "m1", "--wait", "60", form]
     done = subprocess.run(["/bin/sh", "-c", script, "sh", *send], stderr=subprocess.PIPE, check=False, timeout=60)
     assert done.returncode == 74
     [line] = [one for one in done.stderr.decode().splitlines() if one.startswith("error: ")]
@@ -123,7 +123,7 @@ def test_a_stream_that_cannot_be_written_ends_and_says_so(home: Path, operations
 
 def test_standard_error_that_cannot_be_written_changes_nothing(home: Path, operations: FakeOperations) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = run("send", "x", *TO_ECHO, "--wait", "30", "--pretty", stderr=full)
+        done = run("send", "x", *TO_ECHO, "--wait", "60", "--pretty", stderr=full)
     assert (done.returncode, done.stdout) == (0, b"x\n")
 
 

@@ -54,12 +54,12 @@ def test_the_id_is_chosen_before_sending(cli: CommandLine, operations: FakeOpera
 
 
 def test_the_answer_is_waited_for(cli: CommandLine, operations: FakeOperations) -> None:
-    answer = cli("send", "hello", *TO_ECHO, "--wait", "5").result["answer"]
+    answer = cli("send", "hello", *TO_ECHO, "--wait", "30").result["answer"]
     assert (answer["text"], answer["content"], answer["mailbox"]) == ("hello", {"text": "hello"}, "cli")
 
 
 def test_people_see_the_answer_alone(cli: CommandLine, operations: FakeOperations) -> None:
-    answer = cli("send", "hello [bold]you", *TO_ECHO, "--wait", "5", "--pretty")
+    answer = cli("send", "hello [bold]you", *TO_ECHO, "--wait", "30", "--pretty")
     assert (answer.code, answer.out) == (0, "hello [bold]you\n")
 
 
@@ -76,7 +76,7 @@ def test_no_answer_in_time_is_not_ok_but_accepted(cli: CommandLine, operations: 
 
 
 def test_an_agent_s_failure_is_not_ok(cli: CommandLine, operations: FakeOperations) -> None:
-    answer = cli("send", "hello", "--agent", "broken", "--session", "s", "--wait", "5")
+    answer = cli("send", "hello", "--agent", "broken", "--session", "s", "--wait", "30")
     assert (answer.code, answer.envelope["error"]) == (1, {"code": "AGENT_FAILED", "message": "exit code 3"})
     assert answer.envelope["result"]["answer"]["content"] == {"error": "exit code 3"}
 
@@ -110,7 +110,7 @@ def test_context_wakes_nobody_and_waits_for_nothing(cli: CommandLine, operations
 
 
 def test_the_mailbox_is_chosen(cli: CommandLine, operations: FakeOperations) -> None:
-    assert cli("send", "hello", *TO_ECHO, "--mailbox", "mine", "--wait", "5").result["answer"]["mailbox"] == "mine"
+    assert cli("send", "hello", *TO_ECHO, "--mailbox", "mine", "--wait", "30").result["answer"]["mailbox"] == "mine"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_without_a_daemon_it_says_how_to_start_one(cli: CommandLine) -> None:
 
 
 def test_text_that_utf8_cannot_hold_survives(cli: CommandLine, operations: FakeOperations) -> None:
-    answer = cli("send", '{"text": "\\ud800\x9b[31m"}', *TO_ECHO, "--json-content", "--wait", "5")
+    answer = cli("send", '{"text": "\\ud800\x9b[31m"}', *TO_ECHO, "--json-content", "--wait", "30")
     assert answer.result["answer"]["text"] == "\ud800\x9b[31m"
     assert "\x9b" not in answer.out
 
@@ -171,7 +171,7 @@ class TestAfterTheAcceptance:
             raise StorageError("mailbox.db: the disk image is malformed.")
 
         monkeypatch.setattr(operations, "wait_reply", broken)
-        answer = cli("send", "hello", *TO_ECHO, "--wait", "5", "--id", "m1", "--mailbox", "mine")
+        answer = cli("send", "hello", *TO_ECHO, "--wait", "30", "--id", "m1", "--mailbox", "mine")
         envelope = answer.envelope
         assert (answer.code, envelope["error"]["code"]) == (1, "STORAGE")
         assert "message m1 is accepted" in envelope["error"]["message"]
@@ -291,7 +291,7 @@ class TestChat:
         self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo"))
-        result = cli("chat", *TO_ECHO, "--wait", "10").result
+        result = cli("chat", *TO_ECHO, "--wait", "30").result
         assert [(turn["text"], [one["text"] for one in turn["answers"]]) for turn in result["exchanges"]] == [
             ("one", ["one"]),
             ("two", ["two"]),
@@ -316,7 +316,7 @@ class TestChat:
         self, cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sys.stdin", _Batch(operations))
-        result = cli("chat", "--agent", "mute", "--session", "s", "--wait", "10").result
+        result = cli("chat", "--agent", "mute", "--session", "s", "--wait", "30").result
         assert [turn["answers"][0]["text"] for turn in result["exchanges"]] == ["both", "both"]
 
     def test_a_refusal_ends_it(
@@ -388,7 +388,7 @@ def test_the_answer_of_an_older_daemon_is_asked_for_apart(
     """It stores the message, says so, and knows nothing of a wait in the same call."""
     real = api.seconds
     monkeypatch.setattr(api, "seconds", lambda request, name: 0.0 if request.method == "POST" else real(request, name))
-    result = cli("send", "hello", *TO_ECHO, "--id", "m1", "--wait", "5").envelope["result"]
+    result = cli("send", "hello", *TO_ECHO, "--id", "m1", "--wait", "30").envelope["result"]
     assert (result["message_id"], result["answer"]["text"]) == ("m1", "hello")
 
 
