@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -88,6 +89,15 @@ async def served(tmp_path: Path) -> AsyncGenerator[Served]:
         base = "http://{}:{}".format(*channel.bound_address)
         async with httpx.AsyncClient(base_url=base, timeout=FAR) as client:
             yield Served(channel, bus, client, clock)
+
+
+@asynccontextmanager
+async def impatient(folder: Path) -> AsyncGenerator[tuple[str, int]]:
+    """A running channel that waits for a body for 0.3 s: its address."""
+    channel: WebhookChannel = build(WebhookChannel, "webhook", table(body_timeout_s=0.3), folder, SetClock())
+    async with running(channel):
+        assert channel.bound_address is not None
+        yield channel.bound_address
 
 
 def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -319,8 +329,7 @@ async def test_400_for_a_bad_session_and_a_missing_delivery_id(served: Served) -
 
 
 async def test_408_for_a_slow_body(tmp_path: Path) -> None:
-    channel: WebhookChannel = build(WebhookChannel, "webhook", table(body_timeout_s=0.3), tmp_path, SetClock())
-    async with running(channel), await anyio.connect_tcp(*(channel.bound_address or ("", 0))) as stream:
+    async with impatient(tmp_path) as address, await anyio.connect_tcp(*address) as stream:
         head = "".join(f"{name}: {value}\r\n" for name, value in signed(b"{}").items())
         await stream.send(f"POST /hooks/ours HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n{head}\r\n{{".encode())
         with anyio.fail_after(FAR):
@@ -453,14 +462,14 @@ async def test_a_client_that_leaves_in_mid_body_stores_nothing(served: Served) -
 # --- the listener ----------------------------------------------------------------------------------------------------
 
 
-async def test_silent_connections_are_cut(served: Served) -> None:
-    assert served.channel.bound_address is not None
-    for sent in (b"", b"POST /hooks/ours HTTP/1.1\r\nx-slow: "):
-        async with await anyio.connect_tcp(*served.channel.bound_address) as stream:
-            if sent:
-                await stream.send(sent)
-            with anyio.fail_after(FAR), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
-                await stream.receive()
+async def test_silent_connections_are_cut(tmp_path: Path) -> None:
+    async with impatient(tmp_path) as address:
+        for sent in (b"", b"POST /hooks/ours HTTP/1.1\r\nx-slow: "):
+            async with await anyio.connect_tcp(*address) as stream:
+                if sent:
+                    await stream.send(sent)
+                with anyio.fail_after(FAR), pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                    await stream.receive()
 
 
 async def test_over_the_limit_the_connection_that_waited_longest_makes_room(tmp_path: Path) -> None:
