@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from schema.os_faults import Fault, fault_of, host_error
+from schema.second_names import has_second_name_below
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -27,7 +28,7 @@ class FileAbsentError(FileRefusedError):
 def read_below(folder: Path, parts: Sequence[str], limit: int) -> bytes:
     """Return the bytes of the plain file that `parts` name below `folder`, component by component.
 
-    Raise FileRefusedError for what is not a plain file with one name, what is larger than `limit` bytes, and what changes
+    Raise FileRefusedError for what is not a plain file with one name there, what is larger than `limit` bytes, and what changes
     while it is read; StorageError for what this machine cannot do now.
     """
     opened: list[int] = []
@@ -36,9 +37,9 @@ def read_below(folder: Path, parts: Sequence[str], limit: int) -> bytes:
         for part in parts[:-1]:
             opened.append(os.open(part, _FOLDER, dir_fd=opened[-1]))
         # Look before opening: opening a device may already have an effect.
-        _check_plain(os.stat(parts[-1], dir_fd=opened[-1], follow_symlinks=False))
+        _check_plain(folder, os.stat(parts[-1], dir_fd=opened[-1], follow_symlinks=False))
         opened.append(os.open(parts[-1], _FILE, dir_fd=opened[-1]))
-        return _read(opened[-1], limit)
+        return _read(folder, opened[-1], limit)
     except OSError as error:
         fault = fault_of(error)
         if fault is Fault.ABSENT:
@@ -53,20 +54,20 @@ def read_below(folder: Path, parts: Sequence[str], limit: int) -> bytes:
             os.close(descriptor)
 
 
-def _check_plain(status: os.stat_result) -> None:
+def _check_plain(folder: Path, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise FileRefusedError("is a link")
     if stat.S_ISDIR(status.st_mode):
         raise FileRefusedError("is a folder")
     if not stat.S_ISREG(status.st_mode):
         raise FileRefusedError("is a fifo, a socket or a device")
-    if status.st_nlink > 1:
+    if has_second_name_below(folder, status):
         raise FileRefusedError("has a second name (a hard link)")
 
 
-def _read(descriptor: int, limit: int) -> bytes:
+def _read(folder: Path, descriptor: int, limit: int) -> bytes:
     before = os.fstat(descriptor)
-    _check_plain(before)
+    _check_plain(folder, before)
     if before.st_size > limit:
         raise FileRefusedError(f"has {before.st_size} bytes, of which {max(limit, 0)} are left")
     data = bytearray()

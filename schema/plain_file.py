@@ -16,6 +16,7 @@ from typing import Final
 from schema.errors import HostileFileError, ReadRaceError
 from schema.layout import OUTBOUND_DB
 from schema.os_faults import file_error, host_error, in_container_folder
+from schema.second_names import has_second_name_below
 
 _MAGIC: Final = b"SQLite format 3\x00"
 _JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
@@ -38,7 +39,7 @@ class ReadLimits:
 
 
 def open_plain(folder: Path, name: str) -> int | None:
-    """Open a plain, singly linked file in `folder` without following links; return None if there is none."""
+    """Open a plain file with one name in `folder` without following links; return None if there is none."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -59,7 +60,12 @@ def open_plain(folder: Path, name: str) -> int | None:
     except OSError as error:
         os.close(descriptor)
         raise file_error(error, f"{name} cannot be looked at") from error
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+    try:
+        plain = stat.S_ISREG(status.st_mode) and not has_second_name_below(folder, status)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if not plain:
         os.close(descriptor)
         raise HostileFileError(f"{name} is not a plain file with a single link.")
     return descriptor

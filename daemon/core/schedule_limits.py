@@ -17,12 +17,18 @@ _LOOKED_AT: Final = 50
 class ScheduleLimits:
     """The limits of one agent's sessions: how many schedules each may have, and how close together occurrences may be.
 
-    `timezone` applies where the agent names none.
+    What is due sooner than `shortest_ms` from now is bounded too: `most` such requests in `window_ms`. Without that an agent
+    could wake itself in a loop, each turn asking for the next. `timezone` applies where the agent names none.
     """
 
     most: int = 20
     shortest_ms: int = 60_000
     timezone: str = "UTC"
+
+    @property
+    def window_ms(self) -> int:
+        """Return the time in which requests for soon are counted: one in each shortest interval, on average."""
+        return max(self.most, 1) * self.shortest_ms
 
 
 def check_limits(times: Times, there: int, limits: ScheduleLimits, now: int) -> None:
@@ -39,6 +45,24 @@ def check_limits(times: Times, there: int, limits: ScheduleLimits, now: int) -> 
             " (agents.NAME.min_schedule_s).",
             hint="Choose a longer interval.",
         )
+
+
+def is_soon(times: Times, limits: ScheduleLimits, now: int) -> bool:
+    """Return whether the first occurrence is due before the shortest interval is over."""
+    first = times.at if times.at is not None else next_after(times, now) if times.cron is not None else None
+    return first is not None and first - now < limits.shortest_ms
+
+
+def check_soon(asked: int, oldest: int | None, limits: ScheduleLimits, now: int) -> None:
+    """Raise ScheduleError if the agent has asked for too much too soon: `asked` times in the window, `oldest` its first."""
+    if asked < max(limits.most, 1):
+        return
+    again = max((oldest or now) + limits.window_ms - now, 1000)
+    raise ScheduleError(
+        f"this session's agent asked {asked} times in {limits.window_ms / 1000:g} s for something sooner than"
+        f" {limits.shortest_ms / 1000:g} s; that is the limit (agents.NAME.max_schedules and min_schedule_s).",
+        hint=f"Choose a time at least {limits.shortest_ms / 1000:g} s from now, or ask again in {again / 1000:.0f} s.",
+    )
 
 
 def _shortest(times: Times, now: int) -> int | None:

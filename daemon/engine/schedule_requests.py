@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 
 from daemon.core.errors import ScheduleError
-from daemon.core.schedule_limits import ScheduleLimits, check_limits
-from daemon.core.schedules import CatchUp, Times, check_form, upcoming
+from daemon.core.schedule_limits import ScheduleLimits, check_limits, check_soon, is_soon
+from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, Times, check_form, upcoming
 from daemon.core.time_phrases import instant_of
 from daemon.engine import schedule_steps
 from daemon.store import messages, schedules
 from daemon.store.dead_letters import Operator
-from daemon.store.schedule_requests import note_outcome
+from daemon.store.schedule_requests import SOON, note_outcome, soon_since
 from daemon.store.schedules import AGENT, Scheduled, ScheduleState
 from schema.errors import ClawbusError
 from schema.handles import Writer
@@ -41,7 +41,7 @@ def carry_out(db: Writer, row: MessageOut, address: Address, limits: ScheduleLim
         outcome = _refused(
             "BAD_SCHEDULE", f"the request cannot be carried out: {str(error)[:200]}.", "Ask for another."
         )
-    note_outcome(db, row.id, outcome, now)
+    note_outcome(db, row.id, outcome, now, counted_since=now - limits.window_ms)
     if request is not None and request.notify and not outcome["ok"]:
         _tell_agent(db, row, request, outcome, now)
 
@@ -70,18 +70,28 @@ def _done(
             unfinished = schedules.unfinished(db, request.key)
             if unfinished is not None and row is not None:
                 raise ScheduleError(f"its message {unfinished} is not finished.", hint="Wait until it is.")
-            return schedule_steps.run_now(db, request.key, _ASKS, now)
+            _check_soon(db, limits, now)
+            return {**SOON, **schedule_steps.run_now(db, request.key, _ASKS, now)}
 
 
 def _put(db: Writer, request: ScheduleRequest, address: Address, limits: ScheduleLimits, now: int) -> dict[str, object]:
     times = _times(request, limits, now)
     check_form(times)
     check_limits(times, schedules.count_of_agent(db, besides=request.key), limits, now)
+    soon = is_soon(times, limits, now)
+    if soon:
+        _check_soon(db, limits, now)
     what = Scheduled(times, json.dumps({"text": request.text}, ensure_ascii=False), address, request.check)
     done = schedule_steps.put(db, request.key, what, _ASKS, now, origin=AGENT)
     row = schedules.find(db, request.key)
     assert row is not None
-    return {**done, "upcoming": [to_text(at) for at in upcoming(row.what.times, row.next_at, row.sent, _UPCOMING)]}
+    next_ones = [to_text(at) for at in upcoming(row.what.times, row.next_at, row.sent, _UPCOMING)]
+    return {**(SOON if soon and done["was"] != "unchanged" else {}), **done, "upcoming": next_ones}
+
+
+def _check_soon(db: Writer, limits: ScheduleLimits, now: int) -> None:
+    asked, oldest = soon_since(db, now - limits.window_ms, now + CLOCK_SLACK_MS)
+    check_soon(asked, oldest, limits, now)
 
 
 def _times(request: ScheduleRequest, limits: ScheduleLimits, now: int) -> Times:

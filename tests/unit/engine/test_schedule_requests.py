@@ -17,6 +17,7 @@ from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.delivery_steps import Collected, collect
 from daemon.store import deliveries, schedules
 from daemon.store.dead_letters import Operator
+from daemon.store.schedule_requests import KEPT
 from daemon.store.schedules import Scheduled, ScheduleRow, ScheduleState
 from schema.rows import Address
 from tests.support.session_world import NOW, SessionWorld
@@ -148,6 +149,39 @@ def test_a_cron_expression_is_held_to_the_shortest_interval(world: SessionWorld)
     )
     poll(world, often)
     assert "300 s apart" in outcome(world, "s1")["error"]["message"]
+
+
+def test_the_rate_of_what_is_due_soon_is_limited(world: SessionWorld) -> None:
+    world.now += 1000  # between two minutes, for the cron expression
+    soon: list[dict[str, object]] = [
+        {"at": "in 5s"},
+        {"type": "change_schedule", "key": "long", "action": "run_now"},
+        {"cron": "* * * * *"},
+    ]
+    assert ask(world, "s0", key="long", every_s=3600)["ok"]
+    for number, fields in enumerate(soon):
+        assert ask(world, f"a{number}", **fields)["ok"] is (number < 2), "two in two minutes: the limit of MEANS"
+    refused = ask(world, "a3", at="in 5s")["error"]
+    assert "asked 2 times in 120 s for something sooner than 60 s" in refused["message"]
+    assert refused["fix"] == "Choose a time at least 60 s from now, or ask again in 120 s."
+    assert ask(world, "a4", at="in 2m")["ok"], "what is due later is bounded by its number"
+    world.now += 121_000
+    assert ask(world, "a5", at="in 5s")["ok"]
+
+
+def test_other_requests_do_not_make_the_host_forget_what_it_counts(world: SessionWorld) -> None:
+    means = replace(MEANS, schedules=ScheduleLimits(most=1))
+    content = '{"type":"schedule","key":"k","text":"x","at":"in 1s"}'
+    world.say("s1", in_reply_to="m1", kind="system", content=content)
+    poll(world, means)
+    assert outcome(world, "s1")["ok"]
+    for number in range(KEPT + 1):
+        world.say(f"bad{number}", in_reply_to="m1", kind="system", content='{"type":"schedule","key":"b","text":"x"}')
+    world.say("s2", in_reply_to="m1", kind="system", content=content)
+    while poll(world, means).more:
+        pass
+    assert not outcome(world, "s2")["ok"]
+    assert world.read("SELECT count(*) AS n FROM schedule_requests") == [{"n": KEPT + 1}]
 
 
 def test_an_operator_s_pause_stands(world: SessionWorld) -> None:

@@ -88,3 +88,11 @@ def test_a_full_table_of_descriptors_is_this_machine_s_trouble(tmp_path: Path, m
         patched.setattr(given_files.os, "open", full)
         with pytest.raises(StorageError):
             read_below(tmp_path, ("file",), 4)
+
+
+def test_a_second_name_outside_of_the_folder_is_not_the_containers(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"x")
+    (tmp_path / "copied").hardlink_to(folder / "file")
+    assert read_below(folder, ("file",), 4) == b"x"

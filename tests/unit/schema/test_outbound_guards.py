@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sqlite3
@@ -23,6 +24,7 @@ from schema.migrate import OUTBOUND_TABLES, Role
 from schema.outbound_copy import open_outbound_copy
 from schema.outbound_file import open_outbound_reader, recover_outbound_journal
 from schema.plain_file import ReadLimits
+from schema.second_names import _MAX_ENTRIES
 from tests.support.hot_journal import strand_journal
 
 LIMITS = ReadLimits(max_file_bytes=1024**2, max_row_bytes=100_000, deadline_s=5.0)
@@ -63,7 +65,15 @@ def _symlink(folder: Path) -> None:
 
 
 def _hard_link(folder: Path) -> None:
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "twin.db").hardlink_to(good(folder))
+
+
+def _hidden_hard_link(folder: Path) -> None:
+    """More files than are looked through, so that a second name among them may stay unseen."""
     (folder.parent / "twin.db").hardlink_to(good(folder))
+    for number in range(_MAX_ENTRIES):
+        os.mknod(folder / str(number))
 
 
 def _dangling(folder: Path) -> None:
@@ -95,6 +105,7 @@ REFUSED: dict[str, Make] = {
     "symlink": _symlink,
     "dangling symlink": _dangling,
     "hard link": _hard_link,
+    "hard link among too many files": _hidden_hard_link,
     "fifo": lambda folder: os.mkfifo(folder / OUTBOUND_DB),
     "directory": lambda folder: (folder / OUTBOUND_DB).mkdir(),
     "random bytes": lambda folder: (folder / OUTBOUND_DB).write_bytes(os.urandom(8192)),
@@ -134,6 +145,33 @@ def test_what_is_no_plain_database_is_refused(out: Path, look: Look, name: str) 
         look(out, LIMITS)
     assert str(out.parent) not in str(refused.value)
     assert descriptors() == before, "a refusal leaks no descriptor"
+
+
+def test_a_second_name_outside_of_the_containers_folder_is_not_its_doing(out: Path, look: Look) -> None:
+    strand_journal(good(out), "INSERT INTO session_state VALUES ('k' || ?, hex(zeroblob(400)), 'now')", rows=500)
+    for name in (OUTBOUND_DB, JOURNAL):  # as `cp -al` of a live data folder does
+        (out.parent / f"copied-{name}").hardlink_to(out / name)
+    assert recover_outbound_journal(out)
+    before = descriptors()
+    reader = look(out, LIMITS)
+    assert reader is not None
+    reader.close()
+    assert descriptors() == before
+
+
+def test_a_second_name_that_cannot_be_looked_for_is_no_verdict(
+    out: Path, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (out.parent / "copied").hardlink_to(good(out))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("schema.second_names.os.scandir", full)
+    before = descriptors()
+    with pytest.raises(StorageError):
+        look(out, LIMITS)
+    assert descriptors() == before
 
 
 def test_what_is_not_there_yet_is_none(out: Path, look: Look) -> None:
