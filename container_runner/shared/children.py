@@ -52,16 +52,19 @@ class Children:
     def __init__(self) -> None:
         self._awaited: set[int] = set()
         self._starting = 0
+        self._reap_put_off = False
         self._spared = frozenset(_children(os.getpid()))
 
     @contextmanager
     def starting(self) -> Generator[None]:
-        """Suspend reaping: a program that is just being started is not registered yet."""
+        """Put off reaping: a program that is just being started is not registered yet."""
         self._starting += 1
         try:
             yield
         finally:
             self._starting -= 1
+            if self._reap_put_off and not self._starting:
+                self.reap()  # no signal comes a second time
 
     def await_(self, pid: int) -> None:
         """Register a child that a task waits for and whose exit code it collects."""
@@ -73,8 +76,9 @@ class Children:
 
     def reap(self) -> None:
         """Reap inherited children that have exited: until then each occupies a slot in the process table."""
+        self._reap_put_off = bool(self._starting)
         if self._starting or not _has_children():
-            return  # they are reaped when the next process exits, or at the end of the turn
+            return
         for pid in self._inherited():
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

@@ -224,8 +224,8 @@ def test_a_full_disk_ends_the_deploy_and_not_the_daemon_that_serves(host: SlotHo
     release = host.variant("# full disk").name
     full = host.bus.data / "deploy" / "state.json.new"
     assert host.bus.cli("deploy", "start", release, "--detach").ok
-    eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 30)
-    eventually("a moment between two states", lambda: placed(full), 30)
+    eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 90)
+    eventually("a moment between two states", lambda: placed(full), 90)
     assert host.bus.ask("full", agent="echo", session="full", wait_s=60)["text"] == "full"
     eventually("noticed", lambda: "deploy_state_failing" in host.log(str(before.serving)), 60)
     full.unlink()
@@ -268,7 +268,7 @@ def test_a_daemon_that_goes_in_the_bake_is_taken_back(host: SlotHost, how: str) 
         host.stop(new)
     else:
         host.kill(new)
-    eventually("taken back", lambda: host.state().serving == old, 30)
+    eventually("taken back", lambda: host.state().serving == old, 90)
     took = time.monotonic() - began
     state = host.state()
     assert state.deploy is not None
@@ -288,7 +288,7 @@ def test_the_tool_is_killed_and_the_deploy_goes_on_and_the_old_daemon_is_killed_
     before = host.state()
     release = host.variant("# killed tool")
     tool = host.bus.begin_cli("deploy", "start", release.name)
-    eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 30)
+    eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 90)
     tool.kill()
     tool.communicate(timeout=60)
     assert before.serving is not None
@@ -301,7 +301,7 @@ def test_the_tool_is_killed_and_the_deploy_goes_on_and_the_old_daemon_is_killed_
     assert (state.deploy.state, state.serving, state.epoch) == ("failed", before.serving, before.epoch)
     host.ready()
     second = host.bus.begin_cli("deploy", "start", release.name)
-    eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 30)
+    eventually("warm", lambda: (d := host.state().active) is not None and d.gate("warm").since is not None, 90)
     second.kill()
     second.communicate(timeout=60)
     eventually("passed", lambda: (d := host.state().deploy) is not None and d.state == "passed", 60)

@@ -48,7 +48,7 @@ def daemon(make_daemon: Make, image: str) -> RealDaemon:
 def in_mid_turn(daemon: RealDaemon, session: str) -> str:
     """Send a message and return its id once its program is at work. `finish` lets it end."""
     message_id = daemon.post(f"hang /workspace/agent/{session}", agent="prog", session=session)
-    eventually("in mid-turn", (daemon.data / "agents" / "prog" / session).exists, 30)
+    eventually("in mid-turn", (daemon.data / "agents" / "prog" / session).exists, 90)
     return message_id
 
 
@@ -242,8 +242,8 @@ def test_a_container_killed_in_mid_turn_costs_a_try_and_the_message_is_answered(
 def test_an_acp_agent_killed_in_mid_turn_continues_its_session(daemon: RealDaemon) -> None:
     daemon.ask("say hello", agent="acp", session="s")
     message_id = daemon.post("tool build go", agent="acp", session="s")
-    eventually("in mid-turn", (daemon.data / "agents" / "acp" / "go.began").exists, 30)
-    eventually("its tool is shown", lambda: (daemon.show("acp", "s")["tool"] or {}).get("name") == "build", 30)
+    eventually("in mid-turn", (daemon.data / "agents" / "acp" / "go.began").exists, 90)
+    eventually("its tool is shown", lambda: (daemon.show("acp", "s")["tool"] or {}).get("name") == "build", 90)
     first = daemon.container("acp", "s")
     docker("kill", first["container_id"])
     (daemon.data / "agents" / "acp" / "go").touch()
@@ -259,7 +259,7 @@ def test_a_cancelled_turn_stops_and_its_container_and_memory_stay(daemon: RealDa
     for agent, words in turns.items():
         daemon.ask("say hello", agent=agent, session="c")
         message_id = daemon.post(words, agent=agent, session="c")
-        eventually("in mid-turn", (daemon.data / "agents" / agent / "cancelled").exists, 30)
+        eventually("in mid-turn", (daemon.data / "agents" / agent / "cancelled").exists, 90)
         before = daemon.container(agent, "c")
         assert daemon.cli("message", "cancel", message_id, "--session", f"{agent}/c").result["running"]
         assert daemon.ask("say up", agent=agent, session="c")["text"] == "up", (
@@ -289,7 +289,7 @@ def test_the_output_of_a_removed_container_is_kept(daemon: RealDaemon) -> None:
 def test_a_message_that_reaches_the_memory_limit_takes_no_other_of_its_turn_with_it(daemon: RealDaemon) -> None:
     place = daemon.data / "agents" / "small"
     daemon.post("hang /workspace/agent/busy", agent="small", session="s")
-    eventually("in mid-turn", (place / "busy").exists, 30)
+    eventually("in mid-turn", (place / "busy").exists, 90)
     innocent = [daemon.post(f"say {number}", agent="small", session="s") for number in range(3)]
     greedy = daemon.post("eat 200", agent="small", session="s")
     (place / "busy.go").touch()

@@ -61,7 +61,7 @@ def test_two_that_beat_and_never_finish_lose_their_slots_and_doctor_names_them(m
             told = [" ".join(one["evidence"]) for one in found if one["code"] == "WORK_WAITING"]
             return told[0] if told else None
 
-        told = eventually("doctor says who holds the slots", named, 40)
+        told = eventually("doctor says who holds the slots", named, 90)
         for name, message_id in held.items():
             assert f"prog/{name} works on message {message_id} for " in told
         assert "hello" in str(daemon.answer(waits, agent="echo", session="third", wait_s=60))
@@ -89,7 +89,7 @@ def test_an_idle_one_that_beats_is_stopped_after_its_time(make_daemon: Make) -> 
     daemon.start()
     daemon.ask("say done", agent="prog", session="i1")
     with beating(heartbeats(daemon, "i1"), 50.0):
-        eventually("stopped", lambda: daemon.running("prog", "i1") is None, 30)
+        eventually("stopped", lambda: daemon.running("prog", "i1") is None, 90)
     assert daemon.events("container_stuck") == []
 
 
@@ -100,7 +100,7 @@ def test_an_idle_one_is_never_stuck(make_daemon: Make) -> None:
     daemon.ask("say done", agent="prog", session="warm")
     before = daemon.container("prog", "warm")
     swept = daemon.status()["live"]["last_sweep"]["at"]
-    eventually("swept, long after the ceiling", lambda: daemon.status()["live"]["last_sweep"]["at"] > swept + 3000, 30)
+    eventually("swept, long after the ceiling", lambda: daemon.status()["live"]["last_sweep"]["at"] > swept + 3000, 90)
     assert daemon.container("prog", "warm") == before
     assert daemon.events("container_stuck") == []
     daemon.at_rest = True

@@ -116,7 +116,7 @@ def test_a_message_that_waits_for_its_retry_is_not_overtaken(make_daemon: Make, 
     second = daemon.post("small", agent="a", session="s")
     other = daemon.ask("small", agent="a", session="other")
     assert other == {"text": "ok small"}, "it holds back its own session alone"
-    eventually("the second is done", lambda: daemon.message("a", "s", second)["status"] == "completed", 30)
+    eventually("the second is done", lambda: daemon.message("a", "s", second)["status"] == "completed", 90)
     assert daemon.message("a", "s", first)["status"] == "failed"
     assert turns(folder)[-1] == ["small"]
 
@@ -144,7 +144,7 @@ def test_with_the_order_ready_later_messages_pass(make_daemon: Make, folder: Pat
 def test_an_agent_says_later_and_the_message_is_tried_again(make_daemon: Make, folder: Path, word: str) -> None:
     daemon = started(make_daemon, folder)
     message_id = daemon.post(word, agent="a", session="s")
-    eventually("it has said so twice", lambda: daemon.life("a", "s", message_id).count("deferred") >= 2, 30)
+    eventually("it has said so twice", lambda: daemon.life("a", "s", message_id).count("deferred") >= 2, 90)
     row = daemon.message("a", "s", message_id)
     assert (row["status"], row["tries"]) == ("pending", 0)
     assert row["deferrals"] >= 2

@@ -90,12 +90,12 @@ def test_what_an_agent_says_while_it_works_is_shown_and_outlives_its_container(m
     message_id = daemon.post("go", agent="slow", session="s")
 
     words = daemon.folder("slow", "s") / "out" / ".words"
-    eventually("its words", lambda: words.exists() and len(words.read_text(encoding="utf-8").splitlines()) == 2, 30)
+    eventually("its words", lambda: words.exists() and len(words.read_text(encoding="utf-8").splitlines()) == 2, 90)
     work = daemon.cli("session", "list").result["sessions"][0]["work"]
     assert work["said"] in ("boom", "asking the source")
     assert "said" in daemon.people("top", "--once")
     os.killpg(daemon.leader("slow", "s"), signal.SIGKILL)
-    letter = eventually("given up", lambda: daemon.cli("dead", "list").result["letters"], 30)[0]
+    letter = eventually("given up", lambda: daemon.cli("dead", "list").result["letters"], 90)[0]
     assert letter["id"] == message_id
     seen = daemon.cli("dead", "show", message_id).result
     said = sorted((one["kind"], one["text"]) for one in seen["said"])

@@ -33,7 +33,7 @@ class Manager:
         path = daemon.root / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._socket.settimeout(30)
+        self._socket.settimeout(120)
         daemon.environment = {"NOTIFY_SOCKET": str(path)}
 
     def await_line(self, wanted: str) -> None:
@@ -116,7 +116,7 @@ def test_a_signal_during_the_imports_is_held_back(daemon: RealDaemon, manager: M
     process = begin(daemon)
     eventually("held back", lambda: holds(process))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_another_command_is_interrupted_as_ever(daemon: RealDaemon) -> None:
@@ -125,7 +125,7 @@ def test_another_command_is_interrupted_as_ever(daemon: RealDaemon) -> None:
         process = daemon.begin_stream(*arguments)
         eventually("it can be interrupted", lambda process=process: catches_interrupts(process.pid))
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(60) == 130
         process.communicate()
 
 
@@ -146,7 +146,7 @@ def test_a_stop_during_start_up_ends_in_order(daemon: RealDaemon, number: signal
     eventually("a handler", lambda: catches(process))
     assert daemon.events("daemon_ready") == []
     process.send_signal(number)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert len(daemon.events("daemon_stopped")) == 1
     assert not daemon.socket.exists()
 
@@ -193,7 +193,7 @@ def test_a_closed_terminal_ends_the_daemon_in_order(daemon: RealDaemon) -> None:
     eventually("reloaded", lambda: daemon.events("config_reloaded"))
     assert process.poll() is None
     os.close(master)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     assert len(daemon.events("terminal_closed")) == 1
     assert len(daemon.events("daemon_stopped")) == 1
 

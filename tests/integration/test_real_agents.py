@@ -203,7 +203,7 @@ def test_it_answers_continues_after_a_kill_and_never_sees_the_key(
     if name == "gemini":  # what it does with a session that is loaded in the minute of its start: docs/agents.md
         eventually("another minute", lambda: datetime.now(UTC).minute != began, 61)
     docker("kill", container)
-    eventually("the container is gone", lambda: daemon.running(name, "s") is None, 30)
+    eventually("the container is gone", lambda: daemon.running(name, "s") is None, 90)
     assert counted(ask(daemon, name, "once more")) > first, "it has forgotten the first message"
     if AGENTS[name].usage:
         assert daemon.show(name, "s")["usage"]["input_tokens"] > 0

@@ -112,6 +112,7 @@ def test_a_schedule_that_keeps_failing_is_a_finding_whose_repair_ends_it(make_da
     eventually("it is paused", lambda: daemon.cli("schedule", "show", "beat").result["state"] == "paused", 60)
     one = found(daemon, "SCHEDULE_FAILING")
     assert (one["session"], daemon.cli("schedule", "show", "beat").result["paused_after"]) == ("schedule-beat", 2)
+    eventually("told", lambda: len(daemon.entries("beat")) > 1)
     texts = [entry["content"] for entry in daemon.entries("beat")]
     assert ["error" in text for text in texts] == [True, False], "one error, and the notice"
     assert "paused" in texts[1]["text"]

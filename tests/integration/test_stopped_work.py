@@ -59,7 +59,7 @@ def test_a_file_of_a_newer_version_is_named_while_the_daemon_runs_and_while_it_d
     assert name in " ".join(eventually("the doctor names it without a daemon", named)[0]["evidence"])
     set_version(path, by=0)
     daemon.start()
-    eventually("nothing is wrong", lambda: not findings(daemon), 30)
+    eventually("nothing is wrong", lambda: not findings(daemon), 90)
 
 
 def test_a_session_whose_sweep_fails_is_a_finding_until_it_succeeds(make_daemon: Make) -> None:
@@ -79,4 +79,4 @@ def test_a_session_whose_sweep_fails_is_a_finding_until_it_succeeds(make_daemon:
     finally:
         connection.execute("ROLLBACK")
         connection.close()
-    eventually("nothing is wrong", lambda: not findings(daemon), 30)
+    eventually("nothing is wrong", lambda: not findings(daemon), 90)

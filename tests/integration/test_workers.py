@@ -36,7 +36,7 @@ def confirmed(bus: RealDaemon) -> dict[str, Any]:
         (one,) = bus.cli("worker", "list").result["workers"]
         return one if one["state"] == "registered" else None
 
-    return eventually("confirmed", look, 30)
+    return eventually("confirmed", look, 90)
 
 
 def test_a_registration_is_confirmed_shown_and_ended_and_a_crash_is_superseded(bus: RealDaemon) -> None:
@@ -98,7 +98,7 @@ def test_another_role_s_agent_is_refused_by_name_and_reload_moves_it(bus: RealDa
         bus.config.read_text(encoding="utf-8").replace('["echo"]', '["echo", "far"]'), encoding="utf-8"
     )
     assert bus.cli("reload").ok
-    eventually("registered", lambda: confirmed(bus)["agents"] == ["echo", "far"], 30)
+    eventually("registered", lambda: confirmed(bus)["agents"] == ["echo", "far"], 90)
     assert bus.cli("send", "hello", "--session", "far/s").ok
 
 

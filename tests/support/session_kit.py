@@ -49,6 +49,7 @@ class SessionKit:
         process_after: str | None = None,
         address: tuple[str | None, str | None, str | None] = HOME,
         kind: str = "chat",
+        tries: int = 0,
     ) -> int:
         """Insert a row as the host does; returns its seq."""
         with self.host() as db, db.transaction():
@@ -58,9 +59,10 @@ class SessionKit:
             seq = highest + 2 - highest % 2
             db.execute(
                 "INSERT INTO messages_in(id, seq, kind, timestamp, status, process_after, series_id, trigger, on_wake,"
-                " channel_type, platform_id, thread_id, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " tries, channel_type, platform_id, thread_id, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    *(message_id, seq, kind, STAMP, status, process_after, message_id, trigger, on_wake, *address),
+                    *(message_id, seq, kind, STAMP, status, process_after, message_id, trigger, on_wake),
+                    *(tries, *address),
                     json.dumps({"text": text}) if content is None else content,
                 ),
             )

@@ -104,6 +104,16 @@ async def test_orphans_that_end_during_a_turn_are_reaped_at_once(kit: SessionKit
     assert kit.contents() == [{"text": "hi"}]
 
 
+def test_an_orphan_that_ends_while_a_program_is_started_is_reaped_after_the_start() -> None:
+    children = Children()
+    with children.starting():
+        orphan = os.posix_spawn("/bin/true", ["true"], {})  # nobody here waits for it
+        os.waitid(os.P_PID, orphan, os.WEXITED | os.WNOWAIT)
+        children.reap()  # on its SIGCHLD
+        assert Path(f"/proc/{orphan}").exists(), "the one that is started could be it"
+    assert not Path(f"/proc/{orphan}").exists()
+
+
 @pytest.mark.anyio
 async def test_leftovers_of_many_turns_do_not_pile_up(kit: SessionKit, runners: Runners) -> None:
     runner = runners.command("setsid sleep 300 >/dev/null 2>&1 & echo hi", max_batch=1)

@@ -639,16 +639,16 @@ async def test_follow_ups_of_a_failed_turn_are_tried_alone_too(kit: SessionKit) 
 async def test_nothing_joins_a_turn_of_what_is_tried_alone_nor_the_other_way_round(kit: SessionKit) -> None:
     async def work(turn: Turn, progress: Progress) -> Answer:
         if turn.messages[0].id in ("retried", "fresh"):
-            kit.add("joins" if turn.messages[0].id == "retried" else "second retried")
-            if turn.messages[0].id == "fresh":
-                kit.change("UPDATE messages_in SET tries = 1 WHERE id = 'second retried'")
+            if turn.messages[0].id == "retried":
+                kit.add("joins")
+            else:
+                kit.add("second retried", tries=1)
             with anyio.move_on_after(0.3):
                 await progress.follow_ups()
         return say("ok")
 
     provider = Scripted(work, accepts_follow_ups=True)
-    kit.add("retried")
-    kit.change("UPDATE messages_in SET tries = 1")
+    kit.add("retried", tries=1)
     async with running(build(kit, provider)):
         await eventually(lambda: kit.acks().get("joins") == "completed")
         kit.add("fresh")
