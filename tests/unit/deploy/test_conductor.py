@@ -95,7 +95,7 @@ class Stage:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, **deploy: Any) -> None:
         self.data = root / "data"
         self.data.mkdir()
-        quick = {"warm_s": 0.0, "warm_limit_s": 0.3, "drain_s": 0.1, "bake_s": 0.2, "bake_check_s": 0.02} | deploy
+        quick = {"warm_s": 0.0, "warm_limit_s": 20.0, "drain_s": 0.1, "bake_s": 0.2, "bake_check_s": 0.02} | deploy
         self.config = Config.model_validate(
             {"data_dir": str(self.data), "runtime": {"kind": "process"}, "deploy": {"root": str(root / "opt"), **quick}}
         )
@@ -138,7 +138,7 @@ class Stage:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.conductor.run)
             await self.conductor.start(self.new.name, force=False, no_rollback=no_rollback)
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 await until(lambda: (active := self.state().active) is None or active.is_cut_over)
                 await until(lambda: self.state().active is None or self.left)
             tasks.cancel_scope.cancel()
@@ -211,7 +211,7 @@ def raise_a_bug(stage: Stage) -> None:
 async def test_a_gate_that_fails_leaves_the_old_slot_serving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Stage], None], gate: str
 ) -> None:
-    stage = Stage(tmp_path, monkeypatch, warm_s=0.1)
+    stage = Stage(tmp_path, monkeypatch, warm_s=0.1, warm_limit_s=0.3 if gate == "warm" else 20.0)
     spoil(stage)
     state = await stage.deploy()
     assert state.deploy is not None
@@ -245,7 +245,7 @@ async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monke
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stage.conductor.run)
         await stage.conductor.start(stage.new.name, force=False, no_rollback=False)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await until(
                 lambda: not ((active := stage.state().active) is None or active.gate("warm").status != "running")
             )
@@ -272,7 +272,7 @@ async def bake(stage: Stage, *, no_rollback: bool = False, limits: dict[str, int
     conductor = Conductor(Place(stage.config, "green", stage.clock, stage.leave), stage.engine)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(conductor.run)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await until(lambda: stage.state().active is None)
         tasks.cancel_scope.cancel()
     return stage.state()
@@ -361,7 +361,7 @@ async def test_a_deploy_that_is_over_is_reported_once_also_when_a_start_ended_it
         conductor = Conductor(Place(stage.config, BLUE, SystemClock(), stage.leave), stage.engine)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(conductor.run)
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 await until(lambda: (found := stage.state().deploy) is not None and found.reported)
             tasks.cancel_scope.cancel()
     assert stage.engine.reported == ["rolled_back"]
@@ -482,7 +482,7 @@ async def test_an_outcome_that_cannot_be_written_for_a_while_ends_no_daemon(
     monkeypatch.setattr(module, "write_state", write)
     monkeypatch.setattr(module, "_RETRY_S", 0.01)
     if outcome == "failed":
-        stage.look = lambda _: None
+        fail_the_probe(stage)
     if outcome == "rolled_back":
         stage.engine.later = Health(dead_letters=2)
     state = await (stage.deploy() if outcome == "failed" else bake(stage))
