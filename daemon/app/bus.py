@@ -34,7 +34,8 @@ from daemon.egress.ledger import Ledger
 from daemon.engine.agent_channel import AgentChannel, AgentChannelParts
 from daemon.engine.background import Background
 from daemon.engine.budgets import Budgets
-from daemon.engine.delivery import Delivery, DeliverySettings
+from daemon.engine.delivery import Delivery
+from daemon.engine.delivery_contexts import DeliverySettings
 from daemon.engine.events import Events
 from daemon.engine.grants import Grants
 from daemon.engine.held_files import HeldFiles

@@ -1,14 +1,12 @@
-"""Delivery: poll a session's outbound.db, send the intended answers, record the outcomes. One poll per session at a time.
+"""Delivery: poll a session's outbound.db and begin the sends of what it intends. One poll per session at a time.
 
-Each destination has one send under way; a stalled send holds back only its own destination. Only a channel's receipt counts
-as success.
+Each destination has one send under way; a stalled send holds back only its own destination. `destination_sends.py` sends
+and records.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,60 +14,34 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from daemon.channels.protocol import InDoubt, InlineChannel, Receiver
-from daemon.config.models import Delivery as DeliveryConfig
-from daemon.core.attachments import IntakeLimits
+from daemon.channels.protocol import Receiver
 from daemon.core.clock import Clock
-from daemon.core.delivery_plan import ChannelRules, HeadRule, Send
+from daemon.core.delivery_plan import Send
 from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.session_key import SessionKey
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_context import DeliveryContext
+from daemon.engine.delivery_contexts import DeliveryContexts, DeliverySettings
 from daemon.engine.delivery_steps import Collected
+from daemon.engine.destination_sends import DestinationSends, Sent, claim_destinations
 from daemon.engine.events import Events
-from daemon.engine.hand_over import HandOver, Outcome
+from daemon.engine.hand_over import HandOver
 from daemon.engine.inline_delivery import InlineDelivery
-from daemon.engine.message_events import poll_events, send_events
-from daemon.engine.outcome_steps import record_outcomes
-from daemon.engine.outcomes import by_destination
+from daemon.engine.message_events import poll_events
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth
-from daemon.engine.send_slots import SLOW_S, Lane, SendSlots, SlotLimits
+from daemon.engine.send_slots import Lane
 from daemon.engine.sender import Sender
 from daemon.engine.session import Session
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweep_schedule import Schedule
-from daemon.engine.troubles import COLLECT, POLL, RECORD
-from schema.errors import (
-    ClawbusError,
-    FileBusyError,
-    ReadDeadlineError,
-    ReadRaceError,
-    StorageError,
-    UnusableFileError,
-)
+from daemon.engine.troubles import COLLECT, POLL
+from schema.errors import ClawbusError, ReadDeadlineError, ReadRaceError
 
 _RACE_RETRY_MS = 50
 _SURPRISE_RETRY_MS = 30_000
 _AHEAD_S = 0.05
 _NAP_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class DeliverySettings:
-    """Settings of Delivery.
-
-    `config` is [delivery]. `intake` limits one answer and its files. `head_rules` says for each channel how long a failing
-    answer blocks those behind it. `jitter` returns the random number that spreads retries. `granted` returns the places
-    that an agent may write to now, None while they are not known.
-    """
-
-    config: DeliveryConfig
-    intake: IntakeLimits
-    head_rules: Mapping[str, HeadRule] = field(default_factory=dict[str, HeadRule])
-    jitter: Callable[[], float] = random.random
-    granted: Callable[[str], frozenset[tuple[str, str]] | None] = lambda _agent: None
 
 
 class Delivery:
@@ -86,8 +58,7 @@ class Delivery:
         tracing: Tracing,
         events: Events,
     ) -> None:
-        self._settings = settings
-        self._config = config = settings.config
+        config = settings.config
         self._clock = clock
         self._supervisor = supervisor
         self._schedule = schedule
@@ -102,22 +73,13 @@ class Delivery:
         self._tasks: TaskGroup | None = None
         self._channels_run: anyio.Event | None = None
         self._log = structlog.get_logger("delivery")
-        self._channel_rules = {
-            name: ChannelRules(
-                c.capabilities.deduplicates,
-                c.capabilities.in_doubt is InDoubt.HOLD,
-                settings.head_rules.get(name, HeadRule()),
-            )
-            for name, c in channels.items()
-        }
-        # A channel that stores in a file of the daemon delays no other session, and takes its rows during the poll itself.
-        self._unbounded = frozenset(name for name, one in channels.items() if isinstance(one, InlineChannel))
-        self._slots: SendSlots[Session] = SendSlots(
-            SlotLimits(config.max_sends_per_channel, config.max_sends_per_place, config.max_sends_per_session)
-        )
+        self._contexts = DeliveryContexts(channels, settings)
         self._health = SendHealth(clock, config.retry_max_s, config.send_timeout_s)
         self._own = InlineDelivery(channels, clock, tracing)
-        self._sender = Sender(channels, config.send_timeout_s, clock, tracing)
+        sender = Sender(channels, config.send_timeout_s, clock, tracing)
+        self._sends = DestinationSends(
+            sender, self._contexts, clock, read_trouble, self._health, events, lambda: self._paused
+        )
         self._events = events
         events.subscribe(AnswerDropped, self._dropped)
 
@@ -201,7 +163,7 @@ class Delivery:
         while granted:
             session = granted.pop()
             if not self.poke(session):
-                granted += self._slots.forgo(session)
+                granted += self._contexts.slots.forgo(session)
 
     async def _run(self, session: Session) -> None:
         try:
@@ -215,7 +177,7 @@ class Delivery:
                     self._dirty[session] = True
         finally:
             del self._dirty[session]
-            self._wake(self._slots.forgo(session))
+            self._wake(self._contexts.slots.forgo(session))
             self._drained.set()
 
     async def _over_budget(self, session: Session) -> bool:
@@ -249,7 +211,7 @@ class Delivery:
             return await self._poll(session, taken, granted)
         finally:
             for lane in taken:  # the poll failed, so no send began
-                granted += self._slots.give_back(session, lane)
+                granted += self._contexts.slots.give_back(session, lane)
             self._wake(granted)
 
     async def _poll(self, session: Session, taken: list[Lane], granted: list[Session]) -> bool:
@@ -257,14 +219,14 @@ class Delivery:
 
         `taken`: the slots that this poll took and no send owns yet. `granted`: the sessions that were granted a slot by it.
         """
-        means = self._means(session, taken, granted)
+        means = self._contexts.of(session, taken, granted)
         now = self._clock.now_ms()
         live = self._supervisor.live_incarnation(session)
         try:
             async with session.lock:
                 found, handed = await session.call_locked(partial(self._own.collect, session, means, live, now))
                 # Mark the destinations while holding the lock, before any other task can plan for them.
-                groups = self._claim_destinations(session, found.sends, handed)
+                groups = claim_destinations(session, found.sends, handed)
                 taken.clear()  # from here on each send group releases its own slot
         except ReadRaceError as error:
             self._charge(session, 0)
@@ -304,7 +266,7 @@ class Delivery:
         told = [outcome for one in handed.values() for outcome in one.outcomes]
         for one in handed.values():
             if one.dead is not None:
-                self._recorded(session, one)
+                self._sends.recorded(session, one)
         # Rows queued behind a send that has ended since: poll again. Behind a send still under way: its end polls.
         ended = found.queued - session.sending.keys()
         session.behind |= found.queued - ended
@@ -323,12 +285,6 @@ class Delivery:
         if bool(ended) or not all(outcome.sent for outcome in told):
             return True
         return found.more and not self._wait_for_sends(session)
-
-    def _recorded(self, session: Session, done: HandOver) -> None:
-        """Publish a hand-over's outcomes, now that they are recorded, and update the receiver's health."""
-        now = self._clock.now_ms()
-        self._events.publish_all(send_events(session.key, done.outcomes, done.dead or (), now))
-        self._health.note(done.lane, done.outcomes, str(session.key))
 
     def _wait_for_sends(self, session: Session) -> bool:
         """Return whether the remaining rows wait for the sends under way. The end of the last of them polls again.
@@ -353,68 +309,22 @@ class Delivery:
         if hung or session not in self._dirty:  # a poll under way decides for itself whether to wait
             self.poke(session)
 
-    def _means(self, session: Session, taken: list[Lane], granted: list[Session]) -> DeliveryContext:
-        under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
-        full = self._slots.full(session)
-
-        def take(channel: str, place: str) -> bool:
-            if channel in self._unbounded:
-                return True
-            lane = channel, place
-            if not self._slots.take(session, lane):
-                return False
-            taken.append(lane)
-            return True
-
-        def wait(channel: str, place: str) -> None:
-            granted.extend(self._slots.wait(session, (channel, place)))
-
-        return DeliveryContext(
-            channels=self._channel_rules,
-            config=self._config,
-            max_content_bytes=self._settings.intake.max_content_bytes,
-            intake=self._settings.intake,
-            held=frozenset(session.sending),
-            under_way=under_way,
-            jitter=self._settings.jitter(),
-            take=take,
-            full=full,
-            wait=wait,
-            few=4 * self._config.max_sends_per_session if full or session.sending else None,
-            fate=session.fate,
-            schedules=session.schedule_limits,
-            unconfirmed=session.unconfirmed,
-            granted=self._settings.granted(session.key.agent),
-            lost=session.lost_places,
-        )
-
-    def _claim_destinations(
-        self, session: Session, sends: Sequence[Send], handed: Mapping[str, HandOver]
-    ) -> list[tuple[str, list[Send]]]:
-        """Mark the destinations that have something left to send or record as under way. Return their sends, grouped."""
-        done = {key for key, one in handed.items() if one.dead is not None}
-        groups = {key: members for key, members in by_destination(sends).items() if key not in done}
-        for key, members in groups.items():
-            session.sending[key] = frozenset(member.candidate.row.id for member in members)
-        return list(groups.items())
-
     async def _send_group(
         self, session: Session, address_key: str, sends: list[Send], handed: HandOver | None = None
     ) -> None:
-        """Send one destination's rows in order, up to the first failure; record; poll again if more rows wait behind.
+        """Have one destination's rows sent and recorded; poll again if more rows wait behind.
 
         With `handed`, the rows were already handed over and are only recorded.
         """
-        lane = _lane(sends[0])
-        began, slow = self._clock.monotonic(), None
+        lane, slow = (sends[0].address.channel_type, sends[0].address.platform_id), None
         try:
             if handed is None:
-                outcomes = await self._send_in_order(session, sends)
-                slow = _slow(outcomes, self._clock.monotonic() - began)
+                sent = await self._sends.send(session, sends)
+                slow = sent.slow
             else:
-                outcomes = handed.outcomes
-                await self._record(session, handed)
-            if any(outcome.error is not None for outcome in outcomes):
+                sent = Sent(handed.outcomes)
+                await self._sends.record(session, handed)
+            if sent.failed:
                 self._schedule.now(session.key)
         except Exception:  # noqa: BLE001 - the outcomes may not be recorded, so the sent rows are in doubt, as after a crash
             self._log.error("send_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
@@ -423,71 +333,10 @@ class Delivery:
         finally:
             self._senders -= 1
             session.sending.pop(address_key, None)
-            if lane[0] not in self._unbounded:
-                self._wake(self._slots.give_back(session, lane, slow=slow))
+            self._wake(self._contexts.give_back(session, lane, slow=slow))
             self._drained.set()
-        if address_key in session.behind or any(outcome.error or not outcome.sent for outcome in outcomes):
+        if address_key in session.behind or not sent.complete:
             session.behind.discard(address_key)
             # With a backlog, only the end of the last send polls, or `_poll_ahead` when a send hangs.
             if not (session.sending and session in self._ahead):
                 self.poke(session)
-
-    async def _send_in_order(self, session: Session, sends: list[Send]) -> list[Outcome]:
-        """Send the rows in order, record the outcomes and return them.
-
-        On shutdown the outcomes so far are recorded too; the row whose send was interrupted stays in doubt.
-        """
-        outcomes: list[Outcome] = []
-        begun = 0
-        try:
-            together = self._sender.takes_many(sends)
-            if together and not self._paused:
-                begun = len(sends)
-                outcomes += await self._sender.many(session, sends)
-                begun = len(outcomes)
-            for send in sends[begun:] if not together else ():
-                if self._paused or (outcomes and outcomes[-1].error is not None):
-                    break
-                begun += 1
-                outcomes.append(await self._sender.one(session, send))
-        finally:
-            outcomes += [Outcome(send, sent=False) for send in sends[begun:]]
-            if outcomes:
-                await self._record(session, HandOver(outcomes))
-        return outcomes
-
-    async def _record(self, session: Session, done: HandOver) -> None:
-        """Record the outcomes, retrying until it works: an answer whose receipt is lost would be sent again."""
-        means, wait = self._means(session, [], []), 0.1
-        # A shutdown must not separate a receipt from its send, so each try is shielded. `close` waits only a bounded time.
-        with anyio.CancelScope() as scope:
-            while True:
-                try:
-                    scope.shield = True
-                    now = self._clock.now_ms()
-                    done.dead = await session.call(partial(record_outcomes, session.files, done.outcomes, means, now))
-                    break
-                except UnusableFileError as error:
-                    # The file to record in is unusable. The sent rows are in doubt once it is restored.
-                    self._read_trouble.handle(session, error, "record")
-                    return
-                except (FileBusyError, StorageError, ReadDeadlineError) as error:
-                    self._log.warning("receipt_not_recorded", agent=session.key.agent, session=session.key.session,
-                                      error=str(error), retry_s=wait)  # fmt: skip
-                    self._troubles.failed(session.key, RECORD, error, self._clock.now_ms())
-                scope.shield = False
-                await anyio.sleep(wait)
-                wait = min(wait * 2, 5.0)
-            self._troubles.healed(session.key, RECORD)
-            self._recorded(session, done)
-
-
-def _lane(send: Send) -> Lane:
-    return send.address.channel_type, send.address.platform_id
-
-
-def _slow(outcomes: Sequence[Outcome], seconds: float) -> bool | None:
-    """Return whether a place holds slots without accepting anything; None when that is unknown."""
-    if any(outcome.error is not None for outcome in outcomes):
-        return True if seconds > SLOW_S else None
-    return False if any(outcome.sent for outcome in outcomes) else None

@@ -27,8 +27,9 @@ import container_runner.store
 import container_runner.turn_end
 import daemon.core.delivery_plan
 import daemon.engine.decision_steps
-import daemon.engine.delivery
+import daemon.engine.delivery_contexts
 import daemon.engine.delivery_steps
+import daemon.engine.destination_sends
 import daemon.engine.ingress
 import daemon.engine.inline_delivery
 import daemon.engine.sender
@@ -241,8 +242,10 @@ def _no_destination_order() -> contextlib.AbstractContextManager[Any]:
 
 def _hold_is_resent() -> contextlib.AbstractContextManager[Any]:
     """In doubt, a channel that asked to hold is sent to again."""
-    traits = daemon.engine.delivery.ChannelRules
-    return mock.patch.object(daemon.engine.delivery, "ChannelRules", lambda dedup, _, head: traits(dedup, False, head))
+    traits = daemon.engine.delivery_contexts.ChannelRules
+    return mock.patch.object(
+        daemon.engine.delivery_contexts, "ChannelRules", lambda dedup, _, head: traits(dedup, False, head)
+    )
 
 
 def _undeclared() -> contextlib.AbstractContextManager[Any]:
@@ -272,7 +275,7 @@ def _no_recovery() -> contextlib.AbstractContextManager[Any]:
 
 def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
     """A receipt that cannot be written at once is forgotten."""
-    real = daemon.engine.delivery.record_outcomes
+    real = daemon.engine.destination_sends.record_outcomes
 
     def record(files: Any, *arguments: Any) -> Any:
         try:
@@ -281,7 +284,7 @@ def _lost_receipt_write() -> contextlib.AbstractContextManager[Any]:
             return []
 
     return _all(
-        mock.patch.object(daemon.engine.delivery, "record_outcomes", record),
+        mock.patch.object(daemon.engine.destination_sends, "record_outcomes", record),
         mock.patch.object(daemon.engine.inline_delivery, "record_outcomes", record),
     )
 

@@ -18,7 +18,7 @@ from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import ReleaseSession
 from daemon.engine import delivery as delivery_module
-from daemon.engine import inline_delivery
+from daemon.engine import destination_sends, inline_delivery
 from daemon.store import deliveries
 from schema.errors import FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
 from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
@@ -365,7 +365,7 @@ async def test_a_receipt_that_was_not_recorded_is_sent_again_with_the_same_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kit = BusKit(tmp_path / "data")
-    real = delivery_module.record_outcomes
+    real = destination_sends.record_outcomes
     tries = 0
 
     def full(*_: Any) -> Any:
@@ -375,13 +375,13 @@ async def test_a_receipt_that_was_not_recorded_is_sent_again_with_the_same_key(
 
     async with kit.running():
         agent = await working(kit)
-        monkeypatch.setattr(delivery_module, "record_outcomes", full)
+        monkeypatch.setattr(destination_sends, "record_outcomes", full)
         say(agent, "p1", A, B)
         await until(lambda: tries > 1)
         assert [call.content for call in kit.fake.calls] == [A], "what is behind it waits for the receipt"
         [first] = kit.fake.calls
         kit.crash()
-    monkeypatch.setattr(delivery_module, "record_outcomes", real)
+    monkeypatch.setattr(destination_sends, "record_outcomes", real)
     async with kit.running():
         await until(lambda: kit.fake.texts("p1") == [A, B])
         assert kit.fake.calls[0].key == first.key
@@ -389,14 +389,14 @@ async def test_a_receipt_that_was_not_recorded_is_sent_again_with_the_same_key(
 
 async def test_a_busy_file_delays_a_receipt_and_loses_none(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await working(kit)
-    real, failures = delivery_module.record_outcomes, [FileBusyError("locked"), StorageError("disk full")]
+    real, failures = destination_sends.record_outcomes, [FileBusyError("locked"), StorageError("disk full")]
 
     def fails_first(*arguments: Any) -> Any:
         if failures:
             raise failures.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(delivery_module, "record_outcomes", fails_first)
+    monkeypatch.setattr(destination_sends, "record_outcomes", fails_first)
     [row_id] = say(agent, "p1", A)
     await until(lambda: kit.fake.texts("p1") == [A] and not kit.bus.delivery.senders)
     assert len(kit.fake.calls) == 1

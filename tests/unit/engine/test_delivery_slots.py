@@ -182,11 +182,11 @@ async def test_a_look_that_fails_after_it_took_slots_gives_them_back(
     while left[0]:
         await look(kit, "main")
         await kit.settle()
-        assert channel.sent or kit.bus.delivery._slots.in_use("web") == 0
+        assert channel.sent or kit.bus.delivery._contexts.slots.in_use("web") == 0
     await look(kit, "main")
     await until(lambda: len(channel.texts("place")) == 30)
     await kit.settle()
-    assert kit.bus.delivery._slots.in_use("web") == 0
+    assert kit.bus.delivery._contexts.slots.in_use("web") == 0
 
 
 async def test_a_quarantined_session_passes_its_turn_on(kit: BusKit) -> None:
@@ -205,7 +205,7 @@ async def test_a_quarantined_session_passes_its_turn_on(kit: BusKit) -> None:
     gate.set()
     await until(lambda: sum(one.session == "one" for one in channel.sent) == 10)
     await kit.settle()
-    assert kit.bus.delivery._slots.in_use("web") == 0
+    assert kit.bus.delivery._contexts.slots.in_use("web") == 0
 
 
 async def test_a_channel_that_takes_nothing_is_degraded_with_its_cause_and_heals_by_itself(kit: BusKit) -> None:
