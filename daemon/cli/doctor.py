@@ -15,14 +15,21 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.core.clock import SystemClock
 from daemon.core.command_words import only_shows
+from daemon.core.errors import ConfigError
 from daemon.core.findings import Finding, findings_of
 from daemon.core.printable import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from rich.console import Console
 
+    from daemon.config.models import Config
+    from daemon.config.salvage import Salvaged
     from daemon.core.diagnosis import Diagnosis
-    from daemon.inspect.doctor import Examination
+    from daemon.inspect.containers import RuntimeSeen
+    from daemon.inspect.doctor import Doctor, Examination
 
 _NEXT: Final = 5
 _NAMED: Final = 5  # sessions named for one consequence
@@ -48,11 +55,8 @@ def doctor(
     Example:
       clawbus doctor
     """
-    from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
-    from daemon.inspect.doctor import Doctor  # noqa: PLC0415 - the runtimes
-
     named = pair(session, None) if session is not None else None
-    found = Doctor(invocation.config, SystemClock(), lambda: daemon_status(invocation)).examine(named)
+    found = _doctor(invocation).examine(named)
     findings = [replace(one, head=here(invocation, one.head)) for one in findings_of(found.diagnoses)]
     found.diagnoses = [here(invocation, one) for one in found.diagnoses]
     result: dict[str, Any] = {
@@ -68,6 +72,46 @@ def doctor(
         return Outcome(result, lambda console: _show(console, found, ()))
     show = partial(_show, found=found, findings=findings)
     return Outcome(result, show, _steps(findings), _problem(findings), steps_shown=True)
+
+
+def _doctor(invocation: Invocation) -> Doctor:
+    """Return the doctor of the configuration, or of what can be read of a broken one: it is a finding, and not the last."""
+    from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
+    from daemon.inspect.containers import RuntimeSeen, look_at_runtime  # noqa: PLC0415 - the runtimes
+    from daemon.inspect.doctor import Doctor  # noqa: PLC0415
+
+    faults: tuple[str, ...] = ()
+    runtime = look_at_runtime
+    try:
+        _ = invocation.config
+    except ConfigError as error:
+        from daemon.config.salvage import salvage  # noqa: PLC0415
+
+        left = salvage(_file_of(invocation), invocation.options.data)
+        invocation.config = left.config
+        faults = (f"{error} {error.hint or ''}".strip(), _unseen(left))
+        if not left.knows_runtime:
+            runtime = _unknown_runtime(RuntimeSeen(None))
+    return Doctor(
+        invocation.config, SystemClock(), lambda: daemon_status(invocation), runtime=runtime, config_faults=faults
+    )
+
+
+def _file_of(invocation: Invocation) -> Path | None:
+    try:
+        return invocation.config_file
+    except ConfigError:  # there is one that this user may not read
+        return None
+
+
+def _unknown_runtime(nothing: RuntimeSeen) -> Callable[[Config, str | None], RuntimeSeen]:
+    return lambda _, __: nothing
+
+
+def _unseen(left: Salvaged) -> str:
+    read = f"Examined: {left.config.data_dir}. Not used: {', '.join(left.missing) or 'nothing'}"
+    containers = "" if left.knows_runtime else ", containers and images"
+    return f"{read}. Not examined: routes{containers}."
 
 
 def _as_result(finding: Finding) -> dict[str, Any]:

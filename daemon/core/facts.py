@@ -157,6 +157,7 @@ class HostFacts:
     secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: (why, repair)
     budgets_used_up: tuple[tuple[str, str], ...] = ()  # today's budgets at the gate: (agent, how much of what is used)
     agents_stopped: tuple[tuple[str, str], ...] = ()  # today's budgets of agents: (agent, how much of what is used)
+    config_faults: tuple[str, ...] = ()  # why the configuration cannot be used, and what stays unseen for it
 
     @property
     def start(self) -> str:

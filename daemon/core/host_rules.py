@@ -32,6 +32,13 @@ _BROKEN: Final = f"{UnusableFileError.code}:"
 HostRule = Callable[[HostFacts], Diagnosis | None]
 
 
+def _config_invalid(host: HostFacts) -> Diagnosis | None:
+    if not host.config_faults:
+        return None
+    summary = "The configuration cannot be used, so no daemon starts with it."
+    return Diagnosis("CONFIG_INVALID", summary, host.config_faults, "clawbus config check")
+
+
 def _daemon_down(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.DOWN:
         return None
@@ -39,6 +46,7 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
     # A daemon does not start with a file that it cannot read. The repair command for that file also starts the daemon.
     unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
     cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
+    cause = "CONFIG_INVALID" if host.config_faults else cause
     return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, host.start, cause=cause)
 
 
@@ -372,6 +380,7 @@ def _agent_stopped(host: HostFacts) -> Diagnosis | None:
 
 
 HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
+    (_config_invalid,),
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _too_new, _registry_unreadable, _file_unreadable, _locked),
     (_other_trouble,),

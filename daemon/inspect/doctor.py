@@ -90,7 +90,10 @@ class Examination:
 
 
 class Doctor:
-    """One examination of one data folder. `ask` asks the daemon; `runtime` lists the containers."""
+    """One examination of one data folder. `ask` asks the daemon; `runtime` lists the containers.
+
+    `config_faults`: `config` has only the parts that could be read of a configuration that is broken, and why.
+    """
 
     def __init__(
         self,
@@ -100,12 +103,14 @@ class Doctor:
         *,
         runtime: LookAtRuntime = look_at_runtime,
         budget_s: float = BUDGET_S,
+        config_faults: tuple[str, ...] = (),
     ) -> None:
         self._config = config
         self._clock = clock
         self._ask = ask
         self._runtime = runtime
         self._budget_s = budget_s
+        self._config_faults = config_faults
 
     def examine(self, session: Key | None = None, *, pause: Callable[[float], None] = time.sleep) -> Examination:
         """Examine everything, and again what may have been only temporary. Raise DataFolderError, UnknownSessionError.
@@ -129,7 +134,7 @@ class Doctor:
             central = without_registry(self._config.data_dir, error)
         listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
         host = host_facts(self._config, now, word, central, listing)
-        host = replace(host, holders=slot_holders(self._config, central))
+        host = replace(host, holders=slot_holders(self._config, central), config_faults=self._config_faults)
         if first is not None and first.host is not None:
             host = replace(host, clock=_further(host.clock, first.host.clock))
         found = Examination(now, word.state)
@@ -158,7 +163,7 @@ class Doctor:
             of_sessions += told
             host = replace(host, clock=_further(host.clock, clock))
         found.not_examined = len(keys) - found.sessions
-        of_routes = route_findings(self._config, now) if only is None else []
+        of_routes = route_findings(self._config, now) if only is None and not self._config_faults else []
         found.diagnoses = [*diagnose_host(host), *of_routes, *of_sessions]
         found.host = host
         return found

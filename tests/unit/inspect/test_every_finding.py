@@ -40,6 +40,7 @@ TRIED: Final = {
     "CLOCK_JUMP": WRECKS,
     "QUARANTINED": WRECKS,
     "IMAGE_UNUSABLE": WRECKS,
+    "CONFIG_INVALID": "tests/unit/cli/test_broken_configuration.py",
     "DAEMON_DOWN": REPAIRS,
     "DAEMON_SILENT": REPAIRS,
     "DATA_UNREADABLE": REPAIRS,
