@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from daemon.cli.invocation import Invocation
@@ -16,21 +18,43 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S: Final = 5.0
+# A daemon looks every three seconds whether its socket is still there, and makes it anew.
+_REMAKE_S: Final = 8.0
+_REMAKE_LOOK_S: Final = 0.2
 
 
 def daemon_status(invocation: Invocation) -> DaemonStatus:
     """Return whether the daemon is up, and its live report. Raise nothing but ConfigError."""
+    return _status(invocation)[0]
+
+
+def settled_status(invocation: Invocation) -> DaemonStatus:
+    """Return the same, but wait for a daemon that lives and is not listening: it starts, or makes its lost socket anew."""
+    clock = SystemClock()
+    deadline = clock.monotonic() + _REMAKE_S
+    while True:
+        word, listening = _status(invocation)
+        if word.state is not DaemonState.SILENT or listening:
+            return word
+        if clock.monotonic() > deadline:
+            lost = "" if invocation.place.control_socket.exists() else " The socket is gone, and it makes no new one."
+            return replace(word, detail=f"{word.detail}{lost}")
+        time.sleep(_REMAKE_LOOK_S)
+
+
+def _status(invocation: Invocation) -> tuple[DaemonStatus, bool]:
+    """Return the daemon's status, and whether anything listens on its socket. Raise nothing but ConfigError."""
     try:
         with invocation.client(answer_s=PATIENCE_S) as client:
             try:
-                return DaemonStatus(DaemonState.UP, client.live())
+                return DaemonStatus(DaemonState.UP, client.live()), True
             except RemoteError as error:  # it runs, but is out of some resource or is another version
-                return DaemonStatus(DaemonState.UP, None, f"{error.remote_code}: {error}", error.remote_code)
+                return DaemonStatus(DaemonState.UP, None, f"{error.remote_code}: {error}", error.remote_code), True
     except DaemonSilentError as error:
-        return DaemonStatus(DaemonState.SILENT, None, invocation.silent_daemon() or str(error))
+        return DaemonStatus(DaemonState.SILENT, None, invocation.silent_daemon() or str(error)), True
     except DaemonDownError as error:
         silent = invocation.silent_daemon()
-        return DaemonStatus(DaemonState.SILENT if silent else DaemonState.DOWN, None, silent or str(error))
+        return DaemonStatus(DaemonState.SILENT if silent else DaemonState.DOWN, None, silent or str(error)), False
 
 
 def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:

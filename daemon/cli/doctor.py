@@ -76,7 +76,7 @@ def doctor(
 
 def _doctor(invocation: Invocation) -> Doctor:
     """Return the doctor of the configuration, or of what can be read of a broken one: it is a finding, and not the last."""
-    from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
+    from daemon.cli.daemon_status import settled_status  # noqa: PLC0415
     from daemon.inspect.containers import RuntimeSeen, look_at_runtime  # noqa: PLC0415 - the runtimes
     from daemon.inspect.doctor import Doctor  # noqa: PLC0415
 
@@ -93,7 +93,7 @@ def _doctor(invocation: Invocation) -> Doctor:
         if not left.knows_runtime:
             runtime = _unknown_runtime(RuntimeSeen(None))
     return Doctor(
-        invocation.config, SystemClock(), lambda: daemon_status(invocation), runtime=runtime, config_faults=faults
+        invocation.config, SystemClock(), lambda: settled_status(invocation), runtime=runtime, config_faults=faults
     )
 
 

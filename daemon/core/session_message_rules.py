@@ -71,7 +71,7 @@ def question_open(_: HostFacts, one: SessionFacts) -> Diagnosis | None:
     choices = (*answers, Choice("to go on without an answer", f"clawbus question answer {named} --decline"))
     return finding(
         one, "QUESTION_OPEN", "The agent waits for a person's answer.", evidence,
-        f"clawbus question answer {named}", choices=choices,
+        f"clawbus question show {named}", choices=choices,
     )  # fmt: skip
 
 

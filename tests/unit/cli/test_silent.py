@@ -1,12 +1,13 @@
 """A daemon that lives and does not answer: nobody is told to start a second one, and one that starts is waited for."""
 
+import contextlib
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from daemon.cli import patience
+from daemon.cli import daemon_status, patience
 from daemon.store.data_folder import DataFolder
 from daemon.store.folder_lock import live_holder
 from tests.support.command_line import CommandLine
@@ -48,6 +49,29 @@ def test_a_message_waits_for_a_daemon_that_is_starting(
     finally:
         ended.set()
         thread.join()
+
+
+def test_doctor_waits_for_a_daemon_that_makes_its_lost_socket_anew(
+    cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as daemon:
+
+        def remade(_: float) -> None:
+            daemon.enter_context(serving(FakeOperations(), home / "data" / "control.sock"))
+
+        monkeypatch.setattr(daemon_status, "time", SimpleNamespace(sleep=remade))
+        with DataFolder.open(home / "data"):
+            assert cli("doctor").envelope["result"]["daemon"] == "up"
+
+
+def test_doctor_says_that_the_socket_is_gone_if_it_stays_so(
+    cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_status, "_REMAKE_S", 0.0)
+    with DataFolder.open(home / "data"):
+        (first, *_) = cli("doctor").envelope["result"]["findings"]
+    assert first["code"] == "DAEMON_SILENT"
+    assert first["evidence"][0].endswith("The socket is gone, and it makes no new one.")
 
 
 def test_a_name_that_a_killed_daemon_left_counts_for_nothing(cli: CommandLine, home: Path) -> None:
