@@ -17,6 +17,7 @@ import anyio
 from daemon.channels.protocol import Accepted, Incoming, Outgoing
 from daemon.core.answering import Person
 from daemon.core.session_key import SessionKey
+from schema.rows import Address
 from tests.simulation.world import World
 
 NAMES: Final = ("ann", "ben")
@@ -42,6 +43,7 @@ class People:
         self._world = world
         self._insist = insist
         self._rng = Random(f"people {world.seed}")
+        self._elsewhere = Random(f"elsewhere {world.seed}")  # of its own, as in `Scenario`
         self._left = self._rng.choice((0, 3, _MOST))
         self.senders: dict[tuple[SessionKey, str], str] = {}
         self.written: dict[tuple[SessionKey, str], Written] = {}
@@ -66,11 +68,20 @@ class People:
         self._left -= 1
         self._world.counts["people_write"] += 1
         identity, text = f"w{self._left}", self._rng.choice(WORDS)
-        incoming = Incoming(*key, {"text": text}, identity, address=out.address)
+        incoming = Incoming(*key, {"text": text}, identity, address=self._where(out.address))
         self.senders[key, identity] = sender  # where it is no answer, it is a message of theirs
         self.written[key, identity] = Written(_by(sender, incoming, text), sender)
         self.waiting += 1
         self._world.loop.spawn(None, self._write(key, identity), f"{sender} answers")
+
+    def _where(self, asked: Address) -> Address:
+        """Where the question was asked; at times in another thread or room, where the same word is an ordinary message."""
+        if self._elsewhere.random() < 0.7:
+            return asked
+        self._world.counts["people_write_elsewhere"] += 1
+        if self._elsewhere.random() < 0.5:
+            return replace(asked, thread_id=None if asked.thread_id else "t")
+        return replace(asked, platform_id="attic")
 
     async def _write(self, key: SessionKey, identity: str) -> None:
         rng, written = self._rng, self.written[key, identity]
