@@ -227,7 +227,7 @@ def test_a_cancelled_message_ends_its_prompt_and_not_the_agent(daemon: RealDaemo
     assert daemon.message(name, "s", message_id)["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("name", [name for name in AGENTS if name != "codex"])
+@pytest.mark.parametrize("name", AGENTS)
 def test_it_asks_before_it_uses_a_tool(daemon: RealDaemon, name: str) -> None:
     made = daemon.data / "agents" / name / "made"
     message_id = daemon.post(

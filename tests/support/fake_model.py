@@ -116,16 +116,30 @@ def anthropic(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def openai(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Responses (platform.openai.com/docs/api-reference/responses-streaming)."""
+    told = json.dumps(body["input"])
+    wanted = _RUN.search(told) if '"type": "custom_tool_call_output"' not in told else None
     text = f"{len(body['input'])} messages"
     content = [{"type": "output_text", "text": text, "annotations": []}]
-    item = {"type": "message", "id": "i1", "role": "assistant", "status": "completed", "content": content}
+    item: dict[str, Any] = {
+        "type": "message", "id": "i1", "role": "assistant", "status": "completed", "content": content,
+    }  # fmt: skip
+    if wanted is not None and '"name": "exec"' in told:
+        item = {"type": "custom_tool_call", "id": "i1", "call_id": "c1", "name": "exec", "input": code(wanted.group(1))}
     usage = {"input_tokens": 12, "output_tokens": 3, "total_tokens": 15}
     yield {"type": "response.created", "response": {"id": "r1"}}
-    yield {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}}
-    at = {"item_id": "i1", "output_index": 0, "content_index": 0}
-    yield {"type": "response.output_text.delta", **at, "delta": text}
+    if item["type"] == "message":
+        yield {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}}
+        at = {"item_id": "i1", "output_index": 0, "content_index": 0}
+        yield {"type": "response.output_text.delta", **at, "delta": text}
     yield {"type": "response.output_item.done", "output_index": 0, "item": item}
     yield {"type": "response.completed", "response": {"id": "r1", "output": [item], "usage": usage}}
+
+
+def code(command: str) -> str:
+    """Return the script for Codex's tool `exec` that runs a command outside its sandbox, for which it asks."""
+    wanted = {"cmd": command, "sandbox_permissions": "require_escalated", "justification": "asked for"}
+    return f"text(await tools.exec_command({json.dumps(wanted)}))"
 
 
 def chat(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
