@@ -59,6 +59,8 @@ class DeliveryContexts:
         """Return the context of a poll. It adds to `taken` the slots it takes, to `granted` the sessions it grants one."""
         under_way = frozenset(row_id for ids in session.sending.values() for row_id in ids)
         full = self.slots.full(session)
+        # What a send under way carries, the next one will: a poll that reads less is followed by more polls.
+        rows_a_send = max(1, len(under_way) // max(1, len(session.sending)))
 
         def take(channel: str, place: str) -> bool:
             if channel in self._unbounded:
@@ -83,7 +85,7 @@ class DeliveryContexts:
             take=take,
             full=full,
             wait=wait,
-            few=4 * self._config.max_sends_per_session if full or session.sending else None,
+            few=4 * self._config.max_sends_per_session * rows_a_send if full or session.sending else None,
             fate=session.fate,
             schedules=session.schedule_limits,
             unconfirmed=session.unconfirmed,

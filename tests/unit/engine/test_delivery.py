@@ -18,7 +18,8 @@ from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import ReleaseSession
 from daemon.engine import delivery as delivery_module
-from daemon.engine import destination_sends, inline_delivery
+from daemon.engine import delivery_steps, destination_sends, inline_delivery
+from daemon.engine.delivery_batch import Batch
 from daemon.store import deliveries
 from schema.errors import FileBusyError, ReadDeadlineError, ReadRaceError, StorageError
 from tests.support.bus_kit import AGENT, SECONDS, BusKit, until
@@ -186,6 +187,46 @@ async def test_a_pile_behind_a_send_is_not_looked_at_before_its_end_unless_that_
         assert kit.fake.texts("p1") == [], "which still hangs"
         kit.fake.stalled["p1"].set()
         await until(lambda: kit.fake.texts("p1") == [A, B, C, A, B, C])
+
+
+async def test_a_poll_beside_long_sends_reads_what_the_next_will_carry_and_at_most_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a send carries many rows, as to a receiver that deduplicates, fewer would be followed by many more polls."""
+    channels = {"fake": {"type": "fake", "deduplicates": True}}
+    kit = BusKit(tmp_path / "pile", channels=channels, delivery={"batch": 50, "max_sends_per_session": 1})
+    monkeypatch.setattr(delivery_module, "_AHEAD_S", 3600)  # nobody polls but whom we ask, and the end of a send
+    polls: list[int] = []
+    real = delivery_steps.read_batch
+
+    def counted(*arguments: Any) -> Batch:
+        batch = real(*arguments)
+        polls.append(len(batch.candidates))
+        return batch
+
+    def pile(first: int, count: int) -> list[str]:
+        return [f'{{"n":{number}}}' for number in range(first, first + count)]
+
+    async with kit.running():
+        agent = await working(kit)
+        await kit.settle()
+        session = await kit.session()
+        kit.bus.watch.remove(session.key)
+        gates = {place: anyio.Event() for place in ("p1", "p2")}
+        kit.fake.stalled.update(gates)
+        monkeypatch.setattr(delivery_steps, "read_batch", counted)
+        for to_first, to_second in ((pile(0, 30), []), (pile(30, 29), pile(0, 20)), (pile(59, 30), [])):
+            say(agent, "p1", *to_first)
+            say(agent, "p2", *to_second)
+            kit.bus.delivery.poke(session)
+            await kit.settle_collects()
+        assert polls == [30, 49, 30], "a send to each place is under way, and 59 rows wait for the first to end"
+        gates["p1"].set()
+        await until(lambda: len(polls) == 4)
+        assert polls[-1] == 50
+        gates["p2"].set()
+        await until(lambda: kit.fake.texts("p1") == pile(0, 89))
+        assert kit.fake.texts("p2") == pile(0, 20)
 
 
 async def test_sends_that_take_turns_are_none_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
