@@ -130,7 +130,7 @@ def tables(name: str, real: Real, modules: Path, hermes: Path) -> str:
 [agents.{name}]
 preset = "{name}"
 command = ["sh", "-c", {json.dumps(command)}]
-memory_bytes = 2_000_000_000
+memory_bytes = 4_000_000_000
 error_detail = "sender"
 {mounted}
 """
