@@ -155,6 +155,7 @@ def lived(
                 kind, deaths = left.get_nowait()
                 try:
                     outcome = rig.live(kind, deaths)
+                    outcome.problems += [f"{outcome}: {one}" for one in (rig.another() if deaths else ())]
                 except Exception as error:
                     outcome = Outcome(kind, deaths, problems=[f"{kind}, {deaths}: {type(error).__name__}: {error}"])
                 tell(outcome)
@@ -173,8 +174,9 @@ def walk(rigs: Sequence[Rig], only: str, seed: int, until: float) -> int:
     recorded = {kind: recorded[kind] for kind in KINDS}
     problems = unknown_steps(recorded)
     wanted = [(kind, death) for kind, death in every_death(recorded) if only in f"{kind}: {death}"]
-    random.Random(seed).shuffle(wanted)  # a walk that is cut short has been everywhere
-    wanted.sort(key=lambda one: one[0] != "passes")
+    # A walk that is cut short has been everywhere: first where a process dies at its own steps.
+    random.Random(seed).shuffle(wanted)
+    wanted.sort(key=lambda one: (not one[1].point.startswith(one[1].victim), one[0] != "passes"))
     counts = ", ".join(f"{len(steps(recorded, kind))} ({kind})" for kind in KINDS)
     print(*problems, f"steps: {counts}; {len(wanted)} deaths", sep="\n", flush=True)
     order = steps(recorded, "passes")
