@@ -42,9 +42,18 @@ def _as_unicode(name: str, value: object) -> object:
         except UnicodeError:
             where = name.replace("_", "-")
             raise typer.BadParameter(
-                f"the bytes of {value!r} are not UTF-8 text ({where}). Convert it first, for example with `iconv -t UTF-8`."
+                f"the bytes {_bytes(value)} are not UTF-8 text ({where}). Convert it first, for example with `iconv -t UTF-8`."
             ) from None
     return value
+
+
+def _bytes(value: str) -> str:
+    """Return an argument as a shell's $'' takes it: without the halves of characters that Python keeps for its bytes."""
+    try:
+        data = os.fsencode(value)
+    except UnicodeError:  # no argument of a shell
+        data = value.encode("utf-8", "backslashreplace")
+    return repr(data)[1:]
 
 
 def _require_words(name: str, value: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -75,7 +76,7 @@ def check(invocation: Invocation) -> Outcome:
         )
         return Outcome(result, problem=problem, next_actions=(NextAction("clawbus route list", "all routes"),))
     steps: tuple[NextAction, ...] = ()
-    if not config.agents:
+    if not config.agents and (file is None or file.is_file()):  # not for /dev/null, which nobody can write into
         steps = (NextAction("clawbus init --help", "no agent is configured: add an [agents.NAME] table"),)
     return Outcome(result, lambda console: _show(console, result), steps)
 
@@ -111,13 +112,19 @@ def _check_parts(config: Config, ownership: Ownership) -> None:
         raise SocketPathError(f"control.socket: {socket.parent} is not a folder.")
 
 
+def _named(file: str | None) -> str:
+    if file is None:
+        return "none (defaults and environment)"
+    return file if Path(file).is_file() else f"{file} (no regular file)"
+
+
 def _show(console: Console, result: Mapping[str, Any]) -> None:
     from daemon.cli.present import pairs, say  # noqa: PLC0415
 
     pairs(
         console,
         {
-            "file": result["file"] or "none (defaults and environment)",
+            "file": _named(result["file"]),
             "data": result["data_dir"],
             "socket": result["control_socket"],
             "runtime": result["runtime"],

@@ -97,7 +97,7 @@ def _after_build(invocation: Invocation) -> NextAction:
 def show(invocation: Invocation) -> Outcome:
     """Say for each image of the configuration whether the daemon would run it, and why not.
 
-    Use it when a spawn fails with IMAGE_UNUSABLE.
+    Use it when a spawn fails with IMAGE_UNUSABLE. The process runtime needs no image.
 
     \b
     Example:
@@ -108,6 +108,8 @@ def show(invocation: Invocation) -> Outcome:
     from daemon.runtimes.image_source import source_digest  # noqa: PLC0415
 
     digest = source_digest()
+    if invocation.config.runtime.kind == "process":
+        return Outcome({"source_digest": digest, "images": []}, _say_no_images)
     with closing(engine_client(invocation.config)) as client:
         images = [_look(client, image, digest) for image in agent_images(invocation.config)]
     result = {"source_digest": digest, "images": images}
@@ -133,6 +135,12 @@ def show(invocation: Invocation) -> Outcome:
     problem = Problem(ImageError.code, f"{keys}: {first['error']}", fix)
     steps = tuple(NextAction(one["build"], f"build {one['image']}") for one in bad)
     return Outcome(result, people, steps, problem)
+
+
+def _say_no_images(console: Console) -> None:
+    from daemon.cli.present import say  # noqa: PLC0415
+
+    say(console, 'No image is needed: with [runtime] kind = "process" agents run as processes of this host.')
 
 
 def _look(client: Any, one: AgentImage, digest: str) -> dict[str, Any]:

@@ -186,6 +186,7 @@ def try_(
     """
     from daemon.inspect.routing_reading import explain  # noqa: PLC0415
 
+    _check_channel(invocation, channel)
     fields = {"body": _parsed(body)} if body is not None else {}
     event = PlaceEvent(
         channel, place, "test", text, EventKind(kind), thread, sender, direct=direct, mention=mention, fields=fields
@@ -204,6 +205,19 @@ def try_(
 
     steps = () if found["targets"] else (NextAction("clawbus route list", "the routes that there are"),)
     return Outcome(found, people, steps)
+
+
+def _check_channel(invocation: Invocation, channel: str) -> None:
+    """Raise a usage error for a channel that neither the configuration nor a route has: no event can come from it."""
+    from daemon.cli.suggestions import nearest  # noqa: PLC0415
+    from daemon.inspect.routing_reading import read_routes  # noqa: PLC0415
+
+    config = invocation.config
+    known = {"local", *config.channels, *(one.channel for one in read_routes(config).directory.table.routes.values())}
+    if channel not in known:
+        close = nearest(channel, known)
+        meant = f"did you mean {' or '.join(close)}?" if close else f"there is: {', '.join(sorted(known))}."
+        raise typer.BadParameter(f"--channel: there is no channel {channel!r}; {meant}")
 
 
 def _parsed(body: str) -> object:

@@ -26,6 +26,8 @@ NO_KEYS: Final = (
 )  # fmt: skip
 NO_KEYS_BEGIN: Final = ("TEST_", "REQUIRE_")
 SYSTEM_FOLDER: Final = Path("/etc/clawbus")
+_AT_END: Final = " (at end of document)"
+_TRIED: Final = 500  # lines from the end, each of which may begin what is not closed
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # What Kubernetes sets in every pod for a Service named clawbus or clawbus-SOMETHING, and Docker for `--link`.
 _SERVICE: Final = re.compile(r"CLAWBUS_(\w+_)?SERVICE_(HOST|PORT(_\w+)?)\Z")
@@ -104,8 +106,28 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        why = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        why = "nested too deep" if isinstance(error, RecursionError) else _placed(str(error), text)
         raise ConfigError(f"{path} is not TOML: {why}.", hint="Correct that line.") from error
+
+
+def _placed(why: str, text: str) -> str:
+    """Return the parser's reason with the line of what is not closed, which it only finds at the end of the file."""
+    if not why.endswith(_AT_END):
+        return why
+    lines = text.splitlines(keepends=True)
+    begin = next((end for end in range(len(lines) - 1, -1, -1)[:_TRIED] if _is_toml("".join(lines[:end]))), None)
+    if begin is None:
+        return f"{why.removesuffix(_AT_END)} (at line {len(lines)}, the last)"
+    words = (number for number, line in enumerate(lines[begin:], begin + 1) if line.split("#")[0].strip())
+    return f"{why.removesuffix(_AT_END)} (at line {next(words, len(lines))}, to the end of the file)"
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _decoded(path: Path, data: bytes) -> str:

@@ -244,6 +244,12 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
     try:
         content = json.dumps(incoming.content, ensure_ascii=False, allow_nan=False)
         size = len(content.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(str(error.object)[error.start]):04X}"
+        raise ContentError(
+            f"content has half a character ({half}), which is no text in UTF-8.",
+            hint="Send the whole character, or U+FFFD in its place.",
+        ) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise ContentError(f"content is not JSON: {error}.") from error
     if size > max_content_bytes:

@@ -16,7 +16,7 @@ import structlog
 
 from daemon.core.clock import Clock
 from daemon.core.errors import RegistryGoneError
-from daemon.store.free_room import LOW_BYTES, LOW_INODES, free_room
+from daemon.store.free_room import free_room
 from schema.errors import ClawbusError, HostTroubleError, StorageError, UnusableFileError
 from schema.os_faults import as_host_error
 
@@ -76,8 +76,8 @@ class StorageWatch:
             return
         if free is not None and free.is_low:
             if self.low is None:
-                self._log.warning("disk_low", free_bytes=free.bytes, threshold_bytes=LOW_BYTES,
-                                  free_inodes=free.inodes, threshold_inodes=LOW_INODES)  # fmt: skip
+                self._log.warning("disk_low", free_bytes=free.bytes, threshold_bytes=free.low_bytes,
+                                  free_inodes=free.inodes, threshold_inodes=free.low_inodes)  # fmt: skip
             self.low = (self.low[0] if self.low else self._clock.now_ms()), f"{free} on the data folder's disk"
         elif free is not None:
             self.low = None

@@ -282,7 +282,7 @@ def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSee
         denied=access_repair(config.data_dir, holder_pid) if holder_pid is not None else None,
         free_bytes=room.bytes if room is not None else None,
         free_inodes=room.inodes if room is not None and room.few_inodes else None,
-        low_bytes=LOW_BYTES,
+        low_bytes=room.low_bytes if room is not None else LOW_BYTES,
         max_open_answers=config.delivery.max_open_answers,
         write_error=_write_error(config, room),
         clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),

@@ -9,25 +9,31 @@ from typing import Final
 
 LOW_BYTES: Final = 64 * 1024**2  # less free space than this is reported as trouble, before writing fails
 LOW_INODES: Final = 1000  # fewer free inodes than this are reported; a new session needs about ten
+_SHARE: Final = 10  # of a small disk, less than a tenth: it could never have as much free
 
 
 @dataclass(frozen=True, slots=True)
 class FreeRoom:
-    """The room that this user has left on a file system. `inodes` is None where the file system does not count them."""
+    """The room that this user has left on a file system. `inodes` is None where the file system does not count them.
+
+    Less than `low_bytes` and `low_inodes` is too little.
+    """
 
     bytes: int
     inodes: int | None
     read_only: bool
+    low_bytes: int = LOW_BYTES
+    low_inodes: int = LOW_INODES
 
     @property
     def few_inodes(self) -> bool:
         """Whether new files will soon be refused, however many bytes are free."""
-        return self.inodes is not None and self.inodes < LOW_INODES
+        return self.inodes is not None and self.inodes < self.low_inodes
 
     @property
     def is_low(self) -> bool:
         """Whether writing will soon fail."""
-        return self.bytes < LOW_BYTES or self.few_inodes
+        return self.bytes < self.low_bytes or self.few_inodes
 
     def __str__(self) -> str:
         """Return the text for people, which names what is short."""
@@ -46,4 +52,6 @@ def free_room(folder: Path) -> FreeRoom | None:
         bytes=status.f_bavail * status.f_frsize,
         inodes=status.f_favail if status.f_files else None,
         read_only=bool(status.f_flag & os.ST_RDONLY),
+        low_bytes=min(LOW_BYTES, status.f_blocks * status.f_frsize // _SHARE),
+        low_inodes=min(LOW_INODES, status.f_files // _SHARE),
     )

@@ -79,3 +79,10 @@ def test_what_a_start_or_a_deploy_would_fail_on_is_refused(cli: CommandLine, hom
     assert refused.code == 1
     assert said in refused.envelope["error"]["message"]
     assert "delivery" not in refused.envelope["error"]["message"]
+
+
+def test_a_file_that_nobody_can_write_into_is_said_to_be_none(cli: CommandLine) -> None:
+    answer = cli("config", "check", "--config", "/dev/null", "--json")
+    assert answer.code == 0
+    assert answer.envelope["next_actions"] == [], "init cannot write there"
+    assert "/dev/null (no regular file)" in cli("config", "check", "--config", "/dev/null", "--pretty").out

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,8 @@ def test_an_argument_that_is_not_utf8_is_a_usage_error(home: Path, operations: F
         error = json.loads(done.stdout)["error"]
         assert error["code"] == "USAGE"
         assert "UTF-8" in error["message"]
+        assert "udc" not in error["message"], "the bytes are shown, and not what Python keeps for them"
+        assert re.search(r"\\x(e9|ff|fe)' are not UTF-8 text", error["message"])
     assert operations.received == []
 
 

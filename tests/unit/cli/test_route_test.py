@@ -142,6 +142,20 @@ def test_an_event_is_explained(
     assert row.said in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("channel", "said"),
+    [("webhok", "did you mean webhook?"), ("nope", "there is: local, webhook.")],
+)
+def test_a_channel_that_there_is_not_is_a_usage_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], channel: str, said: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["route", "test", "--channel", channel, "--place", "x", "hi", "-o", "json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "USAGE"
+    assert f"there is no channel {channel!r}; {said}" in error["message"]
+
+
 def test_every_reason_is_explained() -> None:
     assert {reason for row in TABLE for _, reason in row.refusals} == {one.value for one in RefusalReason}
 

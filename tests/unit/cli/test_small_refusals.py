@@ -103,3 +103,8 @@ def test_json_content_is_not_silently_text_at_a_place(cli: CommandLine) -> None:
     answer = cli("send", "{}", "--json-content", "--place", "kitchen")
     assert answer.code == 2
     assert "--json-content does not go with --place" in answer.err + answer.out
+
+
+def test_the_process_runtime_needs_no_image(cli: CommandLine) -> None:
+    assert cli("image", "show").result["images"] == []
+    assert "No image is needed" in cli("image", "show", "--pretty").out

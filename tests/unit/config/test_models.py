@@ -96,7 +96,23 @@ def test_the_provider_command_needs_a_program(tmp_path: Path) -> None:
 def test_broken_toml_is_told_with_its_place(tmp_path: Path, text: str) -> None:
     message = refused(tmp_path, text)
     assert "is not TOML" in message
-    assert "line" in message or "end of document" in message
+    assert "line" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a = 1\n[runtime", 2),
+        ("a = 1\n\n# what follows\nb = 'x\nc = 2\n", 4),
+        ('a = 1\nb = """x\ny\nz\n', 2),
+        ("a = 1\nb = [\n  1,\n  2\n", 2),
+        ("a = ", 1),
+    ],
+)
+def test_what_is_not_closed_is_told_with_the_line_where_it_begins(tmp_path: Path, text: str, line: int) -> None:
+    message = refused(tmp_path, text)
+    assert "clawbus.toml is not TOML" in message
+    assert f"(at line {line}" in message
 
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:

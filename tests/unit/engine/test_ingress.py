@@ -421,3 +421,9 @@ async def test_what_an_agent_writes_to_another_answers_no_question_of_it(kit: Bu
     accepted = await kit.bus.ingress.accept(Incoming(AGENT, "main", content, relay="{}"))
     assert (accepted.seq, accepted.duplicate) == (2, False)
     assert (await kit.message(accepted.message_id))["status"] == "pending"
+
+
+async def test_half_a_character_is_named(kit: BusKit) -> None:
+    with pytest.raises(ContentError, match=r"half a character \(U\+D800\)") as refused:
+        await kit.bus.ingress.accept(Incoming(AGENT, "main", {"text": "a\ud800"}))
+    assert "U+FFFD" in refused.value.hint

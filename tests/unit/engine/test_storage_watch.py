@@ -6,6 +6,7 @@ import errno
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -61,6 +62,7 @@ async def test_a_disk_that_is_nearly_full_is_told_once(tmp_path: Path, monkeypat
     kit = BusKit(tmp_path / "data")
     async with swept(kit):
         monkeypatch.setattr(free_room, "LOW_BYTES", 2**62)
+        monkeypatch.setattr(free_room, "_SHARE", 1)
         with capture_logs() as logs:
             await kit.bus.sweeper.tick()
             await kit.bus.sweeper.tick()
@@ -88,6 +90,7 @@ async def test_few_inodes_are_told_although_there_are_bytes(tmp_path: Path, monk
     kit = BusKit(tmp_path / "data")
     async with swept(kit):
         monkeypatch.setattr(free_room, "LOW_INODES", 2**62)
+        monkeypatch.setattr(free_room, "_SHARE", 1)
         if (room := free_room.free_room(kit.root)) is None or room.inodes is None:
             pytest.skip("this file system counts no inodes")
         await kit.bus.sweeper.tick()
@@ -136,3 +139,22 @@ async def test_no_thread_that_can_be_started_is_the_hosts_trouble(
                 await session.call(lambda: None)
             assert [one["code"] for one in kit.bus.problems.degraded()] in ([], ["HOST_TROUBLE"])
         assert await session.call(lambda: 1) == 1
+
+
+def test_of_a_small_disk_a_share_must_be_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk(total_mib: int, free_mib: int, inodes: int, free_inodes: int) -> free_room.FreeRoom:
+        page, pages = 4096, 256  # a MiB has so many
+        status = SimpleNamespace(
+            f_frsize=page, f_blocks=total_mib * pages, f_bavail=free_mib * pages, f_files=inodes, f_favail=free_inodes,
+            f_flag=0,
+        )  # fmt: skip
+        monkeypatch.setattr(free_room.os, "statvfs", lambda _: status)
+        found = free_room.free_room(tmp_path)
+        assert found is not None
+        return found
+
+    assert not disk(50, 40, 5000, 900).is_low, "it can never have 64 MiB or 1000 inodes free"
+    assert disk(50, 4, 5000, 900).is_low
+    assert disk(50, 40, 5000, 400).is_low
+    assert disk(100_000, 63, 10**6, 10**5).is_low
+    assert not disk(100_000, 65, 10**6, 1001).is_low
