@@ -137,7 +137,7 @@ def test_the_command_that_doctor_names_for_a_missing_socket_mends_it(tmp_path: P
         assert "there is no such socket" in finding["evidence"][0]
         started = subprocess.run(
             ["sh", "-c", f"{finding['command']} echo $!"],
-            capture_output=True, text=True, check=True, timeout=30, env=environ,
+            capture_output=True, text=True, check=True, timeout=120, env=environ,
         )  # fmt: skip
         try:
             eventually("the finding is over", lambda: not runtime_findings(daemon), 60)

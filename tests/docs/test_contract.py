@@ -112,7 +112,7 @@ def test_its_agent_counts_the_messages_of_its_session() -> None:
     turn = Turn("helper", "first", "I1", (message,), Address("local", "me"), (), {"count": "2"})
     command = [sys.executable, "-I", "-c", block(AGENT, "python")]
     done = subprocess.run(
-        command, input=json.dumps(turn.to_json()).encode(), capture_output=True, timeout=30, check=True
+        command, input=json.dumps(turn.to_json()).encode(), capture_output=True, timeout=120, check=True
     )
     parser = OutputParser()
     for line in done.stdout.splitlines():

@@ -59,7 +59,7 @@ def test_its_image_brings_the_program_and_the_settings(name: str) -> None:
 
 def run(command: list[str], home: Path, **environ: str) -> bytes:
     done = subprocess.run(
-        command, input=json.dumps(TURN).encode(), capture_output=True, timeout=30, check=True,
+        command, input=json.dumps(TURN).encode(), capture_output=True, timeout=120, check=True,
         env={"PATH": os.environ["PATH"], "HOME": str(home), **environ},
     )  # fmt: skip
     return done.stdout

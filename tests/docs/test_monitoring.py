@@ -144,7 +144,7 @@ def test_the_dashboard_can_be_imported() -> None:
 
 def promtool(*arguments: str, text: str | None = None) -> str:
     assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, input=text, timeout=60, check=False)
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, input=text, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -186,7 +186,7 @@ def test_the_example_agent_works(tmp_path: Path) -> None:
     }
     command = [sys.executable, "-I", "-c", python.text]
     done = subprocess.run(
-        command, input=json.dumps(turn), capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path
+        command, input=json.dumps(turn), capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path
     )
     assert done.stdout == "MAKE IT LOUD\n"
 

@@ -64,7 +64,7 @@ def test_a_build_without_the_third_party_packages_has_a_page_too() -> None:
         "import sys; sys.modules['typer'] = None; from daemon.cli.man_page import short_page; print(short_page('1'))"
     )
     made = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
     for name, entry in COMMANDS.items():
         assert f"\n\\&{name}\n" in made.stdout

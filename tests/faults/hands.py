@@ -12,12 +12,12 @@ from typing import Any
 
 def quietly(*arguments: str) -> None:
     """Run a docker command, whatever becomes of it."""
-    subprocess.run(["docker", *arguments], capture_output=True, timeout=60, check=False)
+    subprocess.run(["docker", *arguments], capture_output=True, timeout=120, check=False)
 
 
 def _config(container: str) -> dict[str, Any]:
     """A container's configuration; nothing once it is removed."""
-    done = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, timeout=120, check=False)
     return json.loads(done.stdout)[0]["Config"] if done.returncode == 0 else {}
 
 

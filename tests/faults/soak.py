@@ -112,7 +112,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def containers(options: argparse.Namespace, over: threading.Event) -> dict[str, Any]:
     """The part with Docker, or why there is none."""
-    if subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=60).returncode != 0:
+    if subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=120).returncode != 0:
         return {"skipped": "Docker does not answer", "problems": []}
     with contextlib.ExitStack() as stack:
         image = stack.enter_context(agent_image(options.base))

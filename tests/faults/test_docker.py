@@ -47,7 +47,7 @@ def in_mid_turn(daemon: RealDaemon) -> tuple[str, Callable[[], None]]:
 
 def docker_kill(daemon: RealDaemon) -> None:
     container = daemon.container("patient", "s")["container_id"]
-    subprocess.run(["docker", "kill", container], check=True, capture_output=True, timeout=60)
+    subprocess.run(["docker", "kill", container], check=True, capture_output=True, timeout=120)
 
 
 def settled(daemon: RealDaemon, message_id: str) -> dict[str, object]:
@@ -83,7 +83,7 @@ def test_both_killed_heal_at_the_next_start(daemon: RealDaemon) -> None:
     message_id, finish = in_mid_turn(daemon)
     container = daemon.container("patient", "s")["container_id"]
     daemon.kill()
-    subprocess.run(["docker", "kill", container], check=True, capture_output=True, timeout=60)
+    subprocess.run(["docker", "kill", container], check=True, capture_output=True, timeout=120)
     finish()
     daemon.start()
     assert settled(daemon, message_id)["tries"] == 1
@@ -97,7 +97,7 @@ def test_a_paused_container_is_found_out_and_ended_and_its_messages_go_to_the_ne
     daemon.start()
     assert daemon.ask("hello", agent="echo", session="s", wait_s=60)["text"] == "hello"
     frozen = daemon.container("echo", "s")
-    subprocess.run(["docker", "pause", frozen["container_id"]], check=True, capture_output=True, timeout=60)
+    subprocess.run(["docker", "pause", frozen["container_id"]], check=True, capture_output=True, timeout=120)
     # It froze without a claim: what it leaves untouched decides, and that is a minute by rule.
     assert daemon.ask("still there", agent="echo", session="s", wait_s=180)["text"] == "still there"
     assert [event["reason"] for event in daemon.events("container_stuck")] == ["unclaimed"]

@@ -31,7 +31,7 @@ def image(base_image: str) -> Iterator[str]:
 
 
 def docker(*arguments: str) -> None:
-    subprocess.run(["docker", *arguments], check=True, capture_output=True, timeout=60)
+    subprocess.run(["docker", *arguments], check=True, capture_output=True, timeout=120)
 
 
 def in_mid_turn(daemon: RealDaemon) -> str:

@@ -63,7 +63,7 @@ def of_install(daemon: RealDaemon) -> list[dict[str, Any]]:
 
 def _inspected(container: str) -> list[dict[str, Any]]:
     """Its inspection; none when it was removed since it was listed."""
-    done = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, timeout=120, check=False)
     return json.loads(done.stdout) if done.returncode == 0 else []
 
 

@@ -107,7 +107,7 @@ class DockerVictims:
 
     def _docker(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["docker", *arguments], capture_output=True, text=True, timeout=60, check=False, env=self._environ
+            ["docker", *arguments], capture_output=True, text=True, timeout=120, check=False, env=self._environ
         )
 
 

@@ -93,7 +93,7 @@ def test_without_the_guards_the_reader_dies_of_a_signal(out: Path) -> None:
         "db.execute('SELECT * FROM messages_out').fetchall()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(out / OUTBOUND_DB)], check=False, capture_output=True, timeout=60
+        [sys.executable, "-c", program, str(out / OUTBOUND_DB)], check=False, capture_output=True, timeout=120
     )
     assert done.returncode == -signal.SIGBUS, done.stderr
 

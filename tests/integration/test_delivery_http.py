@@ -203,13 +203,17 @@ def test_seconds_to_wait_are_waited(shared: tuple[RealDaemon, Receiver]) -> None
 
 def test_a_date_to_wait_for_is_waited_for(shared: tuple[RealDaemon, Receiver]) -> None:
     daemon, receiver = shared
-    until = int(time.time()) + 3
-    date = format_datetime(datetime.fromtimestamp(until, UTC), usegmt=True)
-    receiver.script["date"] = [status(429, retry_after=lambda: date)]
+    until: list[int] = []
+
+    def date() -> str:
+        until.append(int(time.time()) + 3)
+        return format_datetime(datetime.fromtimestamp(until[0], UTC), usegmt=True)
+
+    receiver.script["date"] = [status(429, retry_after=date)]
     say(daemon, "date", "x")
     delivered(daemon, "date")
     first, second = receiver.of("date")
-    assert first.at < until <= second.at
+    assert first.at < until[0] <= second.at
 
 
 def test_back_off_grows_with_jitter_up_to_its_cap(shared: tuple[RealDaemon, Receiver]) -> None:

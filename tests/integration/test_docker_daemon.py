@@ -33,7 +33,7 @@ def image(base_image: str) -> Iterator[str]:
         yield tag
     finally:
         builder.close()
-        subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=120)
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def test_a_wrong_image_is_refused_with_its_fix_and_the_message_waits(
         ] in explanation
         assert daemon.message("prog", "s", message_id)["tries"] == 0
     finally:
-        subprocess.run(["docker", "rmi", tag], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rmi", tag], capture_output=True, check=False, timeout=120)
     try:
         docker("tag", image, tag)
         assert daemon.answer(message_id, agent="prog", session="s") == {"text": "kept"}

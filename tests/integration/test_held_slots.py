@@ -46,7 +46,8 @@ def test_two_that_beat_and_never_finish_lose_their_slots_and_doctor_names_them(m
         runtime_keys="max_containers = 2",
         sweep_keys="claim_stuck_s = 12.0\nceiling_s = 60.0\nmax_declared_s = 10.0",
     )
-    daemon.start()
+    # Until the doctor has been asked nobody loses a slot, however long that takes here.
+    daemon.start(environment={"CLAWBUS_SWEEP__CLAIM_STUCK_S": "3600", "CLAWBUS_SWEEP__CEILING_S": "7200"})
     held = {}
     for name in ("h1", "h2"):
         mark = daemon.root / name
@@ -64,6 +65,8 @@ def test_two_that_beat_and_never_finish_lose_their_slots_and_doctor_names_them(m
         told = eventually("doctor says who holds the slots", named, 90)
         for name, message_id in held.items():
             assert f"prog/{name} works on message {message_id} for " in told
+        daemon.stop()
+        daemon.start()
         assert "hello" in str(daemon.answer(waits, agent="echo", session="third", wait_s=60))
     stuck = daemon.events("container_stuck")
     assert {one["reason"] for one in stuck} == {"claim_overdue"}

@@ -33,7 +33,7 @@ def image(base_image: str) -> Iterator[str]:
     built = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     yield tag
-    subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=60)
+    subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=120)
 
 
 class Pod:
@@ -107,7 +107,7 @@ class Pod:
         return [found[one] for one in ids]
 
     def remove(self) -> None:
-        subprocess.run(["docker", "rm", "-f", "-v", self._name], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rm", "-f", "-v", self._name], capture_output=True, check=False, timeout=120)
 
 
 @pytest.fixture

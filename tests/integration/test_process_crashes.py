@@ -182,7 +182,7 @@ def test_a_message_that_kills_its_agent_twice_is_answered_by_the_third(make_daem
 
 def test_a_turn_without_a_sign_of_life_is_ended_by_the_sweep(make_daemon: Make) -> None:
     """The program is alive, but neither it nor the tool it declared may be silent for so long."""
-    daemon = make_daemon(obedient(timeout_s=4.0), sweep_keys="claim_stuck_s = 2.0\nmax_declared_s = 4.0")
+    daemon = make_daemon(obedient(timeout_s=8.0), sweep_keys="claim_stuck_s = 4.0\nmax_declared_s = 8.0")
     daemon.start()
     message_id = in_mid_turn(daemon, "s")
     os.kill(_runner(daemon), signal.SIGSTOP)

@@ -49,7 +49,7 @@ def reply(daemon: RealDaemon, session: str, question: str, text: str, **fields: 
 
 
 def test_a_question_is_answered_by_command_by_reply_and_by_its_deadline(make_daemon: Make) -> None:
-    daemon = make_daemon(obedient(timeout_s=4.0), sweep_keys="claim_stuck_s = 1.0")
+    daemon = make_daemon(obedient(timeout_s=8.0), sweep_keys="claim_stuck_s = 3.0")
     daemon.start()
     message_id, question = ask(daemon, "command")
     replied, other = ask(daemon, "reply")
@@ -100,7 +100,7 @@ def test_an_open_question_survives_the_death_of_daemon_and_agent_and_is_asked_on
 @pytest.mark.parametrize("outcome", ["answered yes yes", "timeout no None"])
 def test_a_turn_that_froze_while_it_waited_is_ended_soon_after_its_question(make_daemon: Make, outcome: str) -> None:
     """While it waits it may be silent for as long as the question is open, and not for as long again."""
-    daemon = make_daemon(obedient(timeout_s=4.0), sweep_keys="claim_stuck_s = 1.0")
+    daemon = make_daemon(obedient(timeout_s=8.0), sweep_keys="claim_stuck_s = 3.0")
     daemon.start()
     # Its deadline is far longer than this test waits, or near.
     message_id, question = ask(daemon, "s", timeout_s=3600 if outcome.startswith("answered") else 12, default="no")

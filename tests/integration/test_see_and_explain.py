@@ -258,7 +258,7 @@ def test_a_container_that_docker_runs_and_nobody_supervises(make_daemon: Make, b
     options = [part for name, value in labels.items() for part in ("--label", f"clawbus.{name}={value}")]
     started = subprocess.run(
         ["docker", "run", "-d", "--network", "none", *options, base_image, "sleep", "600"],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=120,
     ).stdout.strip()  # fmt: skip
     try:
         _registry(daemon, install)
@@ -269,7 +269,7 @@ def test_a_container_that_docker_runs_and_nobody_supervises(make_daemon: Make, b
         daemon.environment["DOCKER_HOST"] = "unix:///nonexistent/docker.sock"
         assert "RUNTIME_UNAVAILABLE" in codes(daemon)
     finally:
-        subprocess.run(["docker", "rm", "-f", started], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rm", "-f", started], capture_output=True, check=False, timeout=120)
 
 
 def _registry(daemon: RealDaemon, install: str) -> None:

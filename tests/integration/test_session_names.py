@@ -56,7 +56,7 @@ def test_a_session_is_named_as_given_everywhere(bus: RealDaemon, name: str) -> N
         options = ("--",) if name.startswith("-") and len(words) == 2 else ()
         shown = subprocess.run(
             [CLAWBUS, "--config", str(bus.config), "--json", "session", "show", *options, *words],
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
         assert json.loads(shown.stdout)["result"]["session"] == name
     assert name in {one["session"] for one in bus.cli("session", "list").result["sessions"]}

@@ -157,7 +157,7 @@ def test_a_running_daemon_is_scraped_over_both_sockets(make_daemon: Make) -> Non
     remote = f"http://127.0.0.1:{port}"
 
     def counted() -> str | None:
-        text = httpx.get(f"{remote}/metrics", trust_env=False, timeout=10).text
+        text = httpx.get(f"{remote}/metrics", trust_env=False, timeout=60).text
         return text if 'clawbus_answers_delivered_total{agent="prog",channel="local"} 1.0' in text else None
 
     text = eventually("counted", counted)
@@ -165,13 +165,13 @@ def test_a_running_daemon_is_scraped_over_both_sockets(make_daemon: Make) -> Non
     assert 'clawbus_container_spawns_total{agent="prog",outcome="started"} 1.0' in text
     assert 'clawbus_containers{phase="running"} 1.0' in text
     assert "clawbus_ready 1.0" in text
-    ready = httpx.get(f"{remote}/readyz", trust_env=False, timeout=10)
+    ready = httpx.get(f"{remote}/readyz", trust_env=False, timeout=60)
     assert (ready.status_code, {check["state"] for check in ready.json()["result"]["checks"]}) == (200, {"ok"})
-    assert httpx.get(f"{remote}/healthz", trust_env=False, timeout=10).status_code == 200
-    assert httpx.get(f"{remote}/v1/status", trust_env=False, timeout=10).status_code == 404, "nothing to operate here"
-    assert httpx.post(f"{remote}/metrics", trust_env=False, timeout=10).status_code == 405
+    assert httpx.get(f"{remote}/healthz", trust_env=False, timeout=60).status_code == 200
+    assert httpx.get(f"{remote}/v1/status", trust_env=False, timeout=60).status_code == 404, "nothing to operate here"
+    assert httpx.post(f"{remote}/metrics", trust_env=False, timeout=60).status_code == 405
     transport = httpx.HTTPTransport(uds=str(daemon.socket))
-    with httpx.Client(transport=transport, base_url="http://clawbus", trust_env=False, timeout=10) as local:
+    with httpx.Client(transport=transport, base_url="http://clawbus", trust_env=False, timeout=60) as local:
         assert "clawbus_build_info" in local.get("/metrics").text
         openmetrics = local.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
         assert openmetrics.text.endswith("# EOF\n")

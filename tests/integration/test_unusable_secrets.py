@@ -67,7 +67,7 @@ def test_everyone_says_which_file_it_is_and_others_go_on(
     assert daemon.message("keeper", "s", waiting)["tries"] == 0
     said.append(refused(daemon, f"egress.routes.model.secret_file: the secret file {routed} {why}"))
     repair = ["sh", "-c", found["EGRESS_SECRET"]["command"]]
-    subprocess.run([*BOUND, *repair], input=egress_story.SECRET, text=True, check=True, timeout=30)
+    subprocess.run([*BOUND, *repair], input=egress_story.SECRET, text=True, check=True, timeout=120)
     assert daemon.cli("config", "check").ok
     assert daemon.ask("/two", agent="asks", session="s")["text"] == "the model says /two"
     assert server.keys == [egress_story.SECRET]

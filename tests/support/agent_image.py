@@ -27,4 +27,4 @@ def agent_image(base: str) -> Iterator[str]:
     finally:
         builder.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=60)
+            subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=120)

@@ -411,10 +411,10 @@ def remove_containers(label: str) -> None:
     """Remove the containers with this label, running or not."""
     listed = subprocess.run(
         ["docker", "ps", "-aq", "--no-trunc", "--filter", f"label={label}"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     for container in listed.stdout.split():
-        subprocess.run(["docker", "rm", "-f", container], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rm", "-f", container], capture_output=True, check=False, timeout=120)
 
 
 def _read(path: Path, sql: str) -> list[dict[str, Any]]:

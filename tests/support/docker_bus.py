@@ -25,7 +25,7 @@ def inspect(container: str) -> dict[str, Any]:
 
 
 def exists(container: str) -> bool:
-    done = subprocess.run(["docker", "inspect", container], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["docker", "inspect", container], capture_output=True, timeout=120, check=False)
     return done.returncode == 0
 
 

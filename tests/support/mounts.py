@@ -51,11 +51,11 @@ class SmallDisk:
 
 
 def _mount(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False, timeout=120)
     if done.returncode != 0:
         pytest.skip(f"this machine does not let us mount: {done.stderr.strip()}")
 
 
 def _unmount(folder: Path) -> None:
     # Lazily: a process that still has a file open there must not keep the mount from going.
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False, timeout=30)
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False, timeout=120)

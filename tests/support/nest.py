@@ -25,4 +25,4 @@ def nest(folder: Path, name: str, depth: int) -> Iterator[None]:
         yield
     finally:
         os.close(here)
-        subprocess.run(["rm", "-rf", str(folder / name)], check=True, timeout=60)
+        subprocess.run(["rm", "-rf", str(folder / name)], check=True, timeout=120)

@@ -110,7 +110,7 @@ class PrivateDockerd:
         self._end_shims()
         self._end_containers()
         for mount in reversed(_mounts_under(self.root)):
-            subprocess.run(["umount", "-l", mount], capture_output=True, check=False, timeout=30)
+            subprocess.run(["umount", "-l", mount], capture_output=True, check=False, timeout=120)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _answers(self) -> bool:

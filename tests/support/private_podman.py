@@ -98,10 +98,10 @@ class PrivatePodman:
         if self.root.exists():
             subprocess.run(
                 [*self._podman(), "rm", "--all", "--force", "--time=0"],
-                capture_output=True, check=False, timeout=60, env=self._environ(),
+                capture_output=True, check=False, timeout=120, env=self._environ(),
             )  # fmt: skip
             for mount in reversed(_mounts_under(self.root)):
-                subprocess.run(["umount", "-l", mount], capture_output=True, check=False, timeout=30)
+                subprocess.run(["umount", "-l", mount], capture_output=True, check=False, timeout=120)
             shutil.rmtree(self.root, ignore_errors=True)
 
     def _podman(self) -> list[str]:

@@ -256,7 +256,7 @@ async def clean(harness: Any) -> AsyncGenerator[None]:
         runtime = harness.runtime()
         for running in await runtime.list_running():
             await runtime.kill(running.container_id)
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 await runtime.wait(running.container_id)
             await runtime.remove(running.container_id)
         for each in harness.runtimes:

@@ -84,7 +84,7 @@ class SystemdHost:
         name = f"clawbus-test-systemd-{os.getpid()}"
         done = subprocess.run(
             ["docker", "run", "-d", "--name", name, *_BOOT, *volumes, image, "/lib/systemd/systemd"],
-            capture_output=True, text=True, check=True, timeout=60,
+            capture_output=True, text=True, check=True, timeout=120,
         )  # fmt: skip
         self.container = done.stdout.strip()
 
@@ -133,4 +133,4 @@ class SystemdHost:
         return self.run("journalctl", "-u", "clawbus", "-n", "40", "--no-pager").stdout
 
     def close(self) -> None:
-        subprocess.run(["docker", "rm", "-f", self.container], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rm", "-f", self.container], capture_output=True, check=False, timeout=120)

@@ -47,7 +47,7 @@ def post(
         "x-clawbus-signature": request_signature(secret, at, httpx.URL(url).path, message_id, body),
         "x-clawbus-id": message_id,
     }
-    return httpx.post(url, content=body, headers=headers, timeout=10, trust_env=False)
+    return httpx.post(url, content=body, headers=headers, timeout=60, trust_env=False)
 
 
 @dataclass(slots=True)

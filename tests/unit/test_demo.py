@@ -112,7 +112,7 @@ def test_the_agent_answers_every_message_of_its_turn() -> None:
     messages = [{"content": {"text": "one"}}, {"content": {"body": {"text": "two"}}}, {"content": "three"}]
     turn = json.dumps({"messages": messages})
     command = [sys.executable, "-I", str(AGENT)]
-    done = subprocess.run(command, input=turn, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, input=turn, capture_output=True, text=True, timeout=120, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["type"] for line in lines] == ["tool", "tool_end"] * 3 + ["message"]
     assert lines[-1]["content"] == {"text": "done: one, two, three"}
@@ -120,7 +120,7 @@ def test_the_agent_answers_every_message_of_its_turn() -> None:
 
 def test_the_agent_needs_nothing_but_the_standard_library() -> None:
     command = [sys.executable, "-I", "-S", str(AGENT)]
-    done = subprocess.run(command, input='{"messages": []}', capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, input='{"messages": []}', capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -50,7 +50,7 @@ def run(tmp_path: Path, python: Path | str) -> subprocess.CompletedProcess[str]:
     tools.mkdir()
     (tools / "apt-get").symlink_to("/bin/true")  # whatever this machine has
     environ = {"PATH": f"{tools}:{os.environ['PATH']}"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environ)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)
 
 
 @pytest.mark.parametrize(

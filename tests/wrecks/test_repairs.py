@@ -39,7 +39,7 @@ def test_daemon_down_and_silent(daemon: RealDaemon) -> None:
     daemon.pause()
     command = found(daemon, "DAEMON_SILENT")["command"]
     assert command.startswith("kill -KILL ")
-    subprocess.run(["sh", "-c", command], check=True, timeout=10)  # where procps is missing, only a shell has `kill`
+    subprocess.run(["sh", "-c", command], check=True, timeout=120)  # where procps is missing, only a shell has `kill`
     assert daemon.process is not None
     assert daemon.process.wait(timeout=60) == -signal.SIGKILL
     repair(daemon, found(daemon, "DAEMON_DOWN")["command"])
@@ -80,7 +80,7 @@ def test_files_of_the_host_s_own_that_are_broken(daemon: RealDaemon) -> None:
     assert seen["DAEMON_DOWN"]["cause"] == "DATA_UNREADABLE", "no daemon starts over it"
     delete = offered(seen["FILES_UNREADABLE"], " delete ")
     move, _, start = seen["DATA_UNREADABLE"]["command"].partition(" && ")
-    subprocess.run(shlex.split(move), check=True, timeout=10)
+    subprocess.run(shlex.split(move), check=True, timeout=120)
     repair(daemon, delete)
     repair(daemon, start)
     healthy(daemon)

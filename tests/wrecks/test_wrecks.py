@@ -315,7 +315,7 @@ def test_an_agent_s_own_image_cannot_be_used(make_daemon: Make, base_image: str,
     daemon = make_daemon(f'[agents.badimg]\nprovider = "echo"\nimage = "{tag}"\n', runtime="docker")
     try:
         if taken:
-            subprocess.run(["docker", "tag", base_image, tag], check=True, timeout=60)
+            subprocess.run(["docker", "tag", base_image, tag], check=True, timeout=120)
         daemon.start()
         assert [one["what"] for one in daemon.status()["live"]["degraded"]] == ["image"]
         one = found(daemon, "IMAGE_UNUSABLE")
@@ -325,4 +325,4 @@ def test_an_agent_s_own_image_cannot_be_used(make_daemon: Make, base_image: str,
         healthy(daemon)
         eventually("no longer degraded", lambda: daemon.status()["live"]["degraded"] == [], 30)
     finally:
-        subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=60)
+        subprocess.run(["docker", "rmi", "-f", tag], capture_output=True, check=False, timeout=120)

@@ -199,7 +199,7 @@ def test_a_runner_that_can_start_nothing_gives_its_claims_back_and_ends_with_a_c
     )
     environment = kit.environment("I1", provider="command", command=["sh", "-c", "echo hi"], poll_s=0.1)
     done = subprocess.run(
-        [sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", limited], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == CANNOT_START_CODE, done.stderr
     assert kit.acks() == {}, "given back: no ack, no claim, no try"

@@ -326,7 +326,7 @@ async def test_a_runner_whose_container_is_used_up_ends_after_the_turn_and_claim
     kit.add("m1")
     runner = build(kit, Scripted(work))
     runner._used_up = lambda: full[0] if full else None
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await runner.run()
     assert kit.acks() == {"m1": "completed"}
 

@@ -237,5 +237,5 @@ import container_runner.__main__
 assert not {"daemon", "pydantic", "docker", "typer", "httpx"} & set(sys.modules)
 print("imported")
 """
-    ended = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.stdout == "imported\n", ended.stderr

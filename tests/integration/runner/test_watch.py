@@ -36,7 +36,7 @@ async def watching(folder: Path, **options: Any) -> AsyncGenerator[InboundWatch]
     watch = InboundWatch(folder, **{"step_ms": 1, "poll_s": NEVER, "log": structlog.get_logger(), **options})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch.run)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await watch.wait()  # it begins with a look
             yield watch
         watch.close()
@@ -159,7 +159,7 @@ async def test_a_folder_that_is_gone_leaves_the_poll(tmp_path: Path) -> None:
 
 async def test_it_ends_when_closed(tmp_path: Path) -> None:
     watch = InboundWatch(tmp_path, step_ms=1, poll_s=NEVER, log=structlog.get_logger())
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch.run)
             await watch.wait()

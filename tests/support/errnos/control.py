@@ -30,7 +30,7 @@ def compiled(folder: Path) -> Path:
     """The shim as a library in this folder."""
     library = folder / "errnos.so"
     command = [compiler() or "cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=120)
     return library
 
 

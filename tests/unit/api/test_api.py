@@ -29,7 +29,7 @@ def http(operations: FakeOperations, tmp_path_factory: pytest.TempPathFactory) -
     path: Path = tmp_path_factory.mktemp("s") / "c.sock"
     with (
         serving(operations, path),
-        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x", timeout=10) as http,
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x", timeout=60) as http,
     ):
         yield http
 

@@ -32,7 +32,7 @@ def offered(line: str) -> list[str]:
     env = {**os.environ, "_CLAWBUS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     script = "import sys; from daemon.cli.main import main; sys.exit(main([]))"
     done = subprocess.run(
-        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout.split()

@@ -87,7 +87,7 @@ def test_a_form_that_does_not_exist_is_wrong_usage(
 def test_the_environment_s_form_is_no_key_of_the_configuration(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLAWBUS_OUTPUT", "json")
     done = subprocess.run(
-        [sys.executable, "-m", "daemon.cli", "config", "check"], capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, "-m", "daemon.cli", "config", "check"], capture_output=True, text=True, check=False, timeout=120,
         env=os.environ,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

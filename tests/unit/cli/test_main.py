@@ -210,7 +210,7 @@ def test_a_reader_that_goes_is_no_traceback(home: Path) -> None:
     pipe_in, pipe_out = os.pipe()
     os.close(pipe_in)
     done = subprocess.run(
-        [*COMMAND, "logs", "--raw", "-n", "50000"], stdout=pipe_out, stderr=subprocess.PIPE, check=False, timeout=30
+        [*COMMAND, "logs", "--raw", "-n", "50000"], stdout=pipe_out, stderr=subprocess.PIPE, check=False, timeout=120
     )
     os.close(pipe_out)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -27,7 +27,7 @@ ENVIRONMENTS: Final[dict[str, dict[str, str]]] = {
 def run(*arguments: str | bytes, env: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[bytes]:
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     return subprocess.run(
-        [*COMMAND, *arguments], env={**os.environ, **(env or {})}, check=False, timeout=60, **streams
+        [*COMMAND, *arguments], env={**os.environ, **(env or {})}, check=False, timeout=120, **streams
     )  # fmt: skip
 
 
@@ -91,13 +91,13 @@ def test_a_report_that_cannot_be_written_says_that_the_deed_is_done(
 ) -> None:
     script = f'exec "$@" {lost}'
     send = [*COMMAND, "send", "x", *TO_ECHO, "--id", "m1", "--wait", "60", form]
-    done = subprocess.run(["/bin/sh", "-c", script, "sh", *send], stderr=subprocess.PIPE, check=False, timeout=60)
+    done = subprocess.run(["/bin/sh", "-c", script, "sh", *send], stderr=subprocess.PIPE, check=False, timeout=120)
     assert done.returncode == 74
     [line] = [one for one in done.stderr.decode().splitlines() if one.startswith("error: ")]
     assert "standard output cannot be written" in line
     assert '"message_id": "m1"' in line
     refused = [*COMMAND, "send", "x", "--agent", "nobody", "--session", "s", form]
-    done = subprocess.run(["/bin/sh", "-c", script, "sh", *refused], stderr=subprocess.PIPE, check=False, timeout=60)
+    done = subprocess.run(["/bin/sh", "-c", script, "sh", *refused], stderr=subprocess.PIPE, check=False, timeout=120)
     assert done.returncode == 1
 
 

@@ -254,7 +254,7 @@ class TestZones:
     def without_zones(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", NO_ZONES, *arguments],
-            env={**os.environ, "PYTHONTZPATH": ""}, capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "PYTHONTZPATH": ""}, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 
     @pytest.mark.parametrize("zone", [None, "UTC", "Etc/UTC"])

@@ -176,7 +176,7 @@ async def test_a_registry_that_cannot_be_written_delays_the_writing(
         ledger.admit("helper", "model")
         await anyio.sleep(0.05)
         files.locked = False
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not files.written:  # noqa: ASYNC110 - it is seen from outside only
                 await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
@@ -193,7 +193,7 @@ async def test_a_clock_that_is_ahead_for_a_moment_forgets_nothing_of_the_day(
     day = day_of(clock.now_ms(), UTC)
 
     async def written(of: str) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not any(row.day == of for rows in files.written for row in rows):  # noqa: ASYNC110 - only seen from outside
                 await anyio.sleep(0.005)
 

@@ -104,7 +104,7 @@ async def until_draining(kit: BusKit) -> None:
     async def noted() -> bool:
         return await kit.inbound("SELECT * FROM draining") != []
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not await noted():
             await anyio.lowlevel.checkpoint()
 

@@ -147,7 +147,7 @@ async def test_a_session_that_hangs_keeps_no_other_from_being_swept(
 async def test_a_session_whose_files_are_held_keeps_no_other_from_being_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kit = BusKit(tmp_path / "data", sweep={"session_timeout_s": 1.0})
+    kit = BusKit(tmp_path / "data", sweep={"session_timeout_s": 3.0})
     async with kit.running():
         for name in ("bad", "good"):
             await running(kit, name)

@@ -51,7 +51,7 @@ async def test_forty_sends_to_a_name_that_hangs_keep_one_thread_and_delay_no_oth
     results: list[tuple[str, ...]] = []
 
     async def wait_for_it() -> None:
-        with anyio.fail_after(60):
+        with anyio.fail_after(25):
             results.append(await resolver.resolve("hung.test"))
 
     async with anyio.create_task_group() as tasks:
@@ -77,7 +77,7 @@ async def test_after_a_while_a_name_that_hangs_is_refused_at_once_and_heals(name
         await resolver.resolve("hung.test")
     names.table["hung.test"] = ["127.0.0.7"]
     names.release.set()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while True:
             try:
                 assert await resolver.resolve("hung.test") == ("127.0.0.7",)

@@ -369,7 +369,7 @@ def test_a_sweep_that_is_killed_leaves_a_whole_file_and_is_run_again(world: Sess
     claimed(world, "a")
     claimed(world, "b")
     command = [sys.executable, "-c", DIES, str(world.root), moment, str(NOW)]
-    died = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    died = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     statuses = {world.message("a")["status"], world.message("b")["status"]}
     assert statuses == ({"cancelled"} if moment == "committed" else {"pending"}), "all or nothing"

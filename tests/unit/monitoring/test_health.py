@@ -130,7 +130,7 @@ async def test_run_probes_again_and_again() -> None:
     health = Health(Views(list, list, probe), world.lag, world.clock, probe_s=0.001)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(health.run)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while looks < 3:  # noqa: ASYNC110 - a poll with a deadline
                 await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
@@ -148,7 +148,7 @@ async def test_a_late_loop_is_not_ready_while_it_is_remembered(world: World) -> 
         await anyio.lowlevel.checkpoint()
         world.clock.advance(3.001)  # the loop was elsewhere
         assert lag.now() == pytest.approx(3.0)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while not seen:  # noqa: ASYNC110 - a poll with a deadline
                 await anyio.sleep(0.001)
         assert seen[0] == pytest.approx(3.0)
@@ -156,7 +156,7 @@ async def test_a_late_loop_is_not_ready_while_it_is_remembered(world: World) -> 
         assert check.reason == "the event loop was 3.0 s late within the last half minute"
         assert not health.ready()["ready"]
         assert health.alive()["worst_lag_s"] == 3.0
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while len(seen) < 31:  # noqa: ASYNC110 - half a minute of measurements
                 await anyio.sleep(0.001)
         assert health.ready()["ready"]
