@@ -165,13 +165,16 @@ class Budgets:
             self._background.later(self._flush_until_none)
 
     async def _flush_until_none(self) -> None:
+        trouble: str | None = None
         try:
             while self._changed:
                 await anyio.sleep(_WRITE_S)
                 try:
                     await self.flush()
                 except ClawbusError as error:
-                    self._log.warning("agent_usage_not_written", code=error.code, error=str(error))
+                    if str(error) != trouble:
+                        self._log.warning("agent_usage_not_written", code=error.code, error=str(error))
+                    trouble = str(error)
                     await anyio.sleep(_RETRY_S)
         finally:
             self._flushing = False

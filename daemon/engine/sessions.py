@@ -120,6 +120,10 @@ class Sessions:
                 self.central_problem = since, f"{error.code}: {error}"
                 raise
             self.central_problem = None
+            if self.registry_problem is not None:
+                # The same file is back: the data folder was moved away and returned.
+                self.registry_problem = None
+                self._log.info("registry_returned")
             return done
 
     async def _ask(self, operation: Callable[[Registry], T]) -> T:

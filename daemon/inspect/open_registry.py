@@ -41,7 +41,10 @@ def require_folder(data_dir: Path) -> None:
             raise DataFolderError(
                 f"{data_dir} is not a folder.", hint="Name the daemon's data folder with --data or data_dir."
             )
-        raise DataFolderError(f"the data folder {data_dir} does not exist.")
+        raise DataFolderError(
+            f"the data folder {data_dir} does not exist.",
+            hint="If it was moved, move it back: a daemon that still runs goes on by itself. For a new one, run `clawbus init`.",
+        )
 
 
 def require_session(central: Reader, agent: str, session: str) -> None:

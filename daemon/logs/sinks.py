@@ -92,7 +92,8 @@ class RotatingFile(Sink):
         self._size += len(line)
 
     def _open(self) -> int:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Never the folder above: a data folder that was moved away must be able to come back to its place.
+        self._path.parent.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         status = os.fstat(descriptor)
         self._descriptor, self._size, self._inode = descriptor, status.st_size, (status.st_dev, status.st_ino)

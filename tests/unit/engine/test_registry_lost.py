@@ -138,6 +138,22 @@ async def test_while_it_cannot_be_remade_nothing_is_accepted_and_status_says_so(
 
 
 @pytest.mark.anyio
+async def test_a_data_folder_that_is_moved_away_and_back_goes_on_as_it_was(kit: BusKit, tmp_path: Path) -> None:
+    async with kit.running():
+        await kit.send(message_id="m1")
+        kit.root.rename(tmp_path / "elsewhere")
+        with pytest.raises(StorageError):
+            await kit.send("fresh", message_id="m2")
+        assert "registry" in [one["what"] for one in kit.bus.problems.degraded()]
+        assert not kit.root.exists()
+        (tmp_path / "elsewhere").rename(kit.root)
+        await kit.send("fresh", message_id="m2")
+        await kit.bus.sweeper.tick()
+        await kit.bus.sweeper.tick()
+        assert kit.bus.problems.degraded() == []
+
+
+@pytest.mark.anyio
 async def test_a_tick_notices_by_itself(kit: BusKit, central: Path) -> None:
     async with kit.running():
         await kit.send(message_id="m1")

@@ -294,6 +294,18 @@ def test_one_file_is_enough(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c.log"]
 
 
+def test_the_folder_above_is_never_made(tmp_path: Path) -> None:
+    """A data folder that was moved away would find another one in its place when it comes back."""
+    sink = RotatingFile(tmp_path / "data" / "logs" / "c.log", max_bytes=100, count=2)
+    sink.write(b"lost\n", lambda *_: b"")
+    assert sink.failing
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "data").mkdir()
+    sink.write(b"kept\n", lambda _, count, __: b"%d lost\n" % count)
+    sink.close()
+    assert (tmp_path / "data" / "logs" / "c.log").read_bytes() == b"1 lost\nkept\n"
+
+
 def test_a_file_moved_away_by_others_is_made_anew(start: Start, tmp_path: Path) -> None:
     start(tmp_path)
     log = structlog.get_logger()
