@@ -34,6 +34,7 @@ from daemon.core.slot_steps import (
 )
 from daemon.core.slots import Deploy, SlotState, as_json, other
 from daemon.deploy.drift import check_release
+from daemon.deploy.probe import slow_round_trip
 from daemon.deploy.releases import Releases, schema_versions
 from daemon.deploy.stage_log import log_end, log_gate
 from daemon.deploy.standby_client import StandbyClient
@@ -281,11 +282,9 @@ class Conductor:
         )  # fmt: skip
         if not found.get("ok"):
             raise GateFailedError("callback_probe", str(found.get("reason", "it gave no reason")), found)
-        warm: Mapping[str, int] = found.get("warm") or {}  # a release from before it was timed has none
-        slow = {name: took for name, took in warm.items() if took > self._config.slow_s * 1000}
-        if slow:
-            reason = f"a round trip to a running agent takes {max(slow.values())} ms ({', '.join(slow)})"
-            raise GateFailedError("callback_probe", reason, found)
+        slow = slow_round_trip(found, self._config.slow_s)
+        if slow is not None:
+            raise GateFailedError("callback_probe", slow, found)
         return {name: found[name] for name in ("plain", "warm", "interrupted") if name in found}
 
     async def _drain(self) -> dict[str, Any]:

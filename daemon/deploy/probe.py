@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ _TIMED: Final = 3  # round trips to a running agent
 _POLL_S: Final = 0.05
 _LOST_S: Final = 8.0  # an answer that is so late after its message's completion is lost
 _END_S: Final = 15.0
+_MODULE: Final = ("-I", "-B", "-m", "daemon.cli")
 
 
 class ProbeFailedError(Exception):
@@ -190,7 +191,7 @@ class Probe:
             self.process = subprocess.Popen(
                 self._arguments("serve"), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment()
             )
-        self._wait("the new release's daemon", self._is_ready)
+        self._wait("the probe's daemon", self._is_ready)
 
     def _is_ready(self) -> bool:
         client = self._client()
@@ -273,7 +274,21 @@ def _refuse_forged(hook: Webhook) -> None:
 
 def own_command() -> list[str]:
     """Return the words that start this release's clawbus, the one that this process runs."""
-    return [sys.executable, "-I", "-B", "-m", "daemon.cli"]
+    return [sys.executable, *_MODULE]
+
+
+def command_of(prefix: Path) -> list[str]:
+    """Return the words that start the clawbus of an installation."""
+    return [str(prefix / "bin" / "python"), *_MODULE]
+
+
+def slow_round_trip(found: Mapping[str, Any], slow_s: float) -> str | None:
+    """Return what is wrong when a probe's round trip to a running agent took longer than `slow_s` seconds, or None."""
+    warm: Mapping[str, int] = found.get("warm") or {}  # a release from before it was timed has none
+    slow = {name: took for name, took in warm.items() if took > slow_s * 1000}
+    if not slow:
+        return None
+    return f"a round trip to a running agent takes {max(slow.values())} ms ({', '.join(slow)})"
 
 
 def _environment() -> dict[str, str]:

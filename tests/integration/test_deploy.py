@@ -1,6 +1,7 @@
 """Deploys with real releases, daemons and agents: forward and back under load, bad releases, and daemons that are killed."""
 
 import contextlib
+import fcntl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -79,6 +80,25 @@ def test_a_missing_standby_is_named_at_once_and_an_abort_says_how_it_ended(host:
     host.releases().link("green", host.releases().find(host.first.name))
     host.start("green")
     host.ready()
+
+
+def test_verify_runtime_probes_what_serves(host: SlotHost) -> None:
+    said = host.bus.cli("deploy", "verify-runtime", "--probe", timeout_s=180)
+    assert said.ok, said.envelope
+    assert [(one["condition"], one["status"]) for one in said.result["standing"]][-1] == ("callback_probe", "pass")
+    host.configure(probe_s=0.1)
+    short = host.bus.cli("deploy", "verify-runtime", "--probe")
+    host.configure()
+    (found,) = [one for one in short.envelope["result"]["standing"] if one["status"] != "pass"]
+    assert (short.error, found["condition"]) == ("DEPLOY_FAILED", "callback_probe")
+    assert "the probe's daemon did not come within 0.1 s" in found["reason"]
+    folder = host.bus.data / "deploy"
+    assert not (folder / "probe-standing").exists(), "nothing of it is left"
+    with (folder / "probe-standing.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = host.bus.cli("deploy", "verify-runtime", "--probe")
+    assert (said.error, said.envelope["result"]["verdict"]) == ("SOURCE_UNKNOWN", "unknown")
+    assert "another process probes" in said.envelope["result"]["standing"][-1]["reason"]
 
 
 def test_forward_and_back_under_load_nothing_is_lost_or_doubled_and_no_agent_is_ended(host: SlotHost) -> None:

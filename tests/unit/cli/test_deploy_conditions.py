@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from daemon.cli.deploy import _owners
+from daemon.cli.verify_runtime import _owners
 
 
 @pytest.mark.parametrize(

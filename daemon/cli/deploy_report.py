@@ -1,0 +1,56 @@
+"""How `clawbus deploy` shows a deploy, and what it advises after one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from daemon.cli.envelope import NextAction
+from daemon.core.slots import UNKNOWN, SlotState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ROLLED_BACK: Final = "DEPLOY_ROLLED_BACK"
+FAILED: Final = "DEPLOY_FAILED"
+
+
+def way_on(state: SlotState) -> str:
+    """Return what to do after a deploy that did not pass."""
+    if state.deploy is not None and state.deploy.state == "unhealthy":
+        return "There is no way back: correct the cause, or deploy a corrected release."
+    if state.deploy is not None and state.deploy.state == "aborted":
+        return "Nothing is wrong: the release that served before goes on. Deploy again when you want to."
+    return "Correct what is named; the release that served before goes on. Then make a release and deploy it."
+
+
+def next_steps(word: str, state: SlotState) -> tuple[NextAction, ...]:
+    """Return what to look at after this verdict."""
+    if word == "hold":
+        return (NextAction("clawbus deploy status", "how it stands"),)
+    if word == "pass":
+        return ()
+    if word == UNKNOWN:
+        return (NextAction("clawbus source", "what could not be checked"),)
+    return (
+        NextAction("clawbus deploy status", "which gate failed, and what was measured"),
+        NextAction("clawbus source", "what differs from what was installed"),
+    )
+
+
+def show_deploy(console: Console, state: SlotState) -> None:
+    """Print which slot serves, and the gates of the last deploy."""
+    from daemon.cli.present import pairs, say, table  # noqa: PLC0415
+
+    pairs(console, {"serving": state.serving, "release": (state.release or "-")[:12], "epoch": state.epoch})
+    deploy = state.deploy
+    if deploy is None:
+        say(console, "no deploy yet")
+        return
+    say(console, f"deploy {deploy.id}: {deploy.from_release[:12]} -> {deploy.to_release[:12]}, {deploy.state}")
+    rows = [(one.name, one.status, one.reason or _brief(one.measured)) for one in deploy.gates]
+    console.print(table("", ("gate", "status", "what was seen"), rows))
+
+
+def _brief(measured: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in measured.items() if isinstance(value, int | float | str))
