@@ -22,7 +22,7 @@ def only_shows(command: str) -> bool:
     words = shlex.split(command)
     if words[:1] != ["clawbus"]:
         return words[:1] in (["df"], ["du"], ["dmesg"])
-    return words[1:2] == ["logs"] or words[2:3] in (["show"], ["list"])
+    return words[1:2] == ["logs"] or words[2:3] in (["show"], ["list"], ["check"])
 
 
 def start_command(unit: str | None) -> str:
