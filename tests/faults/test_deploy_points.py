@@ -18,7 +18,7 @@ from tests.support.deploy_rig import Outcome, Rig
 pytestmark = [pytest.mark.faults]
 
 SEED = int(os.environ.get("CLAWBUS_DEPLOY_SEED", "1"))
-HOW_MANY = {"tool": 1, "old": 2, "new": 2}
+HOW_MANY = {"tool": 1, "old": 1, "new": 1}
 
 
 @pytest.fixture(name="rig", scope="module")
