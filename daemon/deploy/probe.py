@@ -115,8 +115,7 @@ class Probe:
     def _interrupted(self) -> dict[str, Any]:
         """Kill the daemon when the messages are durable, and the agents when their answers are; then start the daemon again."""
         began = time.monotonic()
-        sent = [(way, *self._send(way)) for way in self.ways]
-        self._kill_daemon()
+        sent = self._send_and_kill()
         for way, message, _ in sent:
             self._wait(f"the agent's answer ({way.name})", partial(self._answered, way, message))
         done = self._clawbus("session", "kill", "--all")
@@ -126,6 +125,21 @@ class Probe:
         for way, message, nonce in sent:
             self._delivered_once(way, message, nonce)
         return {"messages": [message for _, message, _ in sent], "took_ms": int((time.monotonic() - began) * 1000)}
+
+    def _send_and_kill(self) -> list[tuple[Way, str, str]]:
+        """Send by each way, and kill the daemon between two of its transactions. Return (way, message, nonce) of each.
+
+        From a daemon that dies inside of one a journal stays, and its agents wait for the next daemon to undo it, as they
+        should. These messages are answered after a start, and then it begins anew.
+        """
+        while True:
+            sent = [(way, *self._send(way)) for way in self.ways]
+            self._kill_daemon()
+            if not any(self._journal(way).exists() for way in self.ways):
+                return sent
+            self._start()
+            for way, message, nonce in sent:
+                self._delivered_once(way, message, nonce)
 
     def _send(self, way: Way) -> tuple[str, str]:
         nonce = secrets.token_hex(8)
@@ -160,6 +174,9 @@ class Probe:
         found = way.answers(message)
         if len(found) != 1 or nonce not in found[0]:
             raise ProbeFailedError(f"{len(found)} answers were delivered instead of one ({way.name})")
+
+    def _journal(self, way: Way) -> Path:
+        return self.folder / "data" / "sessions" / AGENT / way.session / "in" / "inbound.db-journal"
 
     def _answered(self, way: Way, message: str) -> bool:
         sql = "SELECT count(*) FROM messages_out WHERE in_reply_to = ?"

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from daemon.config.loading import load_config
-from daemon.deploy.probe import configuration, end_daemons
-from daemon.deploy.probe_ways import Webhook
+from daemon.deploy.probe import Probe, configuration, end_daemons
+from daemon.deploy.probe_ways import AGENT, Caller, Local, Way, Webhook
 from tests.support.webhooks import signature
 
 
@@ -65,3 +65,40 @@ def test_only_daemons_of_the_probe_s_own_configuration_are_ended(tmp_path: Path)
         for one in started:
             one.kill()
             one.communicate(timeout=30)
+
+
+class Dying(Probe):
+    """A probe whose daemon dies inside of a transaction, once."""
+
+    done: list[str]
+
+    def _send(self, way: Way) -> tuple[str, str]:
+        self.done.append("send")
+        return "m", "nonce"
+
+    def _kill_daemon(self) -> None:
+        self.done.append("kill")
+        if "start" not in self.done:
+            self._journal(self.ways[0]).touch()
+
+    def _start(self) -> None:
+        self.done.append("start")
+        self._journal(self.ways[0]).unlink()
+
+    def _delivered_once(self, way: Way, message: str, nonce: str) -> None:
+        self.done.append("delivered")
+
+
+def no_client(_: Path) -> Caller:
+    raise AssertionError("nobody is called")
+
+
+def test_a_daemon_that_dies_inside_of_a_transaction_is_started_before_its_agents_are_waited_for(tmp_path: Path) -> None:
+    """They cannot read a file whose journal only the host may undo: the probe would wait for them until its limit."""
+    (tmp_path / "clawbus.toml").touch()
+    way = Local(lambda: no_client(tmp_path))
+    probe = Dying(load_config(tmp_path / "clawbus.toml"), tmp_path, [], no_client, 30.0, ways=(way,))
+    probe.done = []
+    (tmp_path / "data" / "sessions" / AGENT / way.session / "in").mkdir(parents=True)
+    assert [message for _, message, _ in probe._send_and_kill()] == ["m"]
+    assert probe.done == ["send", "kill", "start", "delivered", "send", "kill"]
