@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S: Final = 5.0
-# A daemon looks every three seconds whether its socket is still there, and makes it anew.
+# A daemon checks every three seconds whether its socket is still there, and recreates it.
 _REMAKE_S: Final = 8.0
 _REMAKE_LOOK_S: Final = 0.2
 
@@ -29,7 +29,7 @@ def daemon_status(invocation: Invocation) -> DaemonStatus:
 
 
 def settled_status(invocation: Invocation) -> DaemonStatus:
-    """Return the same, but wait for a daemon that lives and is not listening: it starts, or makes its lost socket anew."""
+    """Return the same, but wait for a daemon that lives and is not listening: it starts, or recreates its lost socket."""
     clock = SystemClock()
     deadline = clock.monotonic() + _REMAKE_S
     while True:

@@ -18,7 +18,7 @@ FAILED: Final = "DEPLOY_FAILED"
 def way_on(state: SlotState) -> str:
     """Return what to do after a deploy that did not pass."""
     if state.deploy is not None and state.deploy.state == "unhealthy":
-        return "There is no way back: correct the cause, or deploy a corrected release."
+        return "The prior release cannot be restored: correct the cause, or deploy a corrected release."
     if state.deploy is not None and state.deploy.state == "aborted":
         return "Nothing is wrong: the release that served before goes on. Deploy again when you want to."
     return "Correct what is named; the release that served before goes on. Then make a release and deploy it."

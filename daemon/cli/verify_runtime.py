@@ -32,7 +32,7 @@ def verify_runtime(
         ),
     ] = False,
 ) -> Outcome:
-    """Judge the deploy under way or the last one, and what must hold without one. Changes nothing.
+    """Judge the deploy under way or the last one, and what must hold without one. Changes nothing that serves.
 
     Use it in CI, in a timer and by hand. Exit code 0: pass, 1: fail or rolled back,
     75: not known yet (a deploy is under way, or something could not be checked).

@@ -1,4 +1,4 @@
-"""Takes what can be used from a configuration that cannot: for commands that must look at a data folder all the same."""
+"""Reads the valid parts of a broken configuration, for commands that must examine the data folder all the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daemon.config.models import Config
 from daemon.config.sources import read_toml
 from daemon.core.errors import ConfigError
 
-# `data_dir = "/srv/bus"`, above the first table, in a file that is no TOML.
+# `data_dir = "/srv/bus"`, above the first table, in a file that is not valid TOML.
 _DATA_DIR: Final = re.compile(
     r"""^[ \t]*data_dir[ \t]*=[ \t]*(?P<quote>["'])(?P<folder>[^"'\\\n]+)(?P=quote)""", re.MULTILINE
 )
@@ -50,7 +50,7 @@ def salvage(path: Path | None, data_dir: Path | None) -> Salvaged:
         config = Config(**values)
     except Exception:  # noqa: BLE001 - pydantic-settings' own errors about the environment; `load_config` has explained it
         return Salvaged(_defaults(folder), ("everything but the data folder",), knows_runtime=False)
-    knows_runtime = not {"runtime", "docker"} & set(missing)
+    knows_runtime = not {"runtime", "docker", "podman"} & set(missing)
     return Salvaged(
         config.model_copy(update={"data_dir": (folder or config.data_dir).absolute()}), tuple(missing), knows_runtime
     )
@@ -88,7 +88,7 @@ def _resolved(path: Path | None, folder: object) -> Path | None:
 
 
 def _folder_in(path: Path | None) -> Path | None:
-    """Return the data folder that a file names which is no TOML, as far as its text shows it."""
+    """Return the data folder that the text of a file names, though the file is not valid TOML."""
     try:
         text = path.read_text("utf-8", errors="replace") if path is not None else ""
     except OSError:

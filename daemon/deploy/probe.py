@@ -130,7 +130,7 @@ class Probe:
         """Send by each way, and kill the daemon between two of its transactions. Return (way, message, nonce) of each.
 
         From a daemon that dies inside of one a journal stays, and its agents wait for the next daemon to undo it, as they
-        should. These messages are answered after a start, and then it begins anew.
+        should. Then start it, wait for these answers, and try again.
         """
         while True:
             sent = [(way, *self._send(way)) for way in self.ways]

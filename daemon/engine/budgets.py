@@ -176,6 +176,8 @@ class Budgets:
                         self._log.warning("agent_usage_not_written", code=error.code, error=str(error))
                     trouble = str(error)
                     await anyio.sleep(_RETRY_S)
+                else:
+                    trouble = None
         finally:
             self._flushing = False
 

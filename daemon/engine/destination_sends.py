@@ -1,4 +1,4 @@
-"""Sends one destination's rows in order and records what came of them. Only a channel's receipt counts as success."""
+"""Sends one destination's rows in order and records the outcomes. Only a channel's receipt counts as success."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from schema.errors import FileBusyError, ReadDeadlineError, StorageError, Unusab
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What came of a destination's rows. `slow`: whether the place holds slots without accepting; None when unknown."""
+    """The outcomes of a destination's rows. `slow`: whether the place holds slots without accepting; None when unknown."""
 
     outcomes: Sequence[Outcome]
     slow: bool | None = None

@@ -1,7 +1,7 @@
 """Deploys with real releases, daemons and agents: forward and back under load, bad releases, and daemons that are killed."""
 
 import contextlib
-import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ import pytest
 
 from daemon.core.slots import SlotState
 from daemon.deploy.releases import schema_versions
+from daemon.store.folder_lock import lock_folder
 from tests.support.daemon import eventually
 from tests.support.slot_host import SlotHost
 from tests.support.slot_load import Load
@@ -93,10 +94,12 @@ def test_verify_runtime_probes_what_serves(host: SlotHost) -> None:
     assert (short.error, found["condition"]) == ("DEPLOY_FAILED", "callback_probe")
     assert "the probe's daemon did not come within 0.1 s" in found["reason"]
     folder = host.bus.data / "deploy"
-    assert not (folder / "probe-standing").exists(), "nothing of it is left"
-    with (folder / "probe-standing.lock").open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    assert [one.name for one in folder.iterdir()] == ["state.json"]
+    lock = lock_folder(folder)
+    try:
         said = host.bus.cli("deploy", "verify-runtime", "--probe")
+    finally:
+        os.close(lock)
     assert (said.error, said.envelope["result"]["verdict"]) == ("SOURCE_UNKNOWN", "unknown")
     assert "another process probes" in said.envelope["result"]["standing"][-1]["reason"]
 
