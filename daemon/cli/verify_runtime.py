@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.deploy_errors import SourceUnknownError
 from daemon.core.deploy_verdict import runtime_verdict
-from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
+from daemon.core.errors import DaemonDownError, DaemonSilentError, DataFolderLockedError, RemoteError
 from daemon.core.slots import FAILURE_ACTIONS, UNKNOWN, SlotState
 
 if TYPE_CHECKING:
@@ -118,12 +119,27 @@ def _probed(invocation: Invocation, live: Mapping[str, Any] | None) -> tuple[str
     """Return whether the release that serves answers each message once, through a death of its daemon and its agents."""
     from daemon.api.client import ControlClient  # noqa: PLC0415
     from daemon.deploy.standing_probe import probe_serving  # noqa: PLC0415
+    from daemon.deploy.state_file import FOLDER  # noqa: PLC0415
+    from daemon.store.folder_lock import lock_folder  # noqa: PLC0415
 
     worker: Mapping[str, Any] = (live or {}).get("worker") or {}
     if not worker:
         return UNKNOWN, "no daemon says which release serves"
+    folder = invocation.config.data_dir / FOLDER
+    if not os.access(folder, os.W_OK):
+        return UNKNOWN, f"the callback probe cannot write in {folder}"
+    try:
+        # The folder itself is locked: a lock file that root made would keep out the daemon's user.
+        lock = lock_folder(folder)
+    except DataFolderLockedError:
+        return UNKNOWN, "another process probes this installation now"
+    except OSError as error:
+        return UNKNOWN, f"the callback probe cannot lock {folder}: {error}"
     progress("probing: a daemon and two agents of the release that serves are started, killed and started again")
-    return probe_serving(invocation.config, Path(worker["runtime"]["prefix"]), ControlClient)
+    try:
+        return probe_serving(invocation.config, Path(worker["runtime"]["prefix"]), ControlClient)
+    finally:
+        os.close(lock)
 
 
 def _source(found: SourceReport) -> tuple[str, str]:
