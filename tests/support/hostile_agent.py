@@ -4,7 +4,7 @@ It needs Python alone. What must go on beyond its turn runs in a child of a sess
 the program's group does not reach.
 
 say X · swap KIND FILE - swaps a file with a KIND (symlink:TARGET, fifo, folder, hardlink, noise) in a tight loop · place KIND
-FILE - puts one there, and goes on · sql STATEMENTS - run on outbound.db · script PYTHON · look - what there is to see.
+FILE - puts one there, keeps it there, and goes on · sql STATEMENTS - run on outbound.db · script PYTHON · look - what there is to see.
 """
 
 import contextlib
@@ -74,12 +74,23 @@ def remove(path: Path) -> None:
 
 
 def place(kind: str, name: str) -> None:
+    """Put it there and put it back whenever it is gone: the runner's SQLite removes a -wal or an empty journal."""
     path = OUT / name
     fresh = path.with_name("fresh")
     make(kind, fresh)
     with contextlib.suppress(FileNotFoundError):
         path.rename(path.with_name("kept"))
     fresh.rename(path)
+    detached(lambda: put_back(kind, path, fresh))
+
+
+def put_back(kind: str, path: Path, fresh: Path) -> None:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if not os.path.lexists(path):
+            make(kind, fresh)
+            fresh.rename(path)
+        time.sleep(0.005)
 
 
 def swap(kind: str, name: str) -> None:
