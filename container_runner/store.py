@@ -1,14 +1,15 @@
 """Claims due messages and commits turns, in SQL. `due_messages.py` decides what is due. Independent of providers and the loop.
 
-The runner owns outbound.db; inbound.db is only ever attached read-only. Every method opens the files, runs one transaction
-and closes them. Every method blocks (it may wait for a lock): while a turn runs, call it in a worker thread.
+The runner owns outbound.db and keeps it open between operations; inbound.db is only ever attached read-only, for one
+operation. Every method runs one transaction and blocks (it may wait for a lock): while a turn runs, call it in a worker
+thread.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -24,6 +25,7 @@ from container_runner.tool_times import calls_text
 from schema.bell import ring
 from schema.connect import open_owner
 from schema.errors import ClawbusError
+from schema.file_pool import FilePool
 from schema.handles import Writer
 from schema.ids import new_id
 from schema.instants import to_text
@@ -68,6 +70,7 @@ class Store:
         self.in_folder = in_folder
         self._inbound = in_folder / INBOUND_DB
         self._outbound = out_folder / OUTBOUND_DB
+        self._kept = FilePool(1)
         self._incarnation = incarnation
         self.now_ms = now_ms
         self.outbox = Outbox(in_folder, out_folder, now_ms)
@@ -80,7 +83,7 @@ class Store:
         Return the number of rows deleted. Raise ClaimLostError when one belongs to this incarnation: its container was
         started a second time. The host must charge that try; if the row were deleted here, it never would.
         """
-        with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
+        with self._own() as db, db.transaction():
             own = db.one(
                 "SELECT message_id FROM processing_ack WHERE status = 'processing' AND incarnation = ?",
                 (self._incarnation,),
@@ -131,8 +134,8 @@ class Store:
                     if silence is not None:
                         self._set_tool(db, silence)
                 batch = self._with_surroundings(db, messages, due) if messages else None
-            self._doubtful = ()
-            return batch
+        self._doubtful = ()
+        return batch
 
     def _drop_doubtful(self, db: Writer) -> None:
         """Release what a failed commit may have claimed. Otherwise it would stay claimed and no turn would work on it."""
@@ -209,7 +212,7 @@ class Store:
 
         `usage` is what the turn used until then, under the id of one of its messages.
         """
-        with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
+        with self._own() as db, db.transaction():
             self._release(db, message_ids)
             self._keep_usage(db, usage, to_text(self.now_ms()))
             self._set_tool(db, None)
@@ -219,7 +222,7 @@ class Store:
 
         Return the number of claims released.
         """
-        with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
+        with self._own() as db, db.transaction():
             self._set_tool(db, None)
             return db.execute(
                 "DELETE FROM processing_ack WHERE status = 'processing' AND incarnation = ?", (self._incarnation,)
@@ -227,7 +230,7 @@ class Store:
 
     def set_tool(self, tool: DeclaredTimeout | None, started_at: int) -> None:
         """Record the tool in flight since `started_at` (epoch milliseconds), or None for no tool."""
-        with open_owner(self._outbound, Role.OUTBOUND) as db, db.transaction():
+        with self._own() as db, db.transaction():
             self._set_tool(db, tool, started_at)
 
     def outbound_rows(self, replies: Sequence[Reply]) -> list[OutboundRow]:
@@ -235,14 +238,18 @@ class Store:
         now = self.now_ms()
         return [OutboundRow(new_id(now), to_text(now), reply) for reply in replies]
 
+    def _own(self) -> AbstractContextManager[Writer]:
+        return self._kept.using(self._outbound, lambda: open_owner(self._outbound, Role.OUTBOUND))
+
     @contextmanager
     def _both(self) -> Generator[Writer]:
-        with open_owner(self._outbound, Role.OUTBOUND) as db:
+        with self._own() as db:
             try:
                 db.attach_reader(self._inbound, _INBOUND)
             except ClawbusError as error:
                 raise InboundUnreadableError(str(error)) from error
             yield db
+            db.detach(_INBOUND)
 
     def _is_draining(self, db: Writer) -> bool:
         """Return whether the host is replacing this incarnation.

@@ -330,6 +330,10 @@ class Writer(Reader):
         except (sqlite3.Error, MemoryError) as error:
             raise translate(error, path, hostile=False) from error
 
+    def detach(self, alias: str) -> None:
+        """Close a file that `attach_reader` opened. Call it outside transactions."""
+        self.execute(f"DETACH DATABASE {alias}")
+
     @contextmanager
     def looking(self) -> Generator[Self]:
         """Read, and optionally end with a `transaction` that acts on what was read, in one snapshot of the file.

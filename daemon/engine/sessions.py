@@ -23,7 +23,6 @@ from daemon.engine.events import Events
 from daemon.engine.session import OPERATION_S, Session
 from daemon.engine.storage_watch import StorageWatch
 from daemon.engine.troubles import Troubles
-from daemon.store.file_pool import FilePool
 from daemon.store.incarnations import IncarnationRow
 from daemon.store.rebuild import found_sessions, is_session, remake
 from daemon.store.registry import Memory, Registry
@@ -31,6 +30,7 @@ from daemon.store.session_files import SessionFiles
 from daemon.store.session_rows import SessionRow
 from daemon.store.session_trash import finish_deletions
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, StorageError
+from schema.file_pool import FilePool
 from schema.handles import once_more
 from schema.ids import session_path
 from schema.os_faults import in_own_folder, typed_host_errors

@@ -17,9 +17,9 @@ from typing import Final
 
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import CursorAheadError
-from daemon.store.file_pool import FilePool
 from schema.connect import make_whole, open_owner, open_reader
 from schema.errors import ReadRaceError, StorageError
+from schema.file_pool import FilePool
 from schema.handles import Reader, Writer
 from schema.migrate import Role
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from daemon.store.file_pool import FilePool
 from daemon.store.sent_files import SentStore
 from schema.bell import ring
 from schema.connect import make_whole, open_owner
 from schema.errors import FileBusyError, StorageError, UnusableFileError
+from schema.file_pool import FilePool
 from schema.handles import Reader, Writer
 from schema.layout import OUTBOUND_DB, OUTBOX_FILES, SessionFolder
 from schema.migrate import Role

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.store.file_pool import FilePool
 from daemon.store.session_files import SessionFiles
 from schema.connect import open_owner
 from schema.errors import ClawbusError, UnusableFileError
+from schema.file_pool import FilePool
 from schema.handles import Writer
 from schema.migrate import Role
 from schema.plain_file import ReadLimits
