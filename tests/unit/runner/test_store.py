@@ -1,8 +1,10 @@
 """The runner's SQL: what is due, in which order, who claims, and that a turn's end is one commit."""
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -344,6 +346,30 @@ def test_a_superseded_runner_commits_nothing(kit: SessionKit, store: Store) -> N
         store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED)
     assert kit.out() == []
     assert kit.claimants() == {"m1": "I3"}
+
+
+def test_a_file_put_in_the_place_of_outbound_db_gets_the_next_commit(kit: SessionKit, store: Store) -> None:
+    """The runner keeps its file open, but never one that no longer lies under its name."""
+    kit.add("m1")
+    assert claim(store) == ["m1"]
+    copy = kit.folder.outbound_db.with_name("copy.db")
+    shutil.copyfile(kit.folder.outbound_db, copy)
+    copy.replace(kit.folder.outbound_db)
+    assert store.finish(store.outbound_rows([reply()]), ["m1"], AckStatus.COMPLETED)
+    with closing(sqlite3.connect(kit.folder.outbound_db)) as db:
+        assert db.execute("SELECT status FROM processing_ack").fetchall() == [("completed",)]
+
+
+def test_a_host_that_is_upgraded_meanwhile_is_read_by_its_new_shape(kit: SessionKit, store: Store) -> None:
+    with closing(sqlite3.connect(kit.folder.inbound_db)) as db:
+        db.execute("DROP TABLE draining")
+    kit.add("m1")
+    assert claim(store) == ["m1"]
+    with closing(sqlite3.connect(kit.folder.inbound_db)) as db, db:
+        db.execute("CREATE TABLE draining (incarnation TEXT PRIMARY KEY, since INTEGER NOT NULL, forced INTEGER)")
+        db.execute("INSERT INTO draining VALUES ('I2', 1, 0)")
+    kit.add("m2")
+    assert claim(store) == []
 
 
 def test_an_answer_survives_an_agent_that_emptied_its_folder(kit: SessionKit, store: Store) -> None:
