@@ -39,7 +39,6 @@ AREAS: Final = (  # the beginning of a module's name, and what its codes are abo
 BEGIN: Final = "<!-- error-codes -->\n"
 END: Final = "<!-- /error-codes -->"
 _CELL: Final = r" ((?:[^|\n]|\\\|)+) \|"
-_ROW: Final = r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \|" + f"{_CELL}(?:{_CELL})?$"
 _STATE: Final = r"^\| ([a-z_]+) \|" + f"{_CELL}{_CELL}$"
 
 
@@ -87,11 +86,10 @@ def table() -> str:
 
 
 def data() -> str:
-    """Return the JSON of `clawbus help CODE`: the classes' codes, those of explained.toml, refusals of routes, states."""
+    """Return the JSON of `clawbus help CODE`: the classes' codes, those of explained.toml, states."""
     classes = explained()
     found: dict[str, list[str]] = {code: list(texts) for code, texts in classes.items()}
     rows = [(key, *texts) for area in OTHERS.values() for key, texts in area.items()]
-    rows += re.findall(_ROW, (PAGE.parent / "routing.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     for codes, what, hint in rows:
         for code in re.findall(r"[A-Z_]+", codes):
             before = found.setdefault(code, [sentence(what), sentence(hint)])
