@@ -7,6 +7,7 @@ gone or replaced later, that is an error, never an empty registry (see `daemon/s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +24,7 @@ from daemon.store.pruned import note
 from daemon.store.session_rows import SessionRow, Totals
 from daemon.store.verified_idle import Verified
 from schema.connect import open_owner
+from schema.file_pool import FilePool
 from schema.handles import Writer
 from schema.ids import new_id
 from schema.migrate import Role
@@ -41,10 +43,11 @@ class Memory:
 
 
 class Registry:
-    """Reads and writes central.db, opening it for each operation. After the first one, it must stay the same file."""
+    """Reads and writes central.db and keeps it open between operations. After the first one, it must stay the same file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept = FilePool(1)
         self._anchor: FileAnchor | None = None  # the file that was opened first
         self._epoch = 0  # the epoch of the slot that this daemon serves in; 0 without slots
         self._worker: str | None = None  # the worker that makes claims; None if none is registered
@@ -298,17 +301,20 @@ class Registry:
             incarnations.insert_live(db, memory.live)
         self._anchor = FileAnchor(self._path)
 
-    def _open(self) -> Writer:
+    def _open(self) -> AbstractContextManager[Writer]:
+        if self._anchor is not None:
+            self.check()
+        return self._kept.using(self._path, self._open_owner)
+
+    def _open_owner(self) -> Writer:
+        db = open_owner(self._path, Role.CENTRAL, create=self._anchor is None)
         if self._anchor is None:
-            db = open_owner(self._path, Role.CENTRAL)
             try:
                 self._anchor = FileAnchor(self._path)
             except BaseException:
                 db.close()
                 raise
-            return db
-        self.check()
-        return open_owner(self._path, Role.CENTRAL, create=False)
+        return db
 
 
 def _check_epoch(db: Writer, epoch: int) -> None:

@@ -240,7 +240,6 @@ def test_a_page_of_verified_sessions_costs_the_page_and_not_all_sessions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry, statements = Registry(tmp_path / "central.db"), list[str]()
-    registry.add_sessions([SessionKey("a", "s")], 1)
     connect = schema.connect._connect
 
     def tracing(path: Path, mode: str) -> sqlite3.Connection:
@@ -249,6 +248,7 @@ def test_a_page_of_verified_sessions_costs_the_page_and_not_all_sessions(
         return connection
 
     monkeypatch.setattr(schema.connect, "_connect", tracing)
+    registry.add_sessions([SessionKey("a", "s")], 1)
     registry.verified_idle(9, SessionKey("a", "s"), SessionKey("a", "t"))
     [sql] = [one for one in statements if "verified_idle AS v" in one]
     with closing(sqlite3.connect(tmp_path / "central.db")) as connection:
