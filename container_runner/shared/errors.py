@@ -69,7 +69,7 @@ class TurnDeferredError(ClawbusError):
 
 
 class TurnStoppedError(TurnFailedError):
-    """The host asked to stop the turn, because its message was cancelled. Nobody waits for an answer."""
+    """The host asked to stop the turn, because its message was cancelled. Only the container's log says so."""
 
     code = "TURN_STOPPED"
     default_hint = "Nothing to do: the message was cancelled."
@@ -103,7 +103,7 @@ class AnswerNotTextError(TurnFailedError):
 
 
 class AnswerTooLargeError(TurnFailedError):
-    """The answer is over max_answer_bytes. The program was killed."""
+    """Stdout, or one message as JSON, is over max_answer_bytes. The program was killed."""
 
     code = "ANSWER_TOO_LARGE"
     default_hint = "Write less to stdout (logs belong on stderr), or raise max_answer_bytes."
@@ -124,7 +124,7 @@ class CommandNotExecutableError(TurnFailedError):
 
 
 class CommandExitError(TurnFailedError):
-    """The program exited with a code other than 0."""
+    """The program exited with a code other than 0. The reason has the last line of its stderr."""
 
     code = "COMMAND_EXIT"
 

@@ -15,10 +15,8 @@ import pytest
 
 from container_runner import __main__ as program
 from container_runner.providers import PROVIDERS
-from container_runner.providers.acp import errors as acp_errors
 from container_runner.providers.lines import TYPES, OutputParser
 from container_runner.providers.protocol import Destination, ProviderContext, Turn, TurnMessage
-from container_runner.shared import errors
 from daemon.config.loading import load_config
 from schema import layout
 from schema.rows import Address, RunnerSettings
@@ -148,14 +146,6 @@ def test_its_lines_are_the_lines() -> None:
     for line in lines:
         parser.feed(line.encode())
     assert [message.content for message in parser.answer().messages] == [{"text": "..."}]
-
-
-def test_its_codes_are_the_codes() -> None:
-    told = {code for cell in first_cells(AGENT, "code") for code in re.findall(r"`(\w+)`", cell)}
-    failures = [errors.TurnFailedError, *errors.TurnFailedError.__subclasses__()]
-    of_acp = {failure.code for failure in failures if failure.__module__ == acp_errors.__name__}
-    assert told == {failure.code for failure in failures} - of_acp
-    assert {code for cell in first_cells(AGENTS, "code") for code in re.findall(r"`(\w+)`", cell)} == of_acp
 
 
 def test_its_exit_codes_are_the_exit_codes() -> None:

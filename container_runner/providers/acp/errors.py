@@ -20,7 +20,7 @@ class AcpNotSpokenError(TurnFailedError):
 
 
 class AcpSilentError(TurnFailedError):
-    """The agent did not answer in time while its session was being opened. It was ended."""
+    """The agent did not answer within 60 s of its start, or open a session within 120 s. It was ended."""
 
     code = "ACP_SILENT"
     default_hint = "Run the agent's command by hand in its image; read its last output (`clawbus run show`)."
@@ -59,7 +59,7 @@ class AcpNoSessionError(AcpRefusedError):
 
 
 class AcpTooLongError(TurnFailedError):
-    """The agent sent over 16 MiB in one message, or several hundred requests at once. It was ended."""
+    """The agent sent over 16 MiB in one message, or 256 requests at once. It was ended."""
 
     code = "ACP_TOO_LONG"
     default_hint = "Have its tools print less, or report this to the agent's makers."
