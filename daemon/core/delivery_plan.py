@@ -264,9 +264,8 @@ def _address(candidate: Candidate, rules: Rules) -> Address | DeadLetterDecision
             )
         return Address(default.channel_type, default.platform_id, row.thread_id or default.thread_id)
     wanted = Address(row.channel_type, row.platform_id, row.thread_id)
-    own = [place for place in (candidate.origin, rules.routing) if place is not None]
     place = (wanted.channel_type, wanted.platform_id)
-    if candidate.from_host or place in rules.allowed or any(place == (o.channel_type, o.platform_id) for o in own):
+    if candidate.from_host or place in rules.allowed or _is_at(candidate.origin, place) or _is_at(rules.routing, place):
         return wanted
     if place in rules.revoked:
         error = (
@@ -276,6 +275,10 @@ def _address(candidate: Candidate, rules: Rules) -> Address | DeadLetterDecision
         return DeadLetterDecision(candidate, Reason.REVOKED, error, wanted)
     error = f"the session may not write to {wanted.channel_type}:{wanted.platform_id}"
     return DeadLetterDecision(candidate, Reason.UNAUTHORISED, error, wanted)
+
+
+def _is_at(address: Address | None, place: tuple[str, str]) -> bool:
+    return address is not None and (address.channel_type, address.platform_id) == place
 
 
 def _batches(address: Address, rules: Rules) -> bool:
