@@ -35,12 +35,12 @@ from daemon.engine.agent_channel import AgentChannel, AgentChannelParts
 from daemon.engine.background import Background
 from daemon.engine.budgets import Budgets
 from daemon.engine.delivery import Delivery
-from daemon.engine.delivery_contexts import DeliverySettings
 from daemon.engine.events import Events
 from daemon.engine.grants import Grants
 from daemon.engine.held_files import HeldFiles
 from daemon.engine.ingress import Ingress
 from daemon.engine.live_destinations import LiveDestinations
+from daemon.engine.poll_contexts import DeliverySettings
 from daemon.engine.problems import Problems
 from daemon.engine.quarantine import Quarantine
 from daemon.engine.read_trouble import ReadTrouble

@@ -21,13 +21,13 @@ from daemon.core.events import AnswerDropped
 from daemon.core.poll_budget import BURST_S, SHARE
 from daemon.core.session_key import SessionKey
 from daemon.core.trace import Tracing
-from daemon.engine.delivery_contexts import DeliveryContexts, DeliverySettings
 from daemon.engine.delivery_steps import Collected
 from daemon.engine.destination_sends import DestinationSends, Sent, claim_destinations
 from daemon.engine.events import Events
 from daemon.engine.hand_over import HandOver
 from daemon.engine.inline_delivery import InlineDelivery
 from daemon.engine.message_events import poll_events
+from daemon.engine.poll_contexts import DeliverySettings, PollContexts
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth
 from daemon.engine.send_slots import Lane
@@ -73,7 +73,7 @@ class Delivery:
         self._tasks: TaskGroup | None = None
         self._channels_run: anyio.Event | None = None
         self._log = structlog.get_logger("delivery")
-        self._contexts = DeliveryContexts(channels, settings)
+        self._contexts = PollContexts(channels, settings)
         self._health = SendHealth(clock, config.retry_max_s, config.send_timeout_s)
         self._own = InlineDelivery(channels, clock, tracing)
         sender = Sender(channels, config.send_timeout_s, clock, tracing)

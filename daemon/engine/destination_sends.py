@@ -11,12 +11,12 @@ import structlog
 
 from daemon.core.clock import Clock
 from daemon.core.delivery_plan import Send
-from daemon.engine.delivery_contexts import DeliveryContexts
 from daemon.engine.events import Events
 from daemon.engine.hand_over import HandOver, Outcome
 from daemon.engine.message_events import send_events
 from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.outcomes import by_destination
+from daemon.engine.poll_contexts import PollContexts
 from daemon.engine.read_trouble import ReadTrouble
 from daemon.engine.send_health import SendHealth
 from daemon.engine.send_slots import SLOW_S
@@ -50,7 +50,7 @@ class DestinationSends:
     def __init__(
         self,
         sender: Sender,
-        contexts: DeliveryContexts,
+        contexts: PollContexts,
         clock: Clock,
         read_trouble: ReadTrouble,
         health: SendHealth,

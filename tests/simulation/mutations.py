@@ -27,11 +27,11 @@ import container_runner.store
 import container_runner.turn_end
 import daemon.core.delivery_plan
 import daemon.engine.decision_steps
-import daemon.engine.delivery_contexts
 import daemon.engine.delivery_steps
 import daemon.engine.destination_sends
 import daemon.engine.ingress
 import daemon.engine.inline_delivery
+import daemon.engine.poll_contexts
 import daemon.engine.sender
 import daemon.engine.session_sweep
 import daemon.engine.settle_steps
@@ -242,9 +242,9 @@ def _no_destination_order() -> contextlib.AbstractContextManager[Any]:
 
 def _hold_is_resent() -> contextlib.AbstractContextManager[Any]:
     """In doubt, a channel that asked to hold is sent to again."""
-    traits = daemon.engine.delivery_contexts.ChannelRules
+    traits = daemon.engine.poll_contexts.ChannelRules
     return mock.patch.object(
-        daemon.engine.delivery_contexts, "ChannelRules", lambda dedup, _, head: traits(dedup, False, head)
+        daemon.engine.poll_contexts, "ChannelRules", lambda dedup, _, head: traits(dedup, False, head)
     )
 
 

@@ -31,7 +31,7 @@ class DeliverySettings:
     granted: Callable[[str], frozenset[tuple[str, str]] | None] = lambda _agent: None
 
 
-class DeliveryContexts:
+class PollContexts:
     """Builds contexts from the settings, the channels, and what a session has under way."""
 
     def __init__(self, channels: Mapping[str, Receiver], settings: DeliverySettings) -> None:
