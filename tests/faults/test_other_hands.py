@@ -253,6 +253,27 @@ def test_a_copy_of_an_idle_install_works_beside_it(daemon: RealDaemon, copy: Cal
         one.at_rest = True
 
 
+def test_a_snapshot_of_hard_links_is_no_offence_of_the_agents(daemon: RealDaemon) -> None:
+    daemon.start()
+    message_id, finish = in_mid_turn(daemon)
+    eventually("the claim is seen", lambda: daemon.rows("patient", "s", "SELECT 1 FROM attempts"), 60)
+    container = daemon.container("patient", "s")["container_id"]
+    snapshot = daemon.root / "snapshot"
+    subprocess.run(["cp", "-al", str(daemon.data), str(snapshot)], check=True, timeout=60)
+    assert (snapshot / "central.db").stat().st_nlink == 2
+    finish()
+    assert daemon.answer(message_id, agent="patient", session="s", wait_s=60) == {"text": "done"}
+    eventually("settled", lambda: daemon.message("patient", "s", message_id)["status"] == "completed", 60)
+    assert daemon.message("patient", "s", message_id)["tries"] == 0
+    daemon.stop()
+    daemon.start()
+    assert daemon.container("patient", "s")["container_id"] == container, "the same container goes on"
+    assert daemon.show("patient", "s")["state"] != "quarantined"
+    eventually("doctor is quiet", lambda: quiet(daemon), 60)
+    shutil.rmtree(snapshot)
+    daemon.at_rest = True
+
+
 def test_a_restore_drill_beside_the_working_original(daemon: RealDaemon, make_daemon: Make) -> None:
     daemon.start()
     message_id, finish = in_mid_turn(daemon)
