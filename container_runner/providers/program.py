@@ -6,13 +6,14 @@ not passed on.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
@@ -73,8 +74,20 @@ async def _open(
     with children.starting(), anyio.CancelScope(shield=True):
         process = await anyio.open_process(command, cwd=cwd, env=environ, start_new_session=True, pass_fds=pass_fds)
         children.await_(process.pid)
+        _expect_broken_pipe(process)
         started.append(process)
     return started[0]
+
+
+def _expect_broken_pipe(process: Process) -> None:
+    """Mark a broken standard input as seen: `send` tells its caller, but older Pythons print a traceback as well.
+
+    CPython's issue 104340. The future is asyncio's own; where it has another name, nothing is marked.
+    """
+    protocol = getattr(getattr(process.stdin, "_stream", None), "_protocol", None)
+    closed: object = getattr(protocol, "_stdin_closed", None)
+    if isinstance(closed, asyncio.Future):
+        cast("asyncio.Future[None]", closed).add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
 async def end_program(process: Process) -> None:

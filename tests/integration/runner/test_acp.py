@@ -1,9 +1,12 @@
 """The provider `acp` against a real program that plays each misbehaviour of real agents."""
 
+import contextlib
+import gc
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import demo.acp_agent
 from container_runner.providers.acp.agent import Times
 from container_runner.providers.acp.provider import NEW_MEMORY, STATE_KEY, AcpProvider
+from container_runner.providers.program import end_program, start_program
 from container_runner.providers.protocol import Answer, DeclaredTimeout, ProviderContext, Turn, TurnMessage
 from container_runner.shared.children import Children
 from container_runner.shared.errors import TurnFailedError, TurnStoppedError
@@ -328,6 +332,26 @@ async def test_an_agent_that_ended_between_two_turns_costs_no_message(tmp_path: 
     await eventually(lambda: not runs(pid))
     assert json.loads(await talk.say("memory")) == ["pid"]
     await talk.provider.close()
+
+
+async def test_a_program_that_closes_its_input_leaves_no_traceback_of_ours(tmp_path: Path) -> None:
+    """The plugin that runs the tests raises what asyncio would print when it forgets the program."""
+
+    async def speak() -> None:
+        script = f"cd {tmp_path}; until test -e go; do sleep 0.01; done; exec 0<&-; touch closed; sleep 60"
+        process = await start_program(("/bin/sh", "-c", script), None, dict(os.environ), Children())
+        (tmp_path / "go").touch()
+        while not (tmp_path / "closed").exists():
+            time.sleep(0.001)  # noqa: ASYNC251 - the event loop must not see that the pipe is closed before it writes
+        assert process.stdin is not None
+        with contextlib.suppress(anyio.BrokenResourceError, ConnectionError):
+            while True:  # an error of a pipe is told by the first send or by the next
+                await process.stdin.send(b"hello\n")
+        await end_program(process)
+
+    await speak()
+    await anyio.sleep(0.01)
+    gc.collect()
 
 
 async def test_cancelling_ends_an_agent_that_ignores_the_end_of_its_input_and_sigterm(tmp_path: Path) -> None:
