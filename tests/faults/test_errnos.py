@@ -84,13 +84,15 @@ def test_the_hosts_own_trouble_quarantines_nobody_costs_no_try_fails_no_message_
 
 def test_short_of_descriptors_doctor_and_status_name_it_while_it_lasts(walk: Walk) -> None:
     walk.until_degraded(None)  # what the trials before have left would pass for this shortage
-    walk.control.arm(Site(DAEMON, "open", "central.db"), "EMFILE", count=10**9)
+    walk.control.arm(Site(DAEMON, "open", "outbound.db"), "EMFILE", count=10**9)
     try:
+        message_id = walk.daemon.post("hello", agent="echo", session="warm")
         walk.until_degraded("storage")
         found = walk.daemon.cli("doctor")
         assert not found.ok
         assert {"HOST_TROUBLE", "STORAGE_FAILING"} & {one["code"] for one in found.envelope["result"]["diagnoses"]}
     finally:
         walk.control.disarm()
+    assert walk.daemon.answer(message_id, agent="echo", session="warm")
     walk.until_degraded(None)
     assert walk.daemon.cli("doctor").ok
