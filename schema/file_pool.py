@@ -1,9 +1,9 @@
 """Keeps a side's own most recently used files open between operations. Each is used by one operation at a time.
 
-Opening a session's file and parsing its schema costs as much as a whole operation on it. Only files of one's own side are
-kept; the other side's file is opened for each read (`schema/connect.py` explains why). A file that has
-changed since the last operation (replaced, truncated, restored, touched) is opened again, with all checks. Each operation
-reads the file's pages again, as after an open, so that damage between two operations is noticed.
+The host keeps inbound.db, mailbox.db and central.db; the runner keeps outbound.db. Opening a file and parsing its schema
+costs as much as a whole operation on it. The other side's file is opened for each read (`schema/connect.py` explains why).
+A file that has changed since the last operation (replaced, truncated, restored, touched) is opened again, with all checks.
+Each operation reads the file's pages again, as after an open, so that damage between two operations is noticed.
 """
 
 from __future__ import annotations

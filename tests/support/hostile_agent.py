@@ -4,7 +4,8 @@ It needs Python alone. What must go on beyond its turn runs in a child of a sess
 the program's group does not reach.
 
 say X · swap KIND FILE - swaps a file with a KIND (symlink:TARGET, fifo, folder, hardlink, noise) in a tight loop · place KIND
-FILE - puts one there, keeps it there, and goes on · sql STATEMENTS - run on outbound.db · script PYTHON · look - what there is to see.
+FILE - puts one there, and puts it back when it is gone · sql STATEMENTS - run on outbound.db · script PYTHON · look - lists
+what it can see.
 """
 
 import contextlib

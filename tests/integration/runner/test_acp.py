@@ -345,7 +345,7 @@ async def test_a_program_that_closes_its_input_leaves_no_traceback_of_ours(tmp_p
             time.sleep(0.001)  # noqa: ASYNC251 - the event loop must not see that the pipe is closed before it writes
         assert process.stdin is not None
         with contextlib.suppress(anyio.BrokenResourceError, ConnectionError):
-            while True:  # an error of a pipe is told by the first send or by the next
+            while True:  # the first send may still succeed; a later one fails
                 await process.stdin.send(b"hello\n")
         await end_program(process)
 
