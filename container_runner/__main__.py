@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from structlog.typing import FilteringBoundLogger
 
 from container_runner.egress import WayOut, with_way_out
 from container_runner.heartbeat import Heartbeat
-from container_runner.logs import build_logger
+from container_runner.logs import Logger, build_logger
 from container_runner.loop import Identity, Runner, Upkeep
 from container_runner.providers import PROVIDERS
 from container_runner.providers.checked import CheckedProvider
@@ -63,7 +62,7 @@ def main() -> int:
         return EXIT_CANNOT_START
 
 
-async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:
+async def _serve(environment: Environment, log: Logger) -> int:
     code = EXIT_DEFECT
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         children = _children_to_end(environment, log)
@@ -83,19 +82,19 @@ async def _serve(environment: Environment, log: FilteringBoundLogger) -> int:
     return code
 
 
-def _way_out(environment: Environment, log: FilteringBoundLogger) -> WayOut | None:
+def _way_out(environment: Environment, log: Logger) -> WayOut | None:
     """Return the way to the host's gate, if the agent has one."""
     port = environment.settings.egress_port
     return WayOut(environment.gate_folder, port, log) if port >= 0 else None
 
 
-async def _stop_on_signal(signals: AsyncIterator[signal.Signals], runner: Runner, log: FilteringBoundLogger) -> None:
+async def _stop_on_signal(signals: AsyncIterator[signal.Signals], runner: Runner, log: Logger) -> None:
     async for number in signals:
         log.info("signal_received", signal=number.name)
         runner.stop()
 
 
-def _children_to_end(environment: Environment, log: FilteringBoundLogger) -> Children | None:
+def _children_to_end(environment: Environment, log: Logger) -> Children | None:
     """Return what ends a turn's leftover processes. None when they may live on, or cannot be found on this system."""
     if environment.settings.leftovers == "keep":
         return None
@@ -111,7 +110,7 @@ async def _reap_on_signal(children: Children) -> None:
             children.reap()
 
 
-async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
+async def _exit_code(runner: Runner, log: Logger) -> int:
     try:
         await runner.run()
     except SchemaTooNewError as error:
@@ -130,9 +129,7 @@ async def _exit_code(runner: Runner, log: FilteringBoundLogger) -> int:
     return 0
 
 
-def _build(
-    environment: Environment, log: FilteringBoundLogger, children: Children | None, environ: Mapping[str, str]
-) -> Runner:
+def _build(environment: Environment, log: Logger, children: Children | None, environ: Mapping[str, str]) -> Runner:
     settings, home = environment.settings, _home()
     context = ProviderContext(
         settings=settings,

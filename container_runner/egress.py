@@ -17,8 +17,8 @@ from typing import Final
 
 import anyio
 from anyio.abc import TaskStatus
-from structlog.typing import FilteringBoundLogger
 
+from container_runner.logs import Logger
 from schema.layout import GATE_SOCKET
 
 _HOST: Final = "127.0.0.1"
@@ -39,7 +39,7 @@ _ABSENT: Final = (
 class WayOut:
     """Listens until it is cancelled. `folder` holds the gate's socket; `port` 0 means any free one."""
 
-    def __init__(self, folder: Path, port: int, log: FilteringBoundLogger) -> None:
+    def __init__(self, folder: Path, port: int, log: Logger) -> None:
         self._folder = folder
         self._port = port
         self._log = log

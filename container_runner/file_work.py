@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 import anyio
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
-from structlog.typing import FilteringBoundLogger
 
+from container_runner.logs import Logger
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from container_runner.stopping import Stopping
 from schema.errors import ClawbusError, SchemaTooNewError
@@ -46,7 +46,7 @@ async def run_in_thread(work: Callable[..., _T], *arguments: object) -> _T:
 class FileWork:
     """Repeats and logs the file work of one runner."""
 
-    def __init__(self, stopping: Stopping, log: FilteringBoundLogger) -> None:
+    def __init__(self, stopping: Stopping, log: Logger) -> None:
         self._stopping = stopping
         self._log = log
         self._last_problem: str | None = None

@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from structlog.typing import FilteringBoundLogger
-
+from container_runner.logs import Logger
 from schema.layout import HEARTBEAT
 
 
 class Heartbeat:
     """Touches one file. The agent program may write to the same folder, so symbolic links are not followed."""
 
-    def __init__(self, out_folder: Path, log: FilteringBoundLogger) -> None:
+    def __init__(self, out_folder: Path, log: Logger) -> None:
         self._path = out_folder / HEARTBEAT
         self._log = log
         self._failed = False

@@ -5,15 +5,39 @@ stdout stays unused, so that no output of the runner can be mistaken for an answ
 
 from __future__ import annotations
 
-from typing import TextIO
+import contextlib
+import sys
+from collections.abc import Generator
+from typing import TextIO, TypeAlias
 
-import structlog
-from structlog.typing import FilteringBoundLogger
+
+@contextlib.contextmanager
+def _as_if_absent(package: str) -> Generator[None]:
+    """Let imports of this package fail meanwhile, as if it were not installed. One that is imported already stays."""
+    # https://docs.python.org/3/reference/import.html#the-module-cache: None there raises ModuleNotFoundError.
+    modules: dict[str, object] = sys.modules  # pyright: ignore[reportAssignmentType]
+    hidden = package not in modules
+    if hidden:
+        modules[package] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del modules[package]
 
 
-def build_logger(stream: TextIO, incarnation: str, level: str) -> FilteringBoundLogger:
+# structlog imports rich to paint tracebacks. This log is JSON, and beside a daemon's packages rich would take a sixth of
+# the runner's start. So every module here takes the logger's type from this one.
+with _as_if_absent("rich"):
+    import structlog
+    from structlog.typing import FilteringBoundLogger
+
+Logger: TypeAlias = FilteringBoundLogger
+
+
+def build_logger(stream: TextIO, incarnation: str, level: str) -> Logger:
     """Return a logger, without changing structlog's global configuration. `level` is a lower-case name."""
-    logger: FilteringBoundLogger = structlog.wrap_logger(
+    logger: Logger = structlog.wrap_logger(
         structlog.PrintLogger(stream),
         processors=[
             structlog.processors.add_log_level,

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from structlog.typing import FilteringBoundLogger
 
 from container_runner.asking import Asking
 from container_runner.cancelled_messages import stop_when_cancelled
 from container_runner.file_work import FileWork, GraceOverError, run_here, run_in_thread
 from container_runner.heartbeat import Heartbeat
 from container_runner.live import TurnProgress
+from container_runner.logs import Logger
 from container_runner.providers.checked import is_quiet
 from container_runner.providers.protocol import DeclaredTimeout, Provider, Turn
 from container_runner.retention import Retention
@@ -83,7 +83,7 @@ class Runner:
         provider: Provider,
         heartbeat: Heartbeat,
         watch: InboundWatch,
-        log: FilteringBoundLogger,
+        log: Logger,
         upkeep: Upkeep = Upkeep(),
     ) -> None:
         self._settings = settings
@@ -238,7 +238,7 @@ class Runner:
         except ClawbusError as error:
             self._files.note_problem("files_not_removed", error)
 
-    def _progress(self, batch: Batch, log: FilteringBoundLogger) -> TurnProgress:
+    def _progress(self, batch: Batch, log: Logger) -> TurnProgress:
         """Build what the provider reports to while it works on this batch."""
         outbox, note = self._store.outbox, self._files.note_problem
         who = (self._identity.agent, self._identity.session)
@@ -313,7 +313,7 @@ class Runner:
         await self._stopping.wait_for_grace_end()
         scope.cancel()
 
-    async def _end_leftovers(self, log: FilteringBoundLogger) -> None:
+    async def _end_leftovers(self, log: Logger) -> None:
         if self._children is None:
             return
         with anyio.CancelScope(shield=True):
@@ -322,7 +322,7 @@ class Runner:
                 level = log.warning if ended.remain else log.info
                 level("leftovers_ended", programs=ended.names, count=ended.count, remain=ended.remain)
 
-    async def _show_tool(self, log: FilteringBoundLogger, tool: DeclaredTimeout | None, started_at: int) -> None:
+    async def _show_tool(self, log: Logger, tool: DeclaredTimeout | None, started_at: int) -> None:
         """Record the tool in outbound.db, where the host reads it, and in the log."""
         if tool is None or tool == self._provider.silence:
             log.info("tool_ended")
@@ -334,6 +334,6 @@ class Runner:
             # The turn continues; at worst the host assumes a shorter timeout for the tool.
             self._log.warning("tool_state_failed", code=error.code, error=str(error))
 
-    def _keep_words(self, log: FilteringBoundLogger, messages: Sequence[str], kind: str, text: str) -> None:
+    def _keep_words(self, log: Logger, messages: Sequence[str], kind: str, text: str) -> None:
         if self._words is not None:
             self._words.keep(log, messages, kind, text)

@@ -12,9 +12,9 @@ from functools import partial
 from typing import Final
 
 import anyio
-from structlog.typing import FilteringBoundLogger
 
 from container_runner.file_work import FileWork, GraceOverError, run_here
+from container_runner.logs import Logger
 from container_runner.providers.checked import is_quiet
 from container_runner.providers.protocol import Answer, OutMessage, TurnMessage
 from container_runner.replies import Plan, failure_replies, plan_replies
@@ -53,7 +53,7 @@ class EndedTurn:
     batch: Batch
     messages: tuple[TurnMessage, ...]
     released: tuple[str, ...]
-    log: FilteringBoundLogger
+    log: Logger
     tools: tuple[ToolCall, ...] = ()
 
     @property
@@ -111,13 +111,13 @@ class TurnEnd:
                 return await self._split(turn, _usage(outcome, turn))
         return await self._finish(outcome, plan, failure, turn)
 
-    async def give_back(self, log: FilteringBoundLogger, why: CannotStartError) -> None:
+    async def give_back(self, log: Logger, why: CannotStartError) -> None:
         """Release the claims of a turn that could not start. Use this thread: it may be impossible to start another one."""
         log.error("turn_given_back", code=why.code, error=str(why), hint=why.hint)
         with suppress(GraceOverError), anyio.move_on_after(_GIVE_BACK_S):
             await self._files.until_done("release_failed", self._store.release_all)
 
-    async def abandon(self, log: FilteringBoundLogger) -> None:
+    async def abandon(self, log: Logger) -> None:
         """Release the claims, so that the next incarnation can claim the messages and no try is charged."""
         log.warning("turn_abandoned", grace_s=self._settings.grace_s)
         for pause_s in _LAST_TRIES_S:  # a claim that is not released costs its message a try

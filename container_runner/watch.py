@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from structlog.typing import FilteringBoundLogger
 from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType] -- a Trio type in its signature
 
+from container_runner.logs import Logger
 from container_runner.rest import Mark, Poll, Rest
 from schema.bell import BELL_EVENTS, is_commit, is_ring
 from schema.inotify import IN_IGNORED, IN_Q_OVERFLOW, Inotify
@@ -39,7 +39,7 @@ class InboundWatch:
         *,
         step_ms: int,
         poll_s: float,
-        log: FilteringBoundLogger,
+        log: Logger,
         open_events: type[Inotify] = Inotify,
     ) -> None:
         self._folder = folder

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from structlog.typing import FilteringBoundLogger
-
+from container_runner.logs import Logger
 from schema.instants import to_text
 from schema.layout import WORDS, WORDS_BEFORE
 
@@ -38,7 +37,7 @@ class Words:
         self._room = float(_BURST)
         self._at = now_ms()
 
-    def keep(self, log: FilteringBoundLogger, messages: Sequence[str], kind: str, text: str) -> None:
+    def keep(self, log: Logger, messages: Sequence[str], kind: str, text: str) -> None:
         """Log and keep what the agent said in the turn of these messages. Never raise. What is too much at once is left out."""
         now = self._now_ms()
         self._room, self._at = min(float(_BURST), self._room + max(0, now - self._at) * _PER_MS), now
