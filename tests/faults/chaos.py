@@ -177,13 +177,23 @@ class Chaos:
                 break
             time.sleep(0.2)
         else:
-            self.report.problems.append(f"it is not at rest {patience_s:g} s after the last blow")
+            self.report.problems.append(f"it is not at rest {patience_s:g} s after the last blow:\n{self._explained()}")
         self._load.person.stop()
         self._daemon.end_quietly()
         self._daemon.end_agents()
         self.report.problems += data_folder_violations(self._daemon.data, at_rest=True)
         self.report.problems += self._load.trouble
         self.report.account = account(self._daemon.data, self._load, self._posted, self._doubts)
+
+    def _explained(self) -> str:
+        """What the bus itself says of what is stuck: its queues, what `doctor` finds, and the end of each log."""
+        parts: list[str] = []
+        for ask in (lambda: self._daemon.status()["queues"], lambda: self._daemon.cli("doctor"), self._daemon.log_tail):
+            try:
+                parts.append(str(ask()))
+            except Exception as error:
+                parts.append(f"no answer: {error!r}")
+        return "\n".join(parts)
 
     def _is_met(self, goal: Goal) -> bool:
         return (
