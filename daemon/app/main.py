@@ -73,7 +73,7 @@ def run(
     """
     control_server.check_path(config.control_socket)
     clock = SystemClock()
-    with DataFolder.open(config.data_dir, clock) as folder:
+    with DataFolder.open(config.data_dir, clock, is_daemon=True) as folder:
         control_server.check_unanswered(config.control_socket)
         if lease is None:
             _refuse_beside_slots(config)

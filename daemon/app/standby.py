@@ -72,12 +72,15 @@ class Standby:
     reason: str = ""
     _process: str = ""
     _watching: Watching = field(default_factory=Watching)
+    _command: int | None = None  # the process of a command on the files that this standby waits for
+    _probing: Probe | None = None
+    _one_probe: anyio.Lock = field(init=False)
     _step: str = "stop"
     _stopped: bool = False
 
     async def run(self) -> str:
         """Wait for the next step. Raise SocketPathError or SlotStateError when it cannot watch."""
-        self._process = new_id(self.clock.now_ms())
+        self._process, self._one_probe = new_id(self.clock.now_ms()), anyio.Lock()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._signals, tasks.cancel_scope, name="signals")
             step = await self._look()
@@ -88,6 +91,7 @@ class Standby:
                 self.notifier.ready(f"standby in slot {self.slot}")
                 step = await self._wait()
             self._step = step
+            self._stop_probe()
             tasks.cancel_scope.cancel()
         return "stop" if self._stopped else self._step
 
@@ -95,6 +99,7 @@ class Standby:
         while await self.signals.next() == RELOAD:
             pass
         self._stopped = True
+        self._stop_probe()
         scope.cancel()
 
     async def _wait(self) -> str:
@@ -134,7 +139,7 @@ class Standby:
             return False
         releases = Releases(self.config.deploy.root)
         name = releases.slots().get(self.slot)
-        return name is not None and name != own.short and (releases.folder / name / "bin" / "clawbus").exists()
+        return name not in (None, own.short) and name in releases.names() and releases.launcher(name).exists()
 
     def _see(self, state: SlotState) -> Seen:
         """Return for how long the lock has been free, and its holder not ready. Only what may matter is asked."""
@@ -143,7 +148,11 @@ class Standby:
         if state.serving != self.slot and (deploy is None or not deploy.is_cut_over):
             self._watching = Watching()
             return Seen()
-        if live_holder(self.config.data_dir) is None:
+        holder = live_holder(self.config.data_dir)
+        if holder is not None and not holder.is_daemon:
+            self._await_command(holder.pid)
+            return Seen()
+        if holder is None:
             watching.free_since = watching.free_since or now
             watching.unready_since = None
             free = now - watching.free_since
@@ -155,6 +164,13 @@ class Standby:
             ready = _is_ready(self.config.control_socket)
             watching.unready_since = None if ready else (watching.unready_since or now)
         return Seen(not_ready_s=now - watching.unready_since if watching.unready_since is not None else 0.0)
+
+    def _await_command(self, pid: int) -> None:
+        """Wait for an operator's command on the files (a backup, say): it is never ended."""
+        self._watching = Watching()
+        if pid != self._command:
+            say("standby_waits_for_command", pid=pid, slot=self.slot)
+        self._command = pid
 
     def _end_holder(self, pid: int) -> None:
         """Kill a daemon that holds the data folder and must not or cannot serve. Agents are not touched."""
@@ -179,7 +195,7 @@ class Standby:
 
         async def probe(request: Request) -> JSONResponse:
             limit = min(_MOST_PROBE_S, max(1.0, float(request.query_params.get("limit_s", "60"))))
-            return JSONResponse(await anyio.to_thread.run_sync(self._probe(limit).run))
+            return JSONResponse(await self._probe_alone(self._probe(limit)))
 
         return Starlette(routes=[Route("/healthz", healthz), Route("/probe", probe, methods=["POST"])])
 
@@ -192,6 +208,17 @@ class Standby:
             "process": self._process,
             "pid": os.getpid(),
         }
+
+    async def _probe_alone(self, probe: Probe) -> dict[str, Any]:
+        """Probe, after the end of an earlier probe whose deploy was aborted: both use one folder."""
+        self._stop_probe()
+        self._probing = probe
+        async with self._one_probe:
+            return await anyio.to_thread.run_sync(probe.run)
+
+    def _stop_probe(self) -> None:
+        if self._probing is not None:
+            self._probing.stop()
 
     def _probe(self, limit_s: float) -> Probe:
         folder = self.config.data_dir / FOLDER / f"probe-{self.slot}"

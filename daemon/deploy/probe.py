@@ -71,6 +71,11 @@ class Probe:
     process: subprocess.Popen[bytes] | None = None
     deadline: float = 0.0
     ways: tuple[Way, ...] = ()
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """Have `run` end soon: nobody waits for its result any more. May be called in another thread, also before `run`."""
+        self.stopped = True
 
     def run(self) -> dict[str, Any]:
         """Return {ok, reason, plain, warm, interrupted}. Blocks; ends everything that it started."""
@@ -241,6 +246,8 @@ class Probe:
 
     def _wait(self, what: str, holds: Callable[[], object]) -> None:
         while not holds():
+            if self.stopped:
+                raise ProbeFailedError("it was stopped")
             self._refuse_ended()
             if time.monotonic() > self.deadline:
                 raise ProbeFailedError(f"{what} did not come within {self.limit_s:g} s")

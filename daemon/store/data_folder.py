@@ -42,8 +42,8 @@ class DataFolder(Layout):
         self.was_open: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: Path, clock: Clock | None = None) -> Self:
-        """Check, lock and, where it is new, make the folder and its subfolders (0700).
+    def open(cls, path: Path, clock: Clock | None = None, *, is_daemon: bool = False) -> Self:
+        """Check, lock and, where it is new, make the folder and its subfolders (0700), for the daemon or for a command.
 
         A symbolic link to a folder is followed: moving the data to another disk is the operator's right.
         Raise DataFolderError, DataFolderLockedError or SchemaTooNewError, and then has changed no data.
@@ -56,7 +56,7 @@ class DataFolder(Layout):
             locks.append(lock_folder(root))
             locks.append(take_lock(root))
             _check_version(root)
-            write_holder(locks[1], clock or SystemClock())
+            write_holder(locks[1], clock or SystemClock(), is_daemon=is_daemon)
             folder = cls(root, locks[1], locks[0])
             _prepare(folder)
         except BaseException as error:
@@ -86,7 +86,7 @@ class DataFolder(Layout):
                 raise DataFolderError(f"{path} cannot be made: {error.strerror}.") from error
 
     def retake_lock(self, clock: Clock) -> bool:
-        """Lock a new `clawbus.lock`, or a folder put in this one's place; return whether that was needed.
+        """Lock a new `clawbus.lock`, or a folder put in the daemon's place; return whether that was needed.
 
         Raise DataFolderLockedError when another process has locked a new one, DataFolderError or OSError.
         """
@@ -99,7 +99,7 @@ class DataFolder(Layout):
         if lies_at(self.lock_file, self._lock):
             return False
         lock = take_lock(self.root)
-        write_holder(lock, clock)
+        write_holder(lock, clock, is_daemon=True)
         os.close(self._lock)
         self._lock = lock
         return True

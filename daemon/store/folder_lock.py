@@ -28,10 +28,11 @@ _NO_FOLDER_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSUP})
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process named in the lock file. `since` is a UTC time as text."""
+    """The process named in the lock file. `since` is a UTC time as text; `is_daemon` is false for a command on the files."""
 
     pid: int
     since: str
+    is_daemon: bool = True
 
 
 def read_holder(root: Path) -> Holder | None:
@@ -44,7 +45,8 @@ def read_holder(root: Path) -> Holder | None:
         return None
     found = cast(Mapping[str, object], loaded)
     pid, since = found.get("pid"), found.get("since")
-    return Holder(pid, since) if isinstance(pid, int) and isinstance(since, str) else None
+    is_daemon = found.get("daemon") is not False  # an earlier release's daemon does not say what it is
+    return Holder(pid, since, is_daemon) if isinstance(pid, int) and isinstance(since, str) else None
 
 
 def live_holder(root: Path) -> Holder | None:
@@ -137,7 +139,8 @@ def lies_at(path: Path, descriptor: int) -> bool:
     return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def write_holder(lock: int, clock: Clock) -> None:
-    """Write this process into the lock file, for people."""
+def write_holder(lock: int, clock: Clock, *, is_daemon: bool) -> None:
+    """Write this process into the lock file, for people and for a standby, which ends no command."""
+    found = {"pid": os.getpid(), "since": to_text(clock.now_ms()), "daemon": is_daemon}
     os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms())}).encode(), 0)
+    os.pwrite(lock, json.dumps(found).encode(), 0)

@@ -1,0 +1,119 @@
+"""The standby on a data folder that a command holds, and its probes, of which there is one at a time."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import daemon.app.standby as module
+from daemon.app.signals import SignalInbox
+from daemon.app.standby import Standby
+from daemon.config.models import Config
+from daemon.core.clock import SystemClock
+from daemon.core.slot_steps import claim, cut_over, new_deploy, served, stopped
+from daemon.core.slots import BLUE, GREEN, SlotState
+from daemon.deploy.state_file import write_state
+from daemon.store.data_folder import DataFolder
+from daemon.store.folder_lock import Holder
+from daemon.workers.source import Origin
+
+OLD, NEW = "a" * 64, "b" * 64
+
+
+@pytest.fixture(name="config")
+def _config(tmp_path: Path) -> Config:
+    return Config.model_validate(
+        {
+            "data_dir": str(tmp_path / "data"),
+            "runtime": {"kind": "process"},
+            "deploy": {"root": str(tmp_path / "opt"), "cutover_s": 0.01, "unready_s": 0.01},
+        }
+    )
+
+
+def standby_of(config: Config, slot: str) -> Standby:
+    return Standby(config, slot, Origin(Path("/"), None, ""), SignalInbox(), SystemClock())
+
+
+def serving() -> SlotState:
+    return claim(SlotState(), BLUE, OLD, 1, "boot")
+
+
+def baking() -> SlotState:
+    first = serving()
+    moved = cut_over(SlotState(1, BLUE, OLD, new_deploy("D", first, NEW, 2, {}, no_rollback=False)), 3)
+    return stopped(served(claim(moved, GREEN, NEW, 4, "boot"), 5))
+
+
+@pytest.mark.parametrize("state", [serving(), baking()], ids=["it is to serve", "the baking daemon was stopped"])
+@pytest.mark.parametrize("is_daemon", [False, True], ids=["a command", "a daemon"])
+def test_a_command_on_the_files_is_waited_for_and_a_daemon_that_is_not_ready_is_ended(
+    config: Config, monkeypatch: pytest.MonkeyPatch, state: SlotState, is_daemon: bool
+) -> None:
+    """A backup or a restore with the daemon down takes its time; a slot that is started meanwhile must not kill it."""
+    ended: list[int] = []
+    with DataFolder.open(config.data_dir, is_daemon=is_daemon):
+        write_state(config.data_dir, state)
+        standby = standby_of(config, BLUE)
+        monkeypatch.setattr(standby.__class__, "_end_holder", lambda _, pid: ended.append(pid))
+        monkeypatch.setattr(module, "_READY_LOOK_S", 0.0)
+        deadline = SystemClock().monotonic() + (60.0 if is_daemon else 0.3)
+        while not ended and SystemClock().monotonic() < deadline:
+            assert standby._look_now() is None
+    assert set(ended) == ({os.getpid()} if is_daemon else set())
+    assert standby._look_now() == ("serve" if state.serving == BLUE else None)
+
+
+def test_a_holder_that_does_not_say_what_it_is_is_a_daemon() -> None:
+    """Earlier releases write none."""
+    assert Holder(1, "now").is_daemon
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - a thread sets no event of the loop
+        await anyio.sleep(0.01)
+
+
+class FakeProbe:
+    """A probe that runs until it is stopped."""
+
+    running = 0
+    most = 0
+
+    def __init__(self, *_: Any) -> None:
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> dict[str, Any]:
+        FakeProbe.running += 1
+        FakeProbe.most = max(FakeProbe.most, FakeProbe.running)
+        assert self._stopped.wait(60)
+        FakeProbe.running -= 1
+        return {"ok": False}
+
+
+@pytest.mark.anyio
+async def test_a_second_probe_stops_the_first_and_runs_alone(config: Config) -> None:
+    """An aborted deploy leaves its probe behind, and both use one folder: the first would end what the second started."""
+    standby = standby_of(config, GREEN)
+    standby._one_probe = anyio.Lock()
+    first, second = FakeProbe(), FakeProbe()
+    done: list[object] = []
+
+    async def probe(one: Any) -> None:
+        done.append(await standby._probe_alone(one))
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.fail_after(60):
+            tasks.start_soon(probe, first)
+            await until(lambda: FakeProbe.running > 0)
+            tasks.start_soon(probe, second)
+            await until(lambda: bool(done))
+            standby._stop_probe()
+    assert (len(done), FakeProbe.most) == (2, 1)
