@@ -13,8 +13,10 @@ from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.cli.verify_runtime import verify_runtime
+from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import DeployRefusedError
 from daemon.core.deploy_verdict import verdict
+from daemon.core.slot_steps import refuse_deploy
 from daemon.core.slots import SlotState, as_json, other
 
 if TYPE_CHECKING:
@@ -66,19 +68,19 @@ def start(
 
     config = invocation.config
     releases = Releases(config.deploy.root)
-    found, _ = releases.usable(release)
-    state = read_state(config.data_dir)
-    if state.serving is None:
-        raise DeployRefusedError(
-            "no slot serves yet.",
-            hint=f"Begin with `clawbus release link blue {found.short}` and `systemctl enable --now clawbus@blue`.",
-        )
-    if state.active is None:
+    with releases.alone(), invocation.client() as client:
+        found, manifest = releases.usable(release)
+        state = read_state(config.data_dir)
+        if state.serving is None:
+            raise DeployRefusedError(
+                "no slot serves yet.",
+                hint=f"Begin with `clawbus release link blue {found.short}` and `systemctl enable --now clawbus@blue`.",
+            )
+        client.live()  # what is refused, and a daemon that is down, leave the standby as it is
+        refuse_deploy(state, manifest.release, SystemClock().now_ms(), force=force)
         _mention_missing_standby(invocation, other(state.serving))
         releases.link(other(state.serving), found)
-    body = {"release": found.short, "force": force, "no_rollback": no_rollback}
-    with invocation.client() as client:
-        begun = client.deploy(body=body)
+        begun = client.deploy(body={"release": found.short, "force": force, "no_rollback": no_rollback})
     identity = str(begun["deploy"]["id"])
     if detach:
         return Outcome(begun, None, (NextAction("clawbus deploy status", "how it stands"),))
@@ -102,6 +104,7 @@ def _follow(invocation: Invocation, identity: str) -> SlotState:
     from daemon.deploy.state_file import read_state  # noqa: PLC0415
 
     shown: dict[str, str] = {}
+    since = time.monotonic()
     while True:
         state = read_state(invocation.config.data_dir)
         deploy = state.deploy
@@ -111,7 +114,10 @@ def _follow(invocation: Invocation, identity: str) -> SlotState:
             if gate.status != "pending" and shown.get(gate.name) != gate.status:
                 shown[gate.name] = gate.status
                 progress(f"{gate.name}: {gate.status}" + (f" ({gate.reason})" if gate.reason else ""))
-        if deploy.is_over:
+        rollback = deploy.gate("rollback")
+        returns = deploy.is_over and rollback.status == "running"  # the prior release's daemon is not ready yet
+        since = since if returns else time.monotonic()
+        if deploy.is_over and not (returns and time.monotonic() - since < float(rollback.limit.get("limit_s", 0))):
             return state
         time.sleep(_LOOK_S)
 

@@ -145,19 +145,20 @@ def link(
       clawbus release link blue 3f2a91c0b7de
     """
     from daemon.core.deploy_errors import DeployRefusedError  # noqa: PLC0415
+    from daemon.core.slot_steps import refuse_second  # noqa: PLC0415
     from daemon.core.slots import SLOTS  # noqa: PLC0415
     from daemon.deploy.state_file import read_state  # noqa: PLC0415
 
     if slot not in SLOTS:
         raise typer.BadParameter(f"{slot} is none of {', '.join(SLOTS)}.")
     releases = _releases(invocation)
-    found, _ = releases.usable(release)
-    state = read_state(invocation.config.data_dir)
-    if state.serving == slot or state.active is not None:
-        raise DeployRefusedError(
-            f"slot {slot} serves, or a deploy is under way.", hint=f"`clawbus deploy start {found.short}`."
-        )
-    releases.link(slot, found)
+    with releases.alone():
+        found, _ = releases.usable(release)
+        state = read_state(invocation.config.data_dir)
+        refuse_second(state)
+        if state.serving == slot:
+            raise DeployRefusedError(f"slot {slot} serves.", hint=f"`clawbus deploy start {found.short}`.")
+        releases.link(slot, found)
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
@@ -173,7 +174,7 @@ def prune(
     invocation: Invocation,
     keep: Annotated[int, typer.Option("--keep", min=1, max=1000, help="How many of the newest to keep.")] = 3,
 ) -> Outcome:
-    """Remove old releases. Those of the two slots stay, and so does the one that runs.
+    """Remove old releases. Those of the two slots stay, and so does every one from which a process runs.
 
     Use it when the disk fills up with environments.
 
@@ -181,11 +182,14 @@ def prune(
     Example:
       clawbus release prune --keep 3
     """
+    from daemon.core.release import SHORT  # noqa: PLC0415
+    from daemon.deploy.state_file import read_state  # noqa: PLC0415
     from daemon.workers.source import origin  # noqa: PLC0415
 
-    releases = _releases(invocation)
-    own = origin().manifest
-    removed, kept = releases.prune(keep, [own.short] if own is not None else [])
+    releases, own = _releases(invocation), origin()
+    with releases.alone():
+        serving = read_state(invocation.config.data_dir).release
+        removed, kept = releases.prune(keep, [one[:SHORT] for one in (own.release, serving) if one])
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415

@@ -9,7 +9,7 @@ from typing import Any
 from daemon.config.models import Config
 from daemon.core.deploy_errors import ReleaseInvalidError
 from daemon.core.errors import RuntimeUnavailableError
-from daemon.core.release import Drift, Manifest, Running, drift_of_daemon, drift_of_images, drift_of_release
+from daemon.core.release import Drift, Running, drift_of_daemon, drift_of_images, drift_of_release
 from daemon.deploy.images import look_at_images
 from daemon.deploy.releases import Release, Releases
 from daemon.workers.source import Origin, digest_of_source
@@ -74,26 +74,27 @@ def report(config: Config, origin: Origin, live: Mapping[str, Any] | None) -> So
     drifts: list[Drift] = []
     unchecked: list[str] = []
     absent: list[str] = []
-    checked: dict[str, Manifest | None] = {}
-    slots = releases.slots()
-    for slot, name in slots.items():
-        path = releases.folder / name
-        if not path.is_dir():
-            drifts.append(Drift("slot", name, "no such release", slot))
-        elif name not in checked:
-            release = releases.find(name)
-            checked[name] = release.manifest
-            found, not_known = check_release(config, releases, release)
+    slots, names = releases.slots(), releases.names()
+    runs = running.release if running is not None else None
+    serving = [one.short for one in releases.list() if runs is not None and one.manifest_id == runs]
+    for name in dict.fromkeys([*slots.values(), *serving]):  # a daemon may serve from a release without a slot
+        if name in names:
+            found, not_known = check_release(config, releases, releases.find(name))
             drifts += found
             unchecked += not_known
     if running is not None:
         drifts += _of_daemon(releases, running, slots)
-    elif live is None:
+    named = {one.where for one in drifts if one.what == "slot"}
+    drifts += [
+        Drift("slot", f"a release in {releases.folder}", f"a link to {name}", slot)
+        for slot, name in slots.items()
+        if name not in names and slot not in named
+    ]
+    if live is None:
         absent.append("daemon: none runs")
     if origin.manifest is None:
         absent.append(f"this command runs from {origin.prefix}, not from a release")
-    release = running.release if running is not None else None
-    return SourceReport(release, tuple(drifts), tuple(dict.fromkeys(unchecked)), tuple(absent))
+    return SourceReport(runs, tuple(drifts), tuple(dict.fromkeys(unchecked)), tuple(absent))
 
 
 def _of_daemon(releases: Releases, running: Running, slots: Mapping[str, str]) -> list[Drift]:

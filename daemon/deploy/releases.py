@@ -8,6 +8,7 @@ launcher finds Python by its own place, because a virtual environment's scripts 
 from __future__ import annotations
 
 import compileall
+import fcntl
 import json
 import os
 import platform
@@ -17,13 +18,14 @@ import shutil
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from daemon.core.deploy_errors import ReleaseInvalidError, ReleaseMakeError, ReleasesUnusedError
+from daemon.core.deploy_errors import ReleaseInvalidError, ReleaseMakeError, ReleasesUnusedError, UnknownReleaseError
 from daemon.core.release import FILES_NAME, MANIFEST_NAME, Changes, Manifest, find_release, listing_digest, listing_text
 from daemon.core.slots import SLOTS
 from daemon.runtimes.image_source import package_folder, source_digest
@@ -56,6 +58,11 @@ class Release:
         """The folder's name."""
         return self.path.name
 
+    @property
+    def manifest_id(self) -> str | None:
+        """The whole id; None for one that cannot be used."""
+        return self.manifest.release if self.manifest is not None else None
+
 
 class Releases:
     """The releases of one root folder, and the two slots beside them."""
@@ -74,10 +81,17 @@ class Releases:
         found = [self._look(path, slots) for path in self._paths()]
         return sorted(found, key=lambda one: one.manifest.made_at if one.manifest is not None else "", reverse=True)
 
+    def names(self) -> list[str]:
+        """Return every release's folder name."""
+        return [path.name for path in self._paths()]
+
     def find(self, wanted: str) -> Release:
         """Return the release whose id begins so. Raise UnknownReleaseError."""
-        name = find_release(wanted, [path.name for path in self._paths()])
-        return self._look(self.folder / name, self.slots())
+        names = self.names()
+        found = self._look(self.folder / find_release(wanted, names), self.slots())
+        if found.manifest is not None and not found.manifest.release.startswith(wanted):
+            raise UnknownReleaseError(f"no release begins with {wanted!r}; {found.manifest.release} is the nearest.")
+        return found
 
     def usable(self, wanted: str) -> tuple[Release, Manifest]:
         """Return what `find` returns, with its manifest. Raise UnknownReleaseError or ReleaseInvalidError."""
@@ -101,18 +115,54 @@ class Releases:
         return replace(release, fault=str(changes)) if changes else release
 
     def slots(self) -> dict[str, str]:
-        """Return {slot: folder name of its release}; a slot without a link is left out."""
+        """Return {slot: folder name of its release}; a slot without a link is left out.
+
+        A link that leads elsewhere is given as it is: what is there is no release, whatever its name.
+        """
         found: dict[str, str] = {}
         for slot in SLOTS:
+            link = self.slot_link(slot)
             try:
-                found[slot] = Path(os.readlink(self.slot_link(slot))).name  # noqa: PTH115 - the link's own text
+                text = os.readlink(link)  # noqa: PTH115 - the link's own text
             except OSError:
                 continue
+            target = Path(os.path.normpath(link.parent / text))
+            found[slot] = target.name if _is_same(target.parent, self.folder) else text
         return found
 
     def slot_link(self, slot: str) -> Path:
         """Return the path of a slot's link."""
         return self.root / "slots" / slot
+
+    def launcher(self, name: str) -> Path:
+        """Return the command of the release in a folder of this name."""
+        return self.folder / name / "bin" / "clawbus"
+
+    def running(self) -> set[str]:
+        """Return the names of the releases that a process of this machine was started from, as far as /proc tells."""
+        start = os.fsencode(self.folder.resolve()) + b"/"
+        found: set[str] = set()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().split(b"\0")
+            except OSError:  # it ended, or belongs to somebody who hides it
+                continue
+            found |= {os.fsdecode(one[len(start) :].split(b"/")[0]) for one in words if one.startswith(start)}
+        return found
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Keep other commands from moving links and from removing releases meanwhile: wait for theirs. Raise OSError."""
+        try:
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # then there is nothing to move or to remove
+            yield
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _paths(self) -> Iterator[Path]:
         if self.folder.is_dir():
@@ -196,9 +246,9 @@ class Releases:
             )
 
     def prune(self, keep: int, needed: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Remove all releases but the newest `keep` and those of slots or in `needed`. Return (removed, kept) names."""
+        """Remove all releases but the newest `keep`, those of slots or in `needed`, and what runs. Return (removed, kept) names."""
         self._remove_unfinished()
-        protected = {*self.slots().values(), *needed}
+        protected = {*self.slots().values(), *needed, *self.running()}
         found = self.list()
         newest = {one.short for one in [one for one in found if one.fault is None][:keep]}
         gone = [one for one in found if one.short not in protected | newest]
@@ -214,6 +264,13 @@ class Releases:
         for path in self.folder.glob(f"{_MAKING}*"):
             if not _is_recent(path):
                 remove_release(path)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def remove_release(path: Path) -> None:

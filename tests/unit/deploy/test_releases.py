@@ -1,6 +1,10 @@
 """Releases on disk: what is listed, changed, linked and pruned."""
 
+import fcntl
 import os
+import shutil
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -8,7 +12,12 @@ import pytest
 
 from daemon.config.agents import Agent
 from daemon.config.models import Config, Docker
-from daemon.core.deploy_errors import ReleaseInvalidError, ReleasesUnusedError, SourceOutsideError
+from daemon.core.deploy_errors import (
+    ReleaseInvalidError,
+    ReleasesUnusedError,
+    SourceOutsideError,
+    UnknownReleaseError,
+)
 from daemon.deploy.drift import repair as repair_drift
 from daemon.deploy.drift import report, running_of
 from daemon.deploy.own_images import with_own_images
@@ -89,6 +98,96 @@ def test_prune_keeps_the_newest_the_slots_and_what_is_needed(root: Path) -> None
     assert removed == [paths[3].name, paths[2].name]
     assert set(kept) == {paths[4].name, paths[0].name, paths[1].name}
     assert {path.name for path in releases.folder.iterdir()} == set(kept)
+
+
+def test_prune_keeps_what_a_process_runs_from(root: Path) -> None:
+    """An agent of the release before last may still be in its turn; a slot's link may have been moved by hand."""
+    paths = [small_release(root, str(n), made_at=f"2026-01-0{n}T00:00:00.000Z") for n in range(1, 4)]
+    program = paths[0] / "bin" / "agent"
+    program.parent.mkdir()
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, "600"]) as process:
+        try:
+            removed, kept = Releases(root).prune(1, [])
+        finally:
+            process.kill()
+    assert (removed, set(kept)) == ([paths[1].name], {paths[2].name, paths[0].name})
+    assert Releases(root).prune(1, [])[0] == [paths[0].name]
+
+
+def is_locked(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_commands_that_move_links_or_remove_releases_wait_for_each_other(root: Path) -> None:
+    small_release(root)
+    order: list[str] = []
+    entered = threading.Event()
+
+    def other() -> None:
+        entered.set()
+        with Releases(root).alone():
+            order.append("second")
+
+    with Releases(root).alone():
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert entered.wait(60)
+        assert is_locked(root)
+        order.append("first")
+    thread.join(60)
+    assert (order, is_locked(root)) == (["first", "second"], False)
+
+
+def test_a_whole_id_has_to_be_right_to_its_end(root: Path) -> None:
+    path = small_release(root)
+    whole = manifest_in(path).release
+    assert Releases(root).find(whole).short == path.name
+    for wrong in (f"{path.name}zz", f"{whole}0", whole[:-1] + ("0" if whole[-1] != "0" else "1")):
+        with pytest.raises(UnknownReleaseError):
+            Releases(root).find(wrong)
+
+
+def test_a_slot_whose_link_leads_elsewhere_is_drift_although_it_ends_in_a_release_s_name(
+    root: Path, tmp_path: Path
+) -> None:
+    path, config = small_release(root), config_of(root)
+    Releases(root).link("blue", Releases(root).find(path.name))
+    manifest = manifest_in(path)
+    elsewhere = tmp_path / "copy" / path.name
+    shutil.copytree(path, elsewhere)
+    (root / "slots" / "green").symlink_to(elsewhere)
+    live = {"source": {"release": manifest.release, "source_digest": manifest.source_digest, "slot": "blue"}}
+    found = report(config, Origin(path, manifest, manifest.source_digest), live)
+    assert [(one.what, one.where, one.repairable) for one in found.drifts] == [("slot", "green", False)]
+    assert str(elsewhere) in str(found.drifts[0])
+
+
+def test_a_slot_s_link_through_a_link_to_another_file_system_is_a_release(root: Path, tmp_path: Path) -> None:
+    path = small_release(root)
+    (root / "releases").rename(tmp_path / "other")
+    (root / "releases").symlink_to(tmp_path / "other")
+    releases = Releases(root)
+    releases.link("blue", releases.find(path.name))
+    assert releases.slots() == {"blue": path.name}
+    (root / "slots" / "green").symlink_to(tmp_path / "other" / path.name)
+    assert releases.slots()["green"] == path.name
+
+
+def test_the_release_that_serves_is_checked_without_a_slot_too(root: Path) -> None:
+    path, config = small_release(root), config_of(root)
+    manifest = manifest_in(path)
+    next(path.rglob("daemon/__init__.py")).write_text("TEXT = 'other'\n")
+    live = {"source": {"release": manifest.release, "source_digest": manifest.source_digest, "slot": None}}
+    found = report(config, Origin(path, manifest, manifest.source_digest), live)
+    assert [one.what for one in found.drifts] == ["files"]
 
 
 def test_what_a_crash_left_unfinished_is_no_release_and_is_removed_when_it_is_old(root: Path) -> None:
