@@ -7,7 +7,9 @@ from pathlib import Path
 
 from daemon.core.clock import Clock
 from daemon.core.deploy_errors import NotServingError
-from daemon.core.slot_steps import breach_at_start, claim, roll_back, stopped
+from daemon.core.slot_steps import breach_at_start, claim, is_reversible, roll_back, stopped
+from daemon.core.slots import other
+from daemon.deploy.standby_client import STARTING_S, StandbyClient
 from daemon.deploy.state_file import read_state, write_state
 
 
@@ -42,7 +44,10 @@ class Lease:
         ):
             state = roll_back(state, self.rollback, now, cooldown_ms)
         elif (breach := breach_at_start(state, self.slot, boot)) is not None:
-            state = roll_back(state, breach, now, cooldown_ms)
+            # Going back to a slot in which nobody waits would leave the folder without a daemon.
+            standby = StandbyClient(self.data_dir, other(self.slot))
+            barred = standby.why_absent(STARTING_S) if is_reversible(state) else ""
+            state = roll_back(state, breach, now, cooldown_ms, barred=barred)
             write_state(self.data_dir, state)
             if state.serving != self.slot:
                 raise NotServingError(f"this start ends the bake: {breach}.")

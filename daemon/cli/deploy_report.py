@@ -17,9 +17,17 @@ FAILED: Final = "DEPLOY_FAILED"
 
 def way_on(state: SlotState) -> str:
     """Return what to do after a deploy that did not pass."""
-    if state.deploy is not None and state.deploy.state == "unhealthy":
+    deploy = state.deploy
+    if deploy is not None and deploy.gate("rollback").status in ("running", "fail"):
+        return (
+            f"Start the prior release's slot if it is not started (`systemctl start clawbus@{deploy.from_slot}`); then"
+            + (" deploy the prior release." if deploy.state == "unhealthy" else " `clawbus deploy verify-runtime`.")
+        )
+    if deploy is not None and deploy.state == "unhealthy":
         return "The prior release cannot be restored: correct the cause, or deploy a corrected release."
-    if state.deploy is not None and state.deploy.state == "aborted":
+    if deploy is not None and not deploy.is_over:
+        return f"Start the daemon that is to go on with it: `systemctl start clawbus@{state.serving}`."
+    if deploy is not None and deploy.state == "aborted":
         return "Nothing is wrong: the release that served before goes on. Deploy again when you want to."
     return "Correct what is named; the release that served before goes on. Then make a release and deploy it."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,11 @@ from daemon.cli.deploy_report import FAILED, ROLLED_BACK, next_steps, show_deplo
 from daemon.cli.envelope import Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
+from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import SourceUnknownError
-from daemon.core.deploy_verdict import runtime_verdict
+from daemon.core.deploy_verdict import runtime_verdict, without_daemon
 from daemon.core.errors import DaemonDownError, DaemonSilentError, DataFolderLockedError, RemoteError
-from daemon.core.slots import FAILURE_ACTIONS, UNKNOWN, SlotState
+from daemon.core.slots import FAILURE_ACTIONS, UNKNOWN, Deploy, SlotState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +56,8 @@ def verify_runtime(
             live = client.live()
     except (DaemonDownError, DaemonSilentError, RemoteError) as error:
         standing = [_condition("serving", "fail", str(error))]
+        if state.deploy is not None:
+            state = replace(state, deploy=without_daemon(state.deploy, SystemClock().now_ms()))
     else:
         standing = [_condition("serving", *_serving(state, live)), _condition("owners", *_owners(live))]
     found = drift.report(invocation.config, origin(), live)
@@ -97,7 +101,7 @@ def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mappi
     """Return why the verdict is bad (`code` 1) or not there yet (75). `bad`: the conditions that do not hold."""
     if code == 1:
         breached = state.deploy is not None and state.deploy.state not in {"passed", "aborted"}
-        reasons = [state.deploy.reason] if state.deploy is not None and breached else []
+        reasons = _reasons(state.deploy) if state.deploy is not None and breached else []
         why = "; ".join(one.rstrip(".") for one in [*reasons, *(one["reason"] for one in bad)] if one)
         fix = way_on(state) if breached else "Correct what is named: `clawbus status` and `clawbus source` show it."
         return Problem(ROLLED_BACK if word == "rolled_back" else FAILED, f"{word}: {why}.", fix)
@@ -109,6 +113,12 @@ def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mappi
     if code:
         return Problem("DEPLOY_RUNNING", "a deploy is under way.", "Wait for its end: `clawbus deploy status`.")
     return None
+
+
+def _reasons(deploy: Deploy) -> list[str]:
+    """Return why the deploy did not pass: its own reason, and the gate that nobody ended."""
+    left = [f"{one.name}: {one.reason}" for one in deploy.gates if one.status == "fail" and one.ended is None]
+    return [deploy.reason, *left]
 
 
 def _condition(name: str, status: str, reason: str = "") -> dict[str, str]:

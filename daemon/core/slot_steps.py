@@ -68,17 +68,24 @@ def refuse_second(state: SlotState) -> None:
         raise DeployRunningError(f"deploy {state.active.id} is under way.")
 
 
-def begin(state: SlotState, deploy: Deploy, now: int, *, force: bool) -> SlotState:
-    """Return the state with a new deploy. Raise DeployRefusedError."""
+def refuse_deploy(state: SlotState, release: str, now: int, *, force: bool) -> None:
+    """Raise DeployRefusedError where a deploy of the release may not begin now."""
     refuse_second(state)
-    if state.serving != deploy.from_slot:
-        raise DeployRefusedError(f"slot {state.serving} serves, not {deploy.from_slot}.")
-    until = state.cooldown.get(deploy.to_release, 0)
+    if release == state.release:
+        raise DeployRefusedError(f"release {release[:12]} serves already.")
+    until = state.cooldown.get(release, 0)
     # A clock that was set back must not lock a release out: no cooldown is longer than an hour.
     if now < until <= now + 3_600_000 and not force:
         raise DeployCooldownError(
-            f"release {deploy.to_release[:12]} failed lately; it is refused for {(until - now) // 1000 + 1} s more."
+            f"release {release[:12]} failed lately; it is refused for {(until - now) // 1000 + 1} s more."
         )
+
+
+def begin(state: SlotState, deploy: Deploy, now: int, *, force: bool) -> SlotState:
+    """Return the state with a new deploy. Raise DeployRefusedError."""
+    refuse_deploy(state, deploy.to_release, now, force=force)
+    if state.serving != deploy.from_slot:
+        raise DeployRefusedError(f"slot {state.serving} serves, not {deploy.from_slot}.")
     return replace(state, deploy=deploy)
 
 
@@ -148,27 +155,54 @@ def aborted(state: SlotState, gate: str, by: str, now: int) -> SlotState:
     return finished(state, replace(ended, reason=f"aborted by {by} in {gate}"), "aborted", now)
 
 
-def roll_back(state: SlotState, reason: str, now: int, cooldown_ms: int) -> SlotState:
+def is_reversible(state: SlotState) -> bool:
+    """Return whether the deploy under way may go back."""
+    return state.active is not None and not state.active.no_rollback
+
+
+def roll_back(
+    state: SlotState,
+    reason: str,
+    now: int,
+    cooldown_ms: int,
+    measured: Mapping[str, Any] | None = None,
+    *,
+    barred: str = "",
+) -> SlotState:
     """Return the state in which the prior slot serves again, the cooldown included, or the deploy is unhealthy.
 
-    Without a way back (`no_rollback`) the new slot goes on, marked unhealthy.
+    Without a way back the new slot goes on, marked unhealthy: with `no_rollback`, and where nobody could take over
+    (`barred` says why). `returned` ends the gate `rollback`.
     """
     deploy = state.active
     if deploy is None or state.serving != deploy.to_slot:
         raise NotServingError("no deploy is past its cutover.")
     breached = "bake" if deploy.gate("cutover").status == "pass" else "cutover"
-    marked = deploy.with_gate(breached, status="fail", ended=now, reason=reason)
+    marked = deploy.with_gate(breached, status="fail", ended=now, reason=reason, measured=dict(measured or {}))
+    marked = replace(marked, reason=f"{breached}: {reason}")
     cool = {**state.cooldown, deploy.to_release: now + cooldown_ms}
     if deploy.no_rollback:
         marked = marked.with_gate("rollback", status="skipped", ended=now, reason="--no-rollback")
-        return finished(
-            replace(state, cooldown=cool), replace(marked, reason=f"{breached}: {reason}"), "unhealthy", now
-        )
-    marked = marked.with_gate("rollback", status="pass", since=now, ended=now)
+        return finished(replace(state, cooldown=cool), marked, "unhealthy", now)
+    if barred:
+        marked = marked.with_gate("rollback", status="fail", since=now, ended=now, reason=barred)
+        marked = replace(marked, reason=f"{marked.reason}; rollback: {barred}")
+        return finished(replace(state, cooldown=cool), marked, "unhealthy", now)
+    marked = marked.with_gate("rollback", status="running", since=now)
     back = replace(
         state, serving=deploy.from_slot, release=deploy.from_release, epoch=state.epoch + 1, cooldown=cool
     )  # fmt: skip
-    return finished(back, replace(marked, reason=f"{breached}: {reason}"), "rolled_back", now)
+    return finished(back, marked, "rolled_back", now)
+
+
+def returned(deploy: Deploy, now: int) -> Deploy:
+    """Return a deploy whose prior slot's daemon is ready again: the rollback, where one is under way, has passed."""
+    gate = deploy.gate("rollback")
+    if gate.status != "running":
+        return deploy
+    return deploy.with_gate(
+        "rollback", status="pass", ended=now, measured={"took_ms": max(0, now - (gate.since or now))}
+    )
 
 
 def passed(state: SlotState, now: int, measured: Mapping[str, Any]) -> SlotState:
@@ -181,10 +215,11 @@ def passed(state: SlotState, now: int, measured: Mapping[str, Any]) -> SlotState
 
 
 def finished(state: SlotState, deploy: Deploy, outcome: str, now: int) -> SlotState:
-    """Return the state with a deploy that is over."""
+    """Return the state with a deploy that is over. A rollback may still be under way: it ends with `returned`."""
     gates = tuple(
         replace(one, status="skipped") if one.status == "pending"
-        else replace(one, status="fail", ended=now, reason=one.reason or deploy.reason) if one.status == "running"
+        else replace(one, status="fail", ended=now, reason=one.reason or deploy.reason)
+        if one.status == "running" and one.name != "rollback"
         else one
         for one in deploy.gates
     )  # fmt: skip

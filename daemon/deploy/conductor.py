@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 import anyio
 import anyio.to_thread
@@ -23,30 +23,27 @@ from daemon.core.deploy_pace import judge_pace, pace_json, pace_limits
 from daemon.core.slot_steps import (
     aborted,
     begin,
-    check_schema,
     cut_over,
     failed,
+    is_reversible,
     new_deploy,
     passed,
     refuse_second,
+    returned,
     roll_back,
     served,
 )
 from daemon.core.slots import Deploy, SlotState, as_json, other
-from daemon.deploy.drift import check_release
-from daemon.deploy.probe import slow_round_trip
-from daemon.deploy.releases import Releases, schema_versions
+from daemon.deploy.gates import GateFailedError, callback_probe, preflight, warm
+from daemon.deploy.releases import Releases
+from daemon.deploy.slot_record import SlotRecord
 from daemon.deploy.stage_log import log_end, log_gate
-from daemon.deploy.standby_client import StandbyClient
-from daemon.deploy.state_file import read_state, write_state
+from daemon.deploy.standby_client import STARTING_S, StandbyClient
 from schema.errors import ClawbusError, StorageError
 from schema.ids import new_id
-from schema.os_faults import typed_host_errors
 
 _ABORT_S: Final = 10.0  # an abort waits so long for its record
-_RETRY_S: Final = 1.0
-
-_T = TypeVar("_T")
+_BACK: Final = "`clawbus deploy rollback` goes back."
 
 
 class Engine(Protocol):
@@ -96,14 +93,6 @@ class Place:
         return self.config.data_dir
 
 
-class GateFailedError(Exception):
-    """A gate did not pass: `measured` is what was seen."""
-
-    def __init__(self, gate: str, reason: str, measured: Mapping[str, Any] | None = None) -> None:
-        super().__init__(reason)
-        self.gate, self.reason, self.measured = gate, reason, dict(measured or {})
-
-
 class Conductor:
     """Built once in a daemon that serves from a slot; `run` works until cancelled."""
 
@@ -112,64 +101,86 @@ class Conductor:
         self._config = place.config.deploy
         self._engine = engine
         self._clock = place.clock
+        self._record = SlotRecord(place.data_dir, engine.seen)
         self._wanted = anyio.Event()
         self._settled = anyio.Event()  # set when what `_carry_out` does is recorded
         self._scope: anyio.CancelScope | None = None
-        self._aborted_by: str | None = None
+        self._aborted: tuple[str, str] | None = None  # the deploy whose abort was asked for, and by whom
         self._log = structlog.get_logger("deploy")
 
     # --- what an operator asks
 
     async def status(self) -> dict[str, Any]:
         """Return the state."""
-        return as_json(await self._read())
+        return as_json(await self._record.read())
 
     async def start(self, release: str, *, force: bool, no_rollback: bool) -> dict[str, Any]:
         """Begin a deploy of a release that the other slot points at. Raise DeployRefusedError or UnknownReleaseError."""
-        state, now = await self._read(), self._clock.now_ms()
-        refuse_second(state)
+        refuse_second(await self._record.read())
         found, manifest = await anyio.to_thread.run_sync(self._releases().usable, release)
         slots = await anyio.to_thread.run_sync(self._releases().slots)
-        target = other(self._place.slot)
+        target, now = other(self._place.slot), self._clock.now_ms()
         if slots.get(target) != found.short:
             raise DeployRefusedError(f"slot {target} does not point at {found.short}.")
-        if manifest.release == state.release:
-            raise DeployRefusedError(f"release {found.short} serves already.")
-        deploy = new_deploy(new_id(now), state, manifest.release, now, self._limits(), no_rollback=no_rollback)
-        await self._write(begin(state, deploy, now, force=force))
-        self._wanted.set()
-        return await self.status()
+
+        def begun(state: SlotState) -> SlotState:
+            deploy = new_deploy(new_id(now), state, manifest.release, now, self._limits(), no_rollback=no_rollback)
+            return begin(state, deploy, now, force=force)
+
+        self._settled = anyio.Event()
+        try:
+            return as_json(await self._record.change(begun))
+        finally:
+            self._wanted.set()  # whatever the write reported: a deploy that is on disk is carried out, or nobody ends it
 
     async def abort(self, by: str) -> dict[str, Any]:
         """End a deploy that is not cut over; the slot that serves goes on. Raise DeployRefusedError."""
-        deploy = (await self._read()).active
-        if deploy is None or deploy.is_cut_over or self._scope is None:
-            hint = "`clawbus deploy rollback` goes back." if deploy is not None else None
-            raise DeployRefusedError("no deploy is before its cutover.", hint=hint)
-        self._aborted_by = by
-        self._scope.cancel()
+        deploy = (await self._record.read()).active
+        if deploy is None or deploy.is_cut_over:
+            raise DeployRefusedError("no deploy is before its cutover.", hint=_BACK if deploy is not None else None)
+        self._aborted = deploy.id, by
+        if self._scope is not None:
+            self._scope.cancel()
         with anyio.move_on_after(_ABORT_S):
             await self._settled.wait()
-        return await self.status()
+        state = await self._record.read()
+        if state.deploy is None or (state.deploy.id, state.deploy.state) != (deploy.id, "aborted"):
+            raise _too_late(state)
+        return as_json(state)
 
     async def rollback(self, by: str) -> dict[str, Any]:
         """Go back during the bake. Raise DeployRefusedError."""
-        deploy = (await self._read()).active
+        deploy = (await self._record.read()).active
         if deploy is None or not deploy.is_cut_over:
             raise DeployRefusedError(
                 "no deploy is in its bake.",
                 hint="To return to the prior release, deploy it: `clawbus deploy start RELEASE`."
             )  # fmt: skip
-        await self._breach(f"asked for by {by}")
-        return await self.status()
+        if deploy.no_rollback:
+            raise DeployRefusedError(
+                "this deploy has no way back (--no-rollback): the prior release cannot read what this one wrote.",
+                hint="Deploy a corrected release: `clawbus deploy start RELEASE`, when this deploy is over.",
+            )
+        barred = await self._barred()
+        if barred:
+            slot = deploy.from_slot
+            raise DeployRefusedError(
+                f"{barred}, so nothing would serve afterwards.",
+                hint=f"Start it (`systemctl start clawbus@{slot}`), then repeat the command.",
+            )
+        await self._breach(f"asked for by {by}", {})
+        state = await self._record.read()
+        if state.deploy is None or state.deploy.state != "rolled_back":
+            raise _too_late(state)
+        return as_json(state)
 
     # --- the work
 
     async def run(self) -> None:
         """Go on with a bake that this daemon's start began, then carry out deploys as they are asked for."""
-        deploy = (await self._insist(self._read)).active
+        deploy = (await self._record.insist(self._record.read)).active
         if deploy is not None and deploy.is_cut_over:
-            state = await self._change(lambda state: served(state, self._clock.now_ms()))
+            state = await self._record.insist_on(lambda state: served(state, self._clock.now_ms()))
             if state.deploy is not None:
                 for name in ("cutover", "bake"):
                     log_gate(state.deploy, state.deploy.gate(name))
@@ -178,35 +189,52 @@ class Conductor:
             await self._report()
             await self._wanted.wait()
             self._wanted = anyio.Event()
-            if (await self._insist(self._read)).active is not None:
-                await self._carry_out()
+            deploy = (await self._record.insist(self._record.read)).active
+            if deploy is not None and not deploy.is_cut_over:
+                await self._carry_out(deploy)
 
     async def _report(self) -> None:
         """Publish and log how a deploy ended, once: also one that a standby or a start ended, which have neither."""
-        state = await self._insist(self._read)
-        deploy = state.deploy
-        if deploy is None or not deploy.is_over or deploy.reported or state.serving != self._place.slot:
+        state = await self._record.insist(self._record.read)
+        if (
+            state.deploy is None
+            or not state.deploy.is_over
+            or state.deploy.reported
+            or state.serving != self._place.slot
+        ):
             return
-        self._engine.report(deploy, self._clock.now_ms())
+        now = self._clock.now_ms()
+        deploy = returned(state.deploy, now)
+        self._engine.report(deploy, now)
         log_end(deploy)
+
+        def reported(found: SlotState) -> SlotState:
+            same = found.deploy is not None and found.deploy.id == deploy.id
+            return replace(found, deploy=replace(deploy, reported=True)) if same else found
+
         try:
-            await self._write(replace(state, deploy=replace(deploy, reported=True)))
+            await self._record.change(reported)
         except ClawbusError as error:  # the next start publishes the same spans again
             self._log.warning("deploy_not_recorded", error=str(error))
 
-    async def _carry_out(self) -> None:
+    async def _carry_out(self, deploy: Deploy) -> None:
         gates: list[tuple[str, Callable[[], Awaitable[dict[str, Any]]]]] = [
-            ("preflight", self._preflight), ("warm", self._warm), ("callback_probe", self._probe), ("drain", self._drain),
+            ("preflight", partial(preflight, self._place.config, self._releases(), deploy)),
+            ("warm", partial(warm, self._config, self._clock, self._standby(), deploy)),
+            ("callback_probe", partial(callback_probe, self._config, self._standby())),
+            ("drain", self._drain),
         ]  # fmt: skip
         current = gates[0][0]
-        self._settled = anyio.Event()
         with anyio.CancelScope() as self._scope:
+            if self._aborted is not None and self._aborted[0] == deploy.id:  # before there was anything to cancel
+                self._scope.cancel()
             try:
                 for name, work in gates:
                     current = name
                     await self._begin_gate(name)
                     measured = await work()
                     await self._pass_gate(name, measured)
+                current = "cutover"
                 with anyio.CancelScope(shield=True):
                     await self._cut_over()
             except GateFailedError as error:
@@ -222,7 +250,7 @@ class Conductor:
         self._settled.set()
 
     async def _abort(self, gate: str) -> None:
-        by, self._aborted_by = self._aborted_by or "the daemon", None
+        by = self._aborted[1] if self._aborted is not None else "the daemon"
         await self._end_early(lambda state: aborted(state, gate, by, self._clock.now_ms()))
 
     async def _fail(self, gate: str, reason: str, measured: Mapping[str, Any]) -> None:
@@ -230,62 +258,7 @@ class Conductor:
 
     async def _end_early(self, end: Callable[[SlotState], SlotState]) -> None:
         self._engine.resume()
-        await self._change(end)
-
-    async def _preflight(self) -> dict[str, Any]:
-        deploy = await self._active()
-        releases = self._releases()
-        release, manifest = await anyio.to_thread.run_sync(releases.usable, deploy.to_release)
-        drifts, unknown = await anyio.to_thread.run_sync(check_release, self._place.config, releases, release)
-        measured = {"drift": [str(one) for one in drifts], "unknown": unknown}
-        if drifts or unknown:
-            raise GateFailedError("preflight", "; ".join([str(one) for one in drifts] + unknown), measured)
-        refused = check_schema(schema_versions(), manifest.schema_versions, no_rollback=deploy.no_rollback)
-        if refused is not None:
-            raise GateFailedError("preflight", refused, measured)
-        return measured
-
-    async def _warm(self) -> dict[str, Any]:
-        """Wait until the standby has run the release without a break for the window."""
-        deploy = await self._active()
-        started = self._clock.monotonic()
-        since: float | None = None
-        process: str | None = None
-        misses, answered = 0, False
-        while True:
-            now = self._clock.monotonic()
-            seen = await anyio.to_thread.run_sync(self._standby().look)
-            answered = answered or seen is not None
-            if seen is not None and seen.get("release") == deploy.to_release:
-                if process is not None and seen["process"] != process:
-                    raise GateFailedError("warm", "the new daemon ended and was started again", {"restarts": 1})
-                process = str(seen["process"])
-                since = now if since is None else since
-                if now - since >= self._config.warm_s:
-                    return {"ready_s": round(now - since, 1), "waited_s": round(now - started, 1), "misses": misses}
-            else:
-                misses += since is not None
-                since = None
-            if now - started > self._config.warm_limit_s:
-                slot = other(self._place.slot)
-                reason = (
-                    "the standby did not run this release without a break for the window" if answered
-                    else f"no daemon answered in slot {slot}: the release does not start (`journalctl -u clawbus@{slot}` says why),"
-                    f" or its unit is not started (`systemctl enable --now clawbus@{slot}`)"
-                )  # fmt: skip
-                raise GateFailedError("warm", reason, {"misses": misses})
-            await anyio.sleep(min(1.0, max(0.05, self._config.warm_s / 4)))
-
-    async def _probe(self) -> dict[str, Any]:
-        found = await anyio.to_thread.run_sync(
-            partial(self._standby().probe, self._config.probe_s), abandon_on_cancel=True
-        )  # fmt: skip
-        if not found.get("ok"):
-            raise GateFailedError("callback_probe", str(found.get("reason", "it gave no reason")), found)
-        slow = slow_round_trip(found, self._config.slow_s)
-        if slow is not None:
-            raise GateFailedError("callback_probe", slow, found)
-        return {name: found[name] for name in ("plain", "warm", "interrupted") if name in found}
+        await self._record.insist_on(end)
 
     async def _drain(self) -> dict[str, Any]:
         started = self._clock.monotonic()
@@ -299,11 +272,11 @@ class Conductor:
     async def _cut_over(self) -> None:
         """Write the one state that moves the work, then leave. A failed write leaves this slot serving."""
         limits = pace_limits(self._engine.health().pace, self._config.slow_s)
-        state = cut_over(await self._read(), self._clock.now_ms(), limits)
         try:
-            await self._write(state)
+            state = await self._record.change(lambda state: cut_over(state, self._clock.now_ms(), limits))
         except (SlotStateError, StorageError):  # the file may have been replaced all the same
-            if (await self._insist(self._read)).serving == self._place.slot:
+            state = await self._record.insist(self._record.read)
+            if state.serving == self._place.slot:
                 raise
         if state.deploy is not None:
             log_gate(state.deploy, state.deploy.gate("cutover"))
@@ -314,8 +287,12 @@ class Conductor:
         baseline = self._engine.health()
         started = self._clock.monotonic()
         checks, excused = 0, dict[str, None]()
-        deploy = (await self._insist(self._read)).active
+        deploy = (await self._record.insist(self._record.read)).active
         limits: Mapping[str, Any] = (deploy.gate("bake").limit.get("p95_ms") if deploy is not None else None) or {}
+
+        def measured(health: Health) -> dict[str, Any]:
+            return {"checks": checks, "not_the_release": list(excused), "pace": pace_json(health.pace)}
+
         while (took := self._clock.monotonic() - started) < self._config.bake_s:
             await anyio.sleep(min(self._config.bake_check_s, max(0.05, self._config.bake_s - took)))
             health = self._engine.health()
@@ -325,60 +302,31 @@ class Conductor:
             if reason is None and not excused:  # what others' troubles held up takes longer, whatever the release
                 reason = judge_pace(limits, health.pace)
             if reason is not None:
-                await self._insist(partial(self._breach, reason))
+                await self._record.insist(partial(self._breach, reason, measured(health)))
                 return
             baseline = raise_baseline(baseline, health)
-        measured = {
-            "checks": checks, "not_the_release": list(excused), "pace": pace_json(self._engine.health().pace),
-        }  # fmt: skip
-        await self._change(lambda state: passed(state, self._clock.now_ms(), measured))
+        seen = measured(self._engine.health())
+        await self._record.insist_on(lambda state: passed(state, self._clock.now_ms(), seen))
 
-    async def _breach(self, reason: str) -> None:
-        state = roll_back(await self._read(), reason, self._clock.now_ms(), int(self._config.cooldown_s * 1000))
-        await self._write(state)
+    async def _breach(self, reason: str, measured: Mapping[str, Any]) -> None:
+        """Go back, unless the deploy has ended meanwhile. Where nobody could take over, this daemon goes on."""
+        barred = await self._barred() if is_reversible(await self._record.read()) else ""
+        cooldown_ms = int(self._config.cooldown_s * 1000)
+
+        def back(state: SlotState) -> SlotState:
+            if state.active is None:
+                return state
+            return roll_back(state, reason, self._clock.now_ms(), cooldown_ms, measured, barred=barred)
+
+        state = await self._record.change(back)
         if state.serving != self._place.slot:
             self._place.leave()
 
+    async def _barred(self) -> str:
+        """Return why nobody would serve after a rollback, or nothing. A standby that is just starting is waited for."""
+        return await anyio.to_thread.run_sync(self._standby().why_absent, STARTING_S, abandon_on_cancel=True)
+
     # --- state
-
-    async def _active(self) -> Deploy:
-        deploy = (await self._read()).active
-        if deploy is None:
-            raise GateFailedError("preflight", "the deploy is over")
-        return deploy
-
-    async def _read(self) -> SlotState:
-        with typed_host_errors("the state of slots cannot be read"):
-            state = await anyio.to_thread.run_sync(read_state, self._place.data_dir)
-        self._engine.seen(state)
-        return state
-
-    async def _write(self, state: SlotState) -> None:
-        with typed_host_errors("the state of slots cannot be written"):
-            await anyio.to_thread.run_sync(write_state, self._place.data_dir, state)
-        self._engine.seen(state)
-
-    async def _change(self, change: Callable[[SlotState], SlotState]) -> SlotState:
-        """Replace the state, however long that takes, and return the new one. No operator waits for it."""
-
-        async def replaced() -> SlotState:
-            state = change(await self._read())
-            await self._write(state)
-            return state
-
-        return await self._insist(replaced)
-
-    async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat work on the state until the host can do it: a full disk must not end the daemon that serves."""
-        trouble = ""
-        while True:
-            try:
-                return await work()
-            except (SlotStateError, StorageError) as error:
-                if str(error) != trouble:
-                    self._log.error("deploy_state_failing", error=str(error), hint=error.hint)
-                trouble = str(error)
-            await anyio.sleep(_RETRY_S)
 
     async def _begin_gate(self, name: str) -> None:
         await self._change_gate(name, status="running", since=self._clock.now_ms())
@@ -387,9 +335,9 @@ class Conductor:
         await self._change_gate(name, status="pass", ended=self._clock.now_ms(), measured=dict(measured))
 
     async def _change_gate(self, name: str, **changes: Any) -> None:
-        state = await self._read()
-        deploy = (await self._active()).with_gate(name, **changes)
-        await self._write(replace(state, deploy=deploy))
+        deploy = _active_of(
+            await self._record.change(lambda state: replace(state, deploy=_active_of(state).with_gate(name, **changes)))
+        )
         log_gate(deploy, deploy.gate(name))
 
     def _limits(self) -> dict[str, dict[str, Any]]:
@@ -400,6 +348,7 @@ class Conductor:
             "drain": {"limit_s": own.drain_s, "in_flight": 0},
             "cutover": {"limit_s": own.cutover_s},
             "bake": {"window_s": own.bake_s, "check_s": own.bake_check_s, "restarts": 0},
+            "rollback": {"limit_s": own.cutover_s},
         }
 
     def _releases(self) -> Releases:
@@ -407,3 +356,22 @@ class Conductor:
 
     def _standby(self) -> StandbyClient:
         return StandbyClient(self._place.data_dir, other(self._place.slot))
+
+
+def _active_of(state: SlotState) -> Deploy:
+    if state.active is None:
+        raise GateFailedError("preflight", "the deploy is over")
+    return state.active
+
+
+def _too_late(state: SlotState) -> DeployRefusedError:
+    """Return why an operator's verb did not end the deploy, as the state afterwards shows."""
+    deploy = state.deploy
+    if deploy is not None and deploy.is_over:
+        return DeployRefusedError(f"the deploy had ended before: {deploy.state}.")
+    if deploy is not None and deploy.is_cut_over:
+        return DeployRefusedError("the cutover came before the abort, so the deploy goes on.", hint=_BACK)
+    return DeployRefusedError(
+        "the abort is not on record yet: the daemon repeats it until the state of slots can be written.",
+        hint="`clawbus deploy status` shows it as aborted then; `clawbus doctor` says what is wrong with the disk.",
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any, Final, cast
 
 _LOOK_S: Final = 2.0
 _ANSWER_S: Final = 10.0  # seconds to wait for the answer in addition to the probe's own limit
+STARTING_S: Final = 10.0  # so long may a standby that is started again take to answer
+_AGAIN_S: Final = 0.2
 
 
 def standby_socket(data_dir: Path, slot: str) -> Path:
@@ -37,11 +40,20 @@ class StandbyClient:
     """Calls to one slot's standby."""
 
     def __init__(self, data_dir: Path, slot: str) -> None:
-        self._path = standby_socket(data_dir, slot)
+        self._slot, self._path = slot, standby_socket(data_dir, slot)
 
     def look(self) -> dict[str, Any] | None:
         """Return {slot, release, process, since}; None when no standby answers."""
         return get_over(self._path, "/healthz", _LOOK_S)
+
+    def why_absent(self, patience_s: float) -> str:
+        """Return that no daemon answers in the slot; an empty text as soon as one does. Blocks for up to `patience_s`."""
+        until = time.monotonic() + patience_s
+        while self.look() is None:
+            if time.monotonic() > until:
+                return f"no daemon answers in slot {self._slot}"
+            time.sleep(_AGAIN_S)
+        return ""
 
     def probe(self, limit_s: float) -> dict[str, Any]:
         """Have it probe its release; {ok, reason, plain, interrupted}."""

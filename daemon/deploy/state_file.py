@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_state(data_dir: Path) -> SlotState:
     except FileNotFoundError:
         return SlotState()
     except OSError as error:
-        raise SlotStateError(f"{path} cannot be read: {error.strerror}.") from error
+        raise SlotStateError(f"{path} cannot be read: {error.strerror}.", hint=_access_hint(error)) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise SlotStateError(f"{path} holds no state of slots: {error}.") from error
 
@@ -51,4 +52,14 @@ def write_state(data_dir: Path, state: SlotState) -> None:
         fresh.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise SlotStateError(f"{path} cannot be written: {error.strerror}.", hint="Make room, then repeat.") from error
+        hint = _access_hint(error) or "Make room, then repeat."
+        raise SlotStateError(f"{path} cannot be written: {error.strerror}.", hint=hint) from error
+
+
+def _access_hint(error: OSError) -> str | None:
+    """Return what to do where the file is whole and only this user may not have it; None for anything else."""
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return None
+    return (
+        "Run the command as root or as the daemon's user. A daemon: give its user the data folder (`doctor` says how)."
+    )

@@ -9,7 +9,7 @@ import pytest
 
 from daemon.core.bake import Health, judge, raise_baseline
 from daemon.core.deploy_errors import DeployRefusedError, NotServingError
-from daemon.core.deploy_verdict import runtime_verdict, verdict
+from daemon.core.deploy_verdict import runtime_verdict, verdict, without_daemon
 from daemon.core.slot_steps import (
     Seen,
     aborted,
@@ -21,6 +21,7 @@ from daemon.core.slot_steps import (
     failed,
     new_deploy,
     passed,
+    returned,
     roll_back,
     served,
     standby_step,
@@ -294,3 +295,51 @@ def test_only_a_state_is_read_as_one(text: str) -> None:
             from_json(found)
     else:
         assert from_json(found) == SlotState()
+
+
+def test_a_rollback_has_passed_only_when_the_prior_slot_is_ready() -> None:
+    back = dict(STEPS)["rolled back"].deploy
+    assert back is not None
+    assert (back.gate("rollback").status, back.gate("rollback").since) == ("running", 6)
+    ready = returned(back, 11)
+    assert (ready.gate("rollback").status, ready.gate("rollback").measured) == ("pass", {"took_ms": 5})
+    assert returned(ready, 99) == ready
+    assert returned(back, 1).gate("rollback").measured == {"took_ms": 0}, "a clock that was set back"
+
+
+def test_where_nobody_could_take_over_the_new_slot_goes_on_and_an_operator_decides() -> None:
+    state = roll_back(
+        dict(STEPS)["baking"], "dead letters", 6, 1000, {"checks": 1}, barred="no daemon answers in slot blue"
+    )
+    assert state.deploy is not None
+    assert (state.serving, state.epoch, state.deploy.state) == (GREEN, 2, "unhealthy")
+    assert (state.deploy.gate("rollback").status, state.deploy.gate("bake").measured) == ("fail", {"checks": 1})
+    assert state.deploy.reason == "bake: dead letters; rollback: no daemon answers in slot blue"
+
+
+def test_the_release_that_serves_is_refused_before_anything_is_moved() -> None:
+    with pytest.raises(DeployRefusedError, match="serves already"):
+        begin(FIRST, new_deploy("D", FIRST, OLD, 2, {}, no_rollback=False), 2, force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "later_s", "said"),
+    [
+        ("warm running", {"limit_s": 180.0}, 200, ("hold", 75)),
+        ("warm running", {"limit_s": 180.0}, 300, ("fail", 1)),
+        ("preflight running", {}, 30, ("hold", 75)),
+        ("preflight running", {}, 90, ("fail", 1)),
+        ("baking", {"window_s": 600.0}, 650, ("hold", 75)),
+        ("baking", {"window_s": 600.0}, 700, ("fail", 1)),
+        ("warm running", {"limit_s": 180.0}, -9000, ("hold", 75)),
+    ],
+)
+def test_a_gate_past_its_limit_without_a_daemon_is_no_deploy_under_way(
+    name: str, limit: dict[str, float], later_s: int, said: tuple[str, int]
+) -> None:
+    """Nobody would end it: to wait for its end is no advice."""
+    state = dict(STEPS)[name]
+    assert state.deploy is not None
+    running = next(one for one in state.deploy.gates if one.status == "running")
+    deploy = without_daemon(state.deploy.with_gate(running.name, limit=limit), (running.since or 0) + later_s * 1000)
+    assert runtime_verdict(replace(state, deploy=deploy), ["fail"]) == said

@@ -1,5 +1,7 @@
 """The conductor's gates with a standby and a bus that are as a test says; the states on disk are real."""
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from daemon.core.errors import RuntimeUnavailableError
 from daemon.core.release import ImageFound
 from daemon.core.slot_steps import claim, cut_over, roll_back
 from daemon.core.slots import BLUE, Deploy, SlotState
-from daemon.deploy import drift
+from daemon.deploy import drift, slot_record
 from daemon.deploy.conductor import Conductor, Place
 from daemon.deploy.releases import Releases
 from daemon.deploy.state_file import read_state, state_path, write_state
@@ -83,6 +85,10 @@ class FakeStandby:
     def look(self) -> dict[str, Any] | None:
         self.looks += 1
         return self._stage.look(self.looks)
+
+    def why_absent(self, patience_s: float) -> str:
+        assert patience_s > 0
+        return "" if self.look() is not None else "no daemon answers in the other slot"
 
     def probe(self, limit_s: float) -> dict[str, Any]:
         assert limit_s > 0
@@ -435,10 +441,11 @@ async def test_a_full_disk_at_the_cutover_leaves_the_old_slot_serving(
             raise SlotStateError(f"{state_path(data)} cannot be written: No space left on device.")
         write_state(data, state)
 
-    monkeypatch.setattr(module, "write_state", write)
+    monkeypatch.setattr(slot_record, "write_state", write)
     state = await stage.deploy()
     assert state.deploy is not None
     assert (state.serving, state.deploy.state, stage.left, stage.engine.held) == ("blue", "failed", False, False)
+    assert [one.name for one in state.deploy.gates if one.status == "fail"] == ["cutover"]
 
 
 async def test_a_cutover_that_is_written_and_reported_as_failed_is_done(
@@ -449,7 +456,7 @@ async def test_a_cutover_that_is_written_and_reported_as_failed_is_done(
         if state.serving == "green":
             raise SlotStateError("the folder cannot be synced: Input/output error.")
 
-    monkeypatch.setattr(module, "write_state", write)
+    monkeypatch.setattr(slot_record, "write_state", write)
     state = await stage.deploy()
     assert state.active is not None
     assert (state.serving, stage.left, stage.engine.held) == ("green", True, True)
@@ -479,8 +486,8 @@ async def test_an_outcome_that_cannot_be_written_for_a_while_ends_no_daemon(
             raise SlotStateError(f"{state_path(data)} cannot be written: No space left on device.")
         write_state(data, state)
 
-    monkeypatch.setattr(module, "write_state", write)
-    monkeypatch.setattr(module, "_RETRY_S", 0.01)
+    monkeypatch.setattr(slot_record, "write_state", write)
+    monkeypatch.setattr(slot_record, "_RETRY_S", 0.01)
     if outcome == "failed":
         fail_the_probe(stage)
     if outcome == "rolled_back":
@@ -488,3 +495,160 @@ async def test_an_outcome_that_cannot_be_written_for_a_while_ends_no_daemon(
     state = await (stage.deploy() if outcome == "failed" else bake(stage))
     assert state.deploy is not None
     assert (state.deploy.state, refused) == (outcome, 2)
+
+
+async def test_a_begin_that_is_written_and_reported_as_failed_is_carried_out_and_can_be_aborted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would end it: a second start is refused while it is on record."""
+    stage = Stage(tmp_path, monkeypatch, warm_s=60, warm_limit_s=60)
+    failures = iter([True])
+
+    def write(data: Path, state: SlotState) -> None:
+        write_state(data, state)
+        if next(failures, False):
+            raise SlotStateError("the folder cannot be synced: Input/output error.")
+
+    monkeypatch.setattr(slot_record, "write_state", write)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stage.conductor.run)
+        with pytest.raises(SlotStateError):
+            await stage.conductor.start(stage.new.name, force=False, no_rollback=False)
+        with anyio.fail_after(60):
+            await until(lambda: (active := stage.state().active) is not None and active.gate("warm").since is not None)
+            assert (await stage.conductor.abort("ann"))["deploy"]["state"] == "aborted"
+        tasks.cancel_scope.cancel()
+
+
+async def test_of_two_starts_at_once_one_begins_and_its_state_is_whole(stage: Stage) -> None:
+    said: list[str] = []
+
+    async def start() -> None:
+        try:
+            found = await stage.conductor.start(stage.new.name, force=False, no_rollback=False)
+            said.append(str(found["deploy"]["id"]))
+        except DeployRunningError as error:
+            said.append(error.code)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(start)
+    (begun,) = [one for one in said if one != "DEPLOY_RUNNING"]
+    assert (stage.state().active or pytest.fail("none")).id == begun
+
+
+async def test_an_abort_before_the_first_gate_ends_the_deploy_and_no_other(stage: Stage) -> None:
+    await stage.conductor.start(stage.new.name, force=False, no_rollback=False)
+    ended: list[dict[str, Any]] = []
+
+    async def abort() -> None:
+        ended.append(await stage.conductor.abort("ann"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(abort)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(stage.conductor.run)
+        with anyio.fail_after(60):
+            await until(lambda: bool(ended))
+        tasks.cancel_scope.cancel()
+    assert ended[0]["deploy"]["state"] == "aborted"
+    assert (await stage.deploy()).serving == "green"
+
+
+async def test_an_abort_that_comes_too_late_says_so(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cutover is under way when it is asked for: it is not undone, and the command must not end as done."""
+    release, refusal = threading.Event(), list[DeployRefusedError]()
+
+    def write(data: Path, state: SlotState) -> None:
+        if state.serving == "green":
+            assert release.wait(60)
+        write_state(data, state)
+
+    async def abort() -> None:
+        try:
+            await stage.conductor.abort("ann")
+        except DeployRefusedError as error:
+            refusal.append(error)
+
+    monkeypatch.setattr(slot_record, "write_state", write)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stage.conductor.run)
+        await stage.conductor.start(stage.new.name, force=False, no_rollback=False)
+        with anyio.fail_after(60):
+            await until(
+                lambda: (
+                    stage.engine.held and (d := stage.state().active) is not None and d.gate("drain").status == "pass"
+                )
+            )
+            tasks.start_soon(abort)
+            await anyio.sleep(0.05)  # it has asked; what follows does not depend on it
+            release.set()
+            await until(lambda: bool(refusal))
+        tasks.cancel_scope.cancel()
+    assert stage.state().serving == "green"
+    assert "cutover" in str(refusal[0])
+    assert "deploy rollback" in (refusal[0].hint or "")
+
+
+async def test_a_rollback_by_hand_and_a_breach_at_once_are_one_rollback(stage: Stage) -> None:
+    """The bake ends at the breach that an operator was quicker with; the daemon must not."""
+    stage.engine.later = Health(dead_letters=1)
+    deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=False)
+    write_state(stage.data, claim(cut_over(replace(stage.state(), deploy=deploy), 2), "green", stage.new_id, 3, "boot"))
+    conductor = Conductor(Place(stage.config, "green", stage.clock, stage.leave), stage.engine)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(conductor.run)
+        with anyio.fail_after(60):
+            await until(lambda: (d := stage.state().active) is not None and d.gate("bake").status == "running")
+            with contextlib.suppress(DeployRefusedError):
+                await conductor.rollback("ann")
+            await anyio.sleep(stage.config.deploy.bake_s * 2)
+        tasks.cancel_scope.cancel()
+    state = stage.state()
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving, state.epoch) == ("rolled_back", "blue", 3)
+
+
+async def test_a_rollback_of_a_deploy_without_a_way_back_is_refused(stage: Stage) -> None:
+    deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=True)
+    write_state(stage.data, claim(cut_over(replace(stage.state(), deploy=deploy), 2), "green", stage.new_id, 3, "boot"))
+    conductor = Conductor(Place(stage.config, "green", stage.clock, stage.leave), stage.engine)
+    with pytest.raises(DeployRefusedError, match="no way back"):
+        await conductor.rollback("ann")
+    assert stage.state().active is not None
+
+
+async def test_a_breach_with_nobody_in_the_prior_slot_leaves_the_new_one_serving(stage: Stage) -> None:
+    stage.look = lambda _: None
+    stage.engine.later = Health(dead_letters=2)
+    state = await bake(stage)
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving, state.epoch, stage.left) == ("unhealthy", "green", 2, False)
+    assert (state.deploy.gate("bake").status, state.deploy.gate("rollback").status) == ("fail", "fail")
+    assert "no daemon answers" in state.deploy.reason
+
+
+async def test_what_the_bake_saw_is_kept_when_it_fails(stage: Stage) -> None:
+    stage.engine.between = [Health(degraded={"channel hook": "refused"})]
+    stage.engine.later = Health(quarantined=1, pace={ROUND_TRIP: Pace(3, 7)})
+    state = await bake(stage)
+    assert state.deploy is not None
+    measured = state.deploy.gate("bake").measured
+    assert (measured["checks"], measured["not_the_release"]) == (2, ["channel hook: refused"])
+    assert measured["pace"] == {ROUND_TRIP: {"samples": 3, "p95_ms": 7}}
+
+
+async def test_the_rollback_has_passed_when_the_prior_slot_s_daemon_is_ready(stage: Stage) -> None:
+    stage.engine.later = Health(dead_letters=2)
+    gone = (await bake(stage)).deploy
+    assert gone is not None
+    assert (gone.gate("rollback").status, gone.gate("rollback").limit) == ("running", {})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Conductor(Place(stage.config, BLUE, stage.clock, stage.leave), stage.engine).run)
+        with anyio.fail_after(60):
+            await until(lambda: (d := stage.state().deploy) is not None and d.reported)
+        tasks.cancel_scope.cancel()
+    back = stage.state().deploy
+    assert back is not None
+    assert back.gate("rollback").status == "pass"
+    assert back.gate("rollback").measured["took_ms"] >= 0
