@@ -75,6 +75,9 @@ SOAK_BLOWS: Final = (("descriptors", 3), ("lookers", 2))
 SOAK_DOCKER_BLOWS: Final = (("hands", 12), *SOAK_BLOWS)
 _LOOKS: Final = (("doctor",), ("status",), ("session", "list"), ("run", "list"), ("dead", "list"))
 _PATIENCE_S: Final = 300.0  # how much longer a slow machine may take to meet a goal
+# How long it may take to come to rest. A runner that was frozen before it claimed anything is ended a minute after the
+# message that it leaves untouched (UNCLAIMED); then comes the next container, on a machine that may be slow.
+_REST_S: Final = 180.0
 # What is struck, and how often in relation to the others.
 BLOWS: Final = (("runners", 36), ("containers", 20), ("programs", 24), ("daemon", 8), ("everything", 5), ("freeze", 4), ("daemon_freeze", 3))  # fmt: skip
 
@@ -168,7 +171,7 @@ class Chaos:
             self._load.stop()
             self.report.seconds = time.monotonic() - began
 
-    def settle(self, patience_s: float = 60.0) -> None:
+    def settle(self, patience_s: float = _REST_S) -> None:
         """Let it heal; whatever is not at rest by then is a problem. Then end it, and count."""
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:

@@ -75,7 +75,7 @@ def docker_chaos(
         )  # fmt: skip
         try:
             chaos.run(seconds, over, goal)
-            chaos.settle(patience_s=120.0)
+            chaos.settle()
         except AssertionError as error:
             chaos.report.problems.append(str(error))
         return chaos.report
