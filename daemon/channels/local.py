@@ -23,10 +23,11 @@ from pydantic import BaseModel, ConfigDict
 
 from daemon.channels.group_commit import GroupCommit, Ticket
 from daemon.channels.protocol import Accept, Capabilities, ChannelContext, DeliveryFailure, Outgoing, Receipt
+from daemon.core.answer_place import MAX_NAME, is_mailbox_name
 from daemon.core.errors import ChannelError, PermanentDeliveryError, TransientDeliveryError
 from daemon.core.sent_files import NONE
 from daemon.store.data_layout import Layout
-from daemon.store.mailbox import MAX_ANSWERS, MAX_NAME, Mailbox, MailboxEntry, NewEntry, is_mailbox_name
+from daemon.store.mailbox import MAX_ANSWERS, Mailbox, MailboxEntry, NewEntry
 from schema.errors import ClawbusError
 from schema.handles import once_more
 from schema.json_text import answered_ids

@@ -6,10 +6,12 @@ from collections.abc import Container, Iterator, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from daemon.core.errors import ScheduleError
+from daemon.core.answer_place import check_address
+from daemon.core.errors import MessageError, ScheduleError
 from daemon.core.schedules import CatchUp, Times, check_form, check_key, local_instant
 from schema.errors import InvalidNameError
 from schema.ids import check_session
+from schema.rows import Address
 
 
 class ScheduleTable(BaseModel):
@@ -63,5 +65,9 @@ def schedule_faults(
             yield f"schedules.{key}: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"
         if one.agent not in agents:
             yield f"schedules.{key}.agent: no agent {one.agent!r} is configured"
+        try:
+            check_address(Address(one.channel, one.place or key, one.thread))
+        except MessageError as error:
+            yield f"schedules.{key}.place: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"
         if one.channel not in channels:
             yield f"schedules.{key}.channel: no channel {one.channel!r} is configured"

@@ -18,6 +18,7 @@ from cronsim import CronSim, CronSimError
 
 from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.agents import Agent
+from daemon.core.answer_place import check_address
 from daemon.core.answering import Person
 from daemon.core.attachments import IntakeLimits, attached, check_attachments, refuse_claimed_paths
 from daemon.core.clock import Clock
@@ -43,7 +44,6 @@ from daemon.engine.troubles import ACCEPT, WRITE
 from daemon.store import messages
 from daemon.store.attachments import media_type, place_attachments
 from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
-from daemon.store.mailbox import MAX_NAME, is_mailbox_name
 from daemon.store.questions import Asked
 from schema.errors import ClawbusError, FileBusyError
 from schema.handles import Writer
@@ -53,7 +53,6 @@ from schema.os_faults import typed_host_errors
 from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
-MAX_ADDRESS_BYTES: Final = 1000
 MAX_CRON: Final = 200
 _CRON_FIELDS: Final = 5  # the library accepts a sixth field for seconds, which would allow a message every second
 SENDER: Final = Operator("sender", "the same id was sent again")
@@ -323,23 +322,6 @@ def _default_expiry(agent: Agent, message: MessageIn, now: int) -> int | None:
         return None
     wanted = max(now, message.process_after or 0) + int(agent.expire_after_s * 1000)
     return wanted if wanted <= _LAST_INSTANT else None
-
-
-def check_address(address: Address) -> None:
-    """Raise MessageError unless it names a channel and a place in text that SQLite can hold."""
-    parts = (address.channel_type, address.platform_id, address.thread_id or "-")
-    try:
-        sizes = [len(part.encode("utf-8")) for part in parts]
-    except UnicodeEncodeError as error:
-        raise MessageError("the address holds text that is not Unicode (a lone surrogate).") from error
-    if not all(0 < size <= MAX_ADDRESS_BYTES for size in sizes):
-        raise MessageError(f"each part of an address has 1 to {MAX_ADDRESS_BYTES} bytes.")
-    if address.channel_type == "local" and not is_mailbox_name(address.platform_id):
-        # Refuse it now: otherwise its answer would become a dead letter after all the work.
-        raise MessageError(
-            f"{address.platform_id[:MAX_NAME]!r} is not a valid mailbox name.",
-            hint=f"Use 1 to {MAX_NAME} printable characters.",
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,8 @@ class Sessions:
         except StorageError as error:
             self.storage.failed(error)
             raise
-        found = await self.central(lambda registry: registry.add_sessions(keys, now))
+        # A session may have been deleted since the listing.
+        found = await self.central(lambda registry: registry.add_sessions(keys, now, self._is_made))
         if found:
             self._log.warning("registry_rebuilt", sessions=len(found), cause="folders without a row")
         return len(found)
@@ -274,7 +275,7 @@ class Sessions:
         if not keys:
             return
         now = self._clock.now_ms()
-        fresh = await self.central(lambda registry: registry.add_sessions(keys, now))
+        fresh = await self.central(lambda registry: registry.add_sessions(keys, now, self._is_made))
         self._unregistered.difference_update(keys)
         for key in fresh:
             await self.get(key)  # loads it as having work; the next sweep finds out whether it has

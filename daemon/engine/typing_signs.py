@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, get_args
 
 import anyio
 import anyio.to_thread
@@ -22,10 +22,12 @@ from daemon.core.events import (
     MessageClaimed,
     MessageDeadLettered,
     MessageDeferred,
+    MessageExpired,
     MessageRetried,
     MessageSettled,
     SessionEvent,
     Subscriptions,
+    TurnStopped,
 )
 from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
@@ -39,7 +41,7 @@ _FRESH_MS: Final = 60_000  # a container without progress for so long is not sho
 _SEND_S: Final = 5.0
 _MOST: Final = 16  # signs under way at once
 
-Ended = MessageSettled | MessageRetried | MessageDeadLettered | MessageDeferred
+Ended = MessageSettled | MessageRetried | MessageDeadLettered | MessageDeferred | MessageExpired | TurnStopped
 Place = tuple[SessionKey, Address]
 
 
@@ -71,7 +73,7 @@ class TypingSigns:
         self._tasks: TaskGroup | None = None
         self._log = structlog.get_logger("typing")
         events.subscribe(MessageClaimed, self._claimed)
-        for kind in (MessageSettled, MessageRetried, MessageDeadLettered, MessageDeferred):
+        for kind in get_args(Ended):
             events.subscribe(kind, self._ended)
         events.subscribe(ContainerExited, self._exited)
 

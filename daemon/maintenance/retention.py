@@ -24,8 +24,11 @@ from daemon.engine.sessions import Sessions
 from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
 from daemon.store.mailbox import Mailbox
 from daemon.store.pruning import Step, prune_messages, prune_receipts
+from daemon.store.routes import prune_mentioned
 from daemon.store.session_files import SessionFiles
-from schema.errors import ClawbusError, ReadRaceError
+from daemon.store.session_trash import remove_trash
+from schema.errors import ClawbusError, ReadRaceError, StorageError
+from schema.ids import time_of
 from schema.os_faults import typed_host_errors
 
 _PAGE: Final = 200
@@ -36,6 +39,7 @@ _BETWEEN_SESSIONS_S: Final = (
 _DAY_S: Final = 86_400.0
 _SLACK: Final = 30  # a session with unchanged files is checked again after this fraction of the age
 _FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
+_UNDER_WAY_MS: Final = 3_600_000  # a deletion that began less long ago may still remove its folder
 _MIN_FREE_BYTES: Final = 4 * 1024**2
 _MAX_LIVE_BYTES: Final = 64 * 1024**2  # copied under the session's lock, so no more than a second or two of it
 
@@ -53,6 +57,11 @@ class LastPass:
     errors: int = 0
     given_back: int = 0
     taken: Counter[str] = field(default_factory=Counter[str])
+
+    def note(self, what: str, rows: int) -> None:
+        """Add rows that were deleted, if there were any."""
+        if rows:
+            self.taken[what] += rows
 
 
 class Retention:
@@ -102,7 +111,10 @@ class Retention:
     async def prune(self) -> LastPass:
         """Run one pass over everything. Log errors instead of raising them; the next pass continues with the rest."""
         began, this = self._clock.monotonic(), LastPass(self._clock.now_ms())
-        for part in (self._prune_sessions, self._expire_sessions, self._prune_incarnations, self._prune_mailbox):
+        for part in (
+            self._prune_sessions, self._expire_sessions, self._prune_incarnations, self._prune_deletions,
+            self._prune_mentioned, self._prune_mailbox,
+        ):  # fmt: skip
             try:
                 await part(this)
             except ClawbusError as error:
@@ -250,6 +262,30 @@ class Retention:
     async def _incarnations_step(self, cutoff: int, after: str) -> tuple[int, str | None]:
         now, batch = self._clock.now_ms(), self._config.batch
         return await self._sessions.central(lambda registry: registry.prune_incarnations(cutoff, after, batch, now))
+
+    async def _prune_deletions(self, this: LastPass) -> None:
+        """Forget old deletions, and remove the folders that could not be removed when their sessions were deleted."""
+        cutoff = self._cutoff(self._config.incarnations_s)
+        if cutoff is not None:
+            this.note("deletions", await self._sessions.central(lambda registry: registry.prune_deletions(cutoff)))
+        begun = await self._sessions.central(lambda registry: registry.open_deletions())
+        before = self._clock.now_ms() - _UNDER_WAY_MS
+        for deletion in (one for one, _, moved in begun if moved and (time_of(one) or 0) < before):
+            try:
+                with typed_host_errors("a deleted session's folder cannot be removed"):
+                    await anyio.to_thread.run_sync(remove_trash, self._sessions.folder, deletion)
+            except StorageError as error:
+                this.errors += 1
+                self._log.warning("session_trash_left", deletion=deletion, error=str(error), hint=error.hint)
+            else:
+                await self._note_removed(deletion)
+
+    async def _note_removed(self, deletion: str) -> None:
+        now = self._clock.now_ms()
+        await self._sessions.central(lambda registry: registry.deletion_done(deletion, now))
+
+    async def _prune_mentioned(self, this: LastPass) -> None:
+        this.note("mentioned", await self._sessions.central(lambda registry: registry.with_file(prune_mentioned)))
 
     async def _prune_mailbox(self, this: LastPass) -> None:
         cutoff, after, taken = self._cutoff(self._config.mailbox_s), 0, 0

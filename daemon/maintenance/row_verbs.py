@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from daemon.core.errors import ScheduleError
+from daemon.core.answer_place import check_address
+from daemon.core.errors import ContentError, ScheduleError
 from daemon.core.message_verbs import (
     AnswerQuestion,
     CancelMessage,
@@ -84,7 +85,7 @@ def _change_schedule(db: Writer, verb: RowVerb, operator: Operator, now: int) ->
 
 
 def check_schedule(verb: PutSchedule, now: int) -> None:
-    """Raise ScheduleError for a schedule that cannot be stored. Call it before its session is created."""
+    """Raise ScheduleError, MessageError or ContentError for a schedule that cannot be stored. Call it before its session is created."""
     check_key(verb.id)
     check(_scheduled(verb).times, now)
 
@@ -96,5 +97,12 @@ def _scheduled(verb: PutSchedule) -> Scheduled:
         verb.at, verb.every_ms, verb.cron, verb.timezone, until=verb.until, count=verb.count,
         catch_up=CatchUp(verb.catch_up),
     )  # fmt: skip
+    address = Address(verb.channel, verb.place, verb.thread)
+    check_address(address)
+    for name, text in (("text", verb.text), ("check", verb.check or "")):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ContentError(f"{name} has half a character, which is no text in UTF-8.") from error
     content = json.dumps({"text": verb.text}, ensure_ascii=False)
-    return Scheduled(times, content, Address(verb.channel, verb.place, verb.thread), verb.check)
+    return Scheduled(times, content, address, verb.check)

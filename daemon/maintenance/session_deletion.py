@@ -125,6 +125,7 @@ class Deletions:
         """Remove the row, then move the folder. A folder whose deletion has begun is not registered again."""
         key, now = session.key, self._clock.now_ms()
         deletion = new_id(now)
+        session.active = False  # its row goes: should the session live on, its next message must record it again
         await self._sessions.central(lambda registry: registry.begin_deletion(deletion, key, now, operator))
         try:
             session.files.evict()
@@ -133,8 +134,14 @@ class Deletions:
         except StorageError:
             await self._sessions.central(lambda registry: registry.undo_deletion(deletion, key, now))
             raise
-        await self._sessions.central(lambda registry: registry.deletion_moved(deletion))
-        self._sessions.forget(session)
+        try:
+            await self._sessions.central(lambda registry: registry.deletion_moved(deletion, key))
+        except (
+            ClawbusError
+        ) as error:  # the session is gone all the same, and the next start finds its folder in the trash
+            self._log.warning("session_trash_left", deletion=deletion, error=str(error), hint=error.hint)
+        finally:
+            self._sessions.forget(session)
         return deletion
 
     async def _remove(self, deletion: str) -> bool:
@@ -142,11 +149,11 @@ class Deletions:
         try:
             with typed_host_errors("a deleted session's folder cannot be removed"):
                 await anyio.to_thread.run_sync(remove_trash, self._dir, deletion)
-        except StorageError as error:
+            now = self._clock.now_ms()
+            await self._sessions.central(lambda registry: registry.deletion_done(deletion, now))
+        except ClawbusError as error:
             self._log.warning("session_trash_left", deletion=deletion, error=str(error), hint=error.hint)
             return False
-        now = self._clock.now_ms()
-        await self._sessions.central(lambda registry: registry.deletion_done(deletion, now))
         return True
 
 
@@ -172,8 +179,12 @@ def delete_from_files(
     deletion = new_id(clock())
     registry.begin_deletion(deletion, key, clock(), operator)
     files.evict()
-    move_to_trash(sessions_dir, key, deletion)
-    registry.deletion_moved(deletion)
+    try:
+        move_to_trash(sessions_dir, key, deletion)
+    except StorageError:
+        registry.undo_deletion(deletion, key, clock())
+        raise
+    registry.deletion_moved(deletion, key)
     remove_trash(sessions_dir, deletion)
     registry.deletion_done(deletion, clock())
     return {"deleted": True, "deletion": deletion, "lost": lost, "removed": True}

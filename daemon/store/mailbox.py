@@ -25,18 +25,12 @@ from schema.migrate import Role
 
 MAX_LIMIT: Final = 1000
 MAX_ANSWERS: Final = 1000
-MAX_NAME: Final = 200  # characters of a mailbox's name
 # Limits what one read holds in memory. A read always returns at least one entry, so that the reader makes progress.
 READ_BUDGET_CHARS: Final = 16 * 1024**2
 
 _COLUMNS: Final = "cursor, mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content, delivered_at"
 _FINAL: Final = "final"  # a column that an older file lacks: every entry of it is final
 _FILES: Final = "files"  # another: no entry of it has files
-
-
-def is_mailbox_name(name: str) -> bool:
-    """Return whether a mailbox may have this name: 1 to MAX_NAME printable characters."""
-    return 1 <= len(name) <= MAX_NAME and name.isprintable()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ class Registry:
         """Record the session and that it has work. Call this before writing its first row of work."""
         with self._open() as db, db.transaction():
             session_rows.activate(db, key, now_ms)
+            session_deletions.keep_folder(db, key)
 
     def deactivate(
         self, key: SessionKey, next_due_at: int | None, dead_letters: int | None = None, schedules: int | None = None
@@ -232,10 +233,10 @@ class Registry:
             session_deletions.forget(db, deletion)
             session_rows.insert(db, [key], now_ms)
 
-    def deletion_moved(self, deletion: str) -> None:
+    def deletion_moved(self, deletion: str, key: SessionKey) -> None:
         """Record that the folder is in the trash: from now on a session with that name is a new one."""
         with self._open() as db, db.transaction():
-            session_deletions.note_moved(db, deletion)
+            session_deletions.note_moved(db, deletion, key)
 
     def deletion_done(self, deletion: str, now_ms: int) -> None:
         """Record that the deletion is complete."""
@@ -246,6 +247,11 @@ class Registry:
         """Return unfinished deletions: (id, session, whether its folder is in the trash)."""
         with self._open() as db:
             return session_deletions.unfinished(db)
+
+    def prune_deletions(self, cutoff: int) -> int:
+        """Remove the records of deletions that ended before `cutoff` (epoch milliseconds); return how many there were."""
+        with self._open() as db, db.transaction():
+            return session_deletions.prune(db, cutoff)
 
     def idle_sessions(self, after: SessionKey | None, limit: int, created_before: int) -> list[SessionKey]:
         """Return a page of sessions without work, quarantine, open dead letters or container, created before a time."""
@@ -265,10 +271,16 @@ class Registry:
         with self._open() as db, db.transaction():
             verified_idle.record(db, found)
 
-    def add_sessions(self, keys: Iterable[SessionKey], now_ms: int) -> list[SessionKey]:
-        """Record sessions whose folders were found, as having work. Return those that were not known before."""
+    def add_sessions(
+        self, keys: Iterable[SessionKey], now_ms: int, is_there: Callable[[SessionKey], bool] = lambda _: True
+    ) -> list[SessionKey]:
+        """Record sessions whose folders were found, as having work. Return those that were not known before.
+
+        Leave out those that are being deleted, and those that are not there any more when they are to be recorded.
+        """
         with self._open() as db:
-            fresh = session_rows.unknown(db, keys)
+            going = {key for _, key, moved in session_deletions.unfinished(db) if not moved}
+            fresh = [key for key in session_rows.unknown(db, keys) if key not in going and is_there(key)]
             if fresh:
                 with db.transaction():
                     session_rows.insert(db, fresh, now_ms)

@@ -113,12 +113,13 @@ def note_mentioned(db: Writer, at: Mentioned, now_ms: int) -> None:
                    (*at, now_ms))  # fmt: skip
 
 
-def prune_mentioned(db: Writer) -> None:
-    """Forget the oldest rows beyond MAX_MENTIONED."""
-    row = db.one("SELECT at FROM mentioned ORDER BY at DESC LIMIT 1 OFFSET ?", (MAX_MENTIONED,))
-    if row is not None:
-        with db.transaction():
-            db.execute("DELETE FROM mentioned WHERE at <= ?", (row["at"],))
+def prune_mentioned(db: Writer, most: int = MAX_MENTIONED) -> int:
+    """Forget the oldest rows beyond `most`; return how many there were."""
+    row = db.one("SELECT at FROM mentioned ORDER BY at DESC LIMIT 1 OFFSET ?", (most,))
+    if row is None:
+        return 0
+    with db.transaction():
+        return db.execute("DELETE FROM mentioned WHERE at <= ?", (row["at"],))
 
 
 def note_refused(db: Writer, counted: Iterable[tuple[RefusedKind, RefusedCount]]) -> None:

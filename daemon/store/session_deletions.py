@@ -26,9 +26,23 @@ def forget(db: Writer, deletion: str) -> None:
     db.execute("DELETE FROM session_deletions WHERE id = ?", (deletion,))
 
 
-def note_moved(db: Writer, deletion: str) -> None:
-    """Record that the folder is in the trash."""
+def note_moved(db: Writer, deletion: str, key: SessionKey) -> None:
+    """Record that the folder is in the trash. The row goes again: a search for folders may have brought it back meanwhile."""
     db.execute("UPDATE session_deletions SET moved = 1 WHERE id = ?", (deletion,))
+    db.execute("DELETE FROM sessions WHERE agent = ? AND session = ?", key)
+
+
+def keep_folder(db: Writer, key: SessionKey) -> None:
+    """Move the session's folder for no deletion that has begun: a session of this name gets work, so it is not deleted."""
+    db.execute(
+        "UPDATE session_deletions SET moved = 1 WHERE finished_at IS NULL AND moved = 0 AND agent = ? AND session = ?",
+        key,
+    )
+
+
+def prune(db: Writer, cutoff: int) -> int:
+    """Remove the records of deletions that ended before `cutoff` (epoch milliseconds); return how many there were."""
+    return db.execute("DELETE FROM session_deletions WHERE finished_at < ?", (cutoff,))
 
 
 def note_done(db: Writer, deletion: str, now_ms: int) -> None:

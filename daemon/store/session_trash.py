@@ -64,10 +64,12 @@ def finish_deletions(registry: Registry, sessions_dir: Path, now_ms: int) -> lis
     """Finish the deletions that an earlier daemon began, before anything searches for sessions. Return the finished ones."""
     done: list[SessionKey] = []
     for deletion, key, moved in registry.open_deletions():
-        if not moved:
-            move_to_trash(sessions_dir, key, deletion)
-            registry.deletion_moved(deletion)
-        with suppress(StorageError):  # the next start tries again; the session itself is already gone
+        with suppress(StorageError):  # the next start tries again; until then nothing takes the folder for a session
+            if not moved:
+                # What has the name beside a folder in the trash is a new session's.
+                if not os.path.lexists(trash_of(sessions_dir, deletion)):
+                    move_to_trash(sessions_dir, key, deletion)
+                registry.deletion_moved(deletion, key)
             remove_trash(sessions_dir, deletion)
             registry.deletion_done(deletion, now_ms)
             done.append(key)

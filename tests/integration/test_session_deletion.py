@@ -125,7 +125,7 @@ async def test_a_new_session_of_the_name_outlives_the_removal_of_the_old_one(tmp
         session = await kit.bus.sessions.get(key)
         registry.begin_deletion("D1", key, 1, WHO)
         move_to_trash(kit.root / "sessions", key, "D1")
-        registry.deletion_moved("D1")
+        registry.deletion_moved("D1", key)
         kit.bus.sessions.forget(session)
         accepted = await kit.send()
     async with kit.running():

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from daemon.channels.protocol import Typing
-from daemon.core.events import ContainerExited, MessageClaimed, MessageSettled
+from daemon.core.events import ContainerExited, Event, MessageClaimed, MessageExpired, MessageSettled, TurnStopped
 from daemon.engine.events import Events
 from daemon.engine.typing_signs import TypingSigns
 from schema.layout import HEARTBEAT, SessionFolder
@@ -111,3 +111,17 @@ async def test_signs_that_fail_are_no_matter_and_other_channels_get_none(world: 
     world.claim("m1")
     assert all(await world.room.until(2))
     assert {one.about for one in world.room.signs} == {"m1"}
+
+
+@pytest.mark.parametrize(
+    "end", [TurnStopped(1, "a", "s", "m1", None, None), MessageExpired(1, "a", "s", "m1")], ids=["stopped", "expired"]
+)
+async def test_a_turn_that_was_cancelled_takes_its_sign_with_it(world: World, end: Event) -> None:
+    """The container lives on, for as long as idle containers do."""
+    world.claim("m1")
+    assert all(await world.room.until(2))
+    world.events.publish(end)
+    with anyio.fail_after(30):
+        while world.room.signs[-1].on:
+            await world.room.until(len(world.room.signs) + 1)
+    assert world.signs._open == {}, "a sign that is never taken away leaves no room for others"
