@@ -20,7 +20,7 @@ from schema.connect import open_owner
 from schema.errors import ClawbusError
 from schema.handles import Writer
 from schema.ids import is_message_id
-from schema.instants import from_text
+from schema.instants import from_text, to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, OUTBOX_FILES
 from schema.migrate import Role
 from schema.rows import AckStatus, DeliveryState, MessageStatus
@@ -55,6 +55,11 @@ SELECT a.rowid AS position, a.message_id AS id, a.status_changed AS at, a.status
   FROM main.processing_ack AS a
   LEFT JOIN inbound.messages_in AS m ON m.id = a.message_id
  WHERE a.rowid > ? ORDER BY a.rowid LIMIT ?
+"""
+_UNACKED_USAGE: Final = """
+SELECT u.rowid FROM main.turn_usage AS u LEFT JOIN inbound.messages_in AS m ON m.id = u.message_id
+ WHERE u.at < ? AND u.message_id NOT IN (SELECT message_id FROM main.processing_ack)
+   AND coalesce(m.status, 'cancelled') = 'cancelled' LIMIT ?
 """
 _FINISHED_ACK: Final = frozenset({AckStatus.COMPLETED, AckStatus.FAILED, AckStatus.LATER})
 _FINISHED_MESSAGE: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, MessageStatus.CANCELLED})
@@ -147,6 +152,7 @@ class Retention:
                 for table in ("processing_ack", "deferrals", "turn_notes", "turn_usage"):
                     db.executemany(f"DELETE FROM {table} WHERE message_id = ?", [(identity,) for identity in taken])
         self._acks_taken += len(taken)
+        self._usage_without_ack(db, cutoff)
         if self._moved_on(rows, cutoff):
             return Pruned(more=True)
         pruned = Pruned(self._answers_taken, self._acks_taken)
@@ -155,6 +161,14 @@ class Retention:
             pruned = replace(pruned, given_back=given_back)
         self.rest()
         return pruned
+
+    def _usage_without_ack(self, db: Writer, cutoff: int) -> None:
+        """Delete what the turns of cancelled messages used: these claims were released, so no ack takes it along."""
+        if db.one(_UNACKED_USAGE, (to_text(cutoff), 1)) is not None:
+            with db.transaction():
+                db.execute(
+                    f"DELETE FROM main.turn_usage WHERE rowid IN ({_UNACKED_USAGE})", (to_text(cutoff), self._batch)
+                )
 
     def _moved_on(self, rows: Sequence[sqlite3.Row], cutoff: int) -> bool:
         """Continue after these rows. Return False when none follow, or when none of these is old: later ones are younger."""

@@ -61,7 +61,7 @@ CREATE INDEX IF NOT EXISTS session_deletions_open ON session_deletions(id) WHERE
 
 -- What retention has taken away in all, over all sessions, so that a status can tell.
 CREATE TABLE IF NOT EXISTS pruned (
-  what    TEXT PRIMARY KEY,                      -- messages | receipts | incarnations | mailbox
+  what    TEXT PRIMARY KEY,                      -- messages | receipts | records | incarnations | mailbox
   rows    INTEGER NOT NULL,
   at      INTEGER NOT NULL,                      -- the last time
   through INTEGER NOT NULL                       -- nothing that ended later was taken

@@ -119,7 +119,7 @@ CREATE TABLE IF NOT EXISTS dead_letters_closed (
 
 -- ours: what retention has taken away in all, so that whoever misses a row can tell that it was pruned.
 CREATE TABLE IF NOT EXISTS pruned (
-  what    TEXT PRIMARY KEY,                      -- messages | receipts
+  what    TEXT PRIMARY KEY,                      -- messages | receipts | records
   rows    INTEGER NOT NULL,
   at      INTEGER NOT NULL,                      -- epoch ms; the last time
   through INTEGER NOT NULL                       -- epoch ms; nothing that ended later was taken

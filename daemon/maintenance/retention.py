@@ -23,7 +23,7 @@ from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
 from daemon.store.mailbox import Mailbox
-from daemon.store.pruning import Step, prune_messages, prune_receipts
+from daemon.store.pruning import Step, prune_messages, prune_receipts, prune_records
 from daemon.store.routes import prune_mentioned
 from daemon.store.session_files import SessionFiles
 from daemon.store.session_trash import remove_trash
@@ -168,7 +168,9 @@ class Retention:
             if session is None or session.quarantined is not None:
                 return False
             await self._close(session)
-            parts: tuple[tuple[str, Prune], ...] = (("messages", prune_messages), ("receipts", prune_receipts))
+            parts: tuple[tuple[str, Prune], ...] = (
+                ("messages", prune_messages), ("receipts", prune_receipts), ("records", prune_records),
+            )  # fmt: skip
             for what, prune in parts if cutoff is not None else ():
                 await self._in_steps(session, what, prune, cutoff or 0, taken)
             if taken:

@@ -17,6 +17,7 @@ from daemon.store.attachments import remove_attachments, remove_unnamed
 from daemon.store.messages import chunks, marks
 from daemon.store.pruned import note
 from daemon.store.session_files import SessionFiles
+from daemon.store.transitions import SESSION
 from schema.handles import Reader, Writer
 from schema.instants import from_text
 from schema.rows import DeliveryState, MessageStatus
@@ -108,6 +109,48 @@ def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now
                     _delete(db, table, key, taken)
                 note(db, "receipts", len(taken), now, cutoff)
     return Step(len(taken), rows[-1]["position"], done=len(rows) < limit)
+
+
+# What no message and no answer takes along. ?1: the cutoff, ?2: how many rows. A schedule of the configuration stays: without its
+# row the next sweep would make it anew.
+_RECORDS: Final = (
+    (
+        "schedules",
+        "key",
+        "SELECT key FROM schedules AS s WHERE state = 'over' AND origin <> 'config' AND changed_at < ?1 AND NOT EXISTS"
+        " (SELECT 1 FROM schedule_runs AS r LEFT JOIN messages_in AS m ON m.id = r.message_id WHERE r.key = s.key"
+        " AND (r.at >= ?1 OR m.status IN ('pending', 'paused'))) LIMIT ?2",
+    ),
+    (
+        "schedule_runs",
+        "(key, due)",
+        "SELECT key, due FROM schedule_runs WHERE at < ?1 AND key NOT IN (SELECT key FROM schedules) LIMIT ?2",
+    ),
+    ("message_history", "id", f"SELECT id FROM message_history WHERE message_id = '{SESSION}' AND at < ?1 LIMIT ?2"),
+    (
+        "questions",
+        "id",
+        "SELECT id FROM questions AS q WHERE outcome IS NOT NULL AND decided_at < ?1"
+        " AND NOT EXISTS (SELECT 1 FROM messages_in AS m WHERE m.id = q.message_id) LIMIT ?2",
+    ),
+)
+
+
+def prune_records(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
+    """Delete old schedules that are over, their runs, the session's own history, and questions whose message is gone.
+
+    At most `limit` rows of each. Raise what opening the file raises; then nothing is deleted.
+    """
+    with files.inbound() as db:
+        found = [record for record in _RECORDS if db.one(record[2], (cutoff, 1)) is not None]
+        if not found:
+            return Step(0, after, done=True)
+        with db.transaction():
+            counts = [
+                db.execute(f"DELETE FROM {table} WHERE {key} IN ({sql})", (cutoff, limit)) for table, key, sql in found
+            ]
+            note(db, "records", sum(counts), now, cutoff)
+    return Step(sum(counts), after, done=max(counts) < limit)
 
 
 def _finished(db: Reader, out: Reader | None, rows: Sequence[sqlite3.Row], cutoff: int) -> list[str]:

@@ -13,7 +13,7 @@ from container_runner.shared.errors import InboundUnreadableError
 from container_runner.shared.reply import Reply
 from container_runner.store import Store
 from schema.instants import to_text
-from schema.rows import AckStatus
+from schema.rows import AckStatus, TurnUsage
 from tests.support.hot_journal import strand_journal
 from tests.support.nest import nest
 from tests.support.session_kit import SessionKit
@@ -334,3 +334,18 @@ def test_room_goes_back_to_the_disk_when_most_of_the_file_is_free(
     pruned = bench.prune()
     assert pruned.given_back > 0
     assert kit.folder.outbound_db.stat().st_size == before - pruned.given_back
+
+
+def test_what_a_cancelled_turn_used_goes_too(bench: Bench) -> None:
+    """Its claim is released, so no ack takes it along."""
+    for name, status in (("m1", "cancelled"), ("m2", "pending")):
+        bench.kit.add(name)
+        assert bench.store.claim(10, first_poll=False) is not None
+        bench.store.give_back([name], (name, TurnUsage(input_tokens=5)))
+        bench.status(name, status)
+    used = "SELECT message_id FROM turn_usage ORDER BY message_id"
+    bench.prune(bench.make())
+    assert len(bench.kit._read(used)) == 2
+    bench.later(31)
+    bench.prune(bench.make())
+    assert [row["message_id"] for row in bench.kit._read(used)] == ["m2"]
