@@ -117,9 +117,11 @@ _RECORDS: Final = (
     (
         "schedules",
         "key",
-        "SELECT key FROM schedules AS s WHERE state = 'over' AND origin <> 'config' AND changed_at < ?1 AND NOT EXISTS"
-        " (SELECT 1 FROM schedule_runs AS r LEFT JOIN messages_in AS m ON m.id = r.message_id WHERE r.key = s.key"
-        " AND (r.at >= ?1 OR m.status IN ('pending', 'paused'))) LIMIT ?2",
+        (
+            "SELECT key FROM schedules AS s WHERE state = 'over' AND origin <> 'config' AND changed_at < ?1 AND NOT EXISTS"
+            " (SELECT 1 FROM schedule_runs AS r LEFT JOIN messages_in AS m ON m.id = r.message_id WHERE r.key = s.key"
+            " AND (r.at >= ?1 OR m.status IN ('pending', 'paused'))) LIMIT ?2"
+        ),
     ),
     (
         "schedule_runs",
@@ -130,8 +132,10 @@ _RECORDS: Final = (
     (
         "questions",
         "id",
-        "SELECT id FROM questions AS q WHERE outcome IS NOT NULL AND decided_at < ?1"
-        " AND NOT EXISTS (SELECT 1 FROM messages_in AS m WHERE m.id = q.message_id) LIMIT ?2",
+        (
+            "SELECT id FROM questions AS q WHERE outcome IS NOT NULL AND decided_at < ?1"
+            " AND NOT EXISTS (SELECT 1 FROM messages_in AS m WHERE m.id = q.message_id) LIMIT ?2"
+        ),
     ),
 )
 
