@@ -8,6 +8,7 @@ another deploy passes.
 
     .venv/bin/python -m tests.faults.deploy_points                  the whole walk
     .venv/bin/python -m tests.faults.deploy_points --only cutover   the deaths with this in their name
+    .venv/bin/python -m tests.faults.deploy_points --skip 120       go on after the first 120
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def lived(
         thread.join()
 
 
-def walk(rigs: Sequence[Rig], only: str, seed: int, until: float) -> int:
+def walk(rigs: Sequence[Rig], only: str, seed: int, skip: int, until: float) -> int:
     """Record, then take every death; the exit code: 0 when all was well."""
     recorded: dict[str, Outcome] = {}
     lived(rigs, [(kind, ()) for kind in KINDS], lambda one: recorded.update({one.kind: one}))
@@ -185,6 +186,7 @@ def walk(rigs: Sequence[Rig], only: str, seed: int, until: float) -> int:
     # A walk that is cut short has been everywhere: first where a process dies at its own steps.
     random.Random(seed).shuffle(wanted)
     wanted.sort(key=lambda one: (not one[1].point.startswith(one[1].victim), one[0] != "passes"))
+    wanted = wanted[skip:]
     counts = ", ".join(f"{len(steps(recorded, kind))} ({kind})" for kind in KINDS)
     print(*problems, f"steps: {counts}; {len(wanted)} deaths", sep="\n", flush=True)
     order = steps(recorded, "passes")
@@ -211,12 +213,13 @@ def main() -> int:
     parser.add_argument("--only", default="", help="part of a death's name: 'old killed', 'cutover', 'is aborted'")
     parser.add_argument("--hosts", type=int, default=2, help="how many deploys at a time")
     parser.add_argument("--seed", type=int, default=1, help="of the order")
+    parser.add_argument("--skip", type=int, default=0, help="how many deaths of that order an earlier walk has taken")
     parser.add_argument("--seconds", type=float, default=10**9)
     arguments = parser.parse_args()
     until = time.monotonic() + arguments.seconds
     with contextlib.ExitStack() as stack:
         rigs = [stack.enter_context(Rig()) for _ in range(arguments.hosts)]
-        return walk(rigs, arguments.only, arguments.seed, until)
+        return walk(rigs, arguments.only, arguments.seed, arguments.skip, until)
 
 
 if __name__ == "__main__":
