@@ -9,13 +9,16 @@ from daemon.core.clock import Clock
 from daemon.core.deploy_errors import NotServingError
 from daemon.core.slot_steps import breach_at_start, claim, is_reversible, roll_back, stopped
 from daemon.core.slots import other
-from daemon.deploy.standby_client import STARTING_S, StandbyClient
+from daemon.deploy.standby_client import StandbyClient
 from daemon.deploy.state_file import read_state, write_state
 
 
 @dataclass(slots=True)
 class Lease:
-    """What one slot's daemon knows of its turn. `rollback`: why it takes the folder back in a deploy, if it does."""
+    """What one slot's daemon knows of its turn. `rollback`: why it takes the folder back in a deploy, if it does.
+
+    `patience_s`: how long it waits for the other slot's standby before it says that there is none.
+    """
 
     data_dir: Path
     slot: str
@@ -23,6 +26,7 @@ class Lease:
     clock: Clock
     cooldown_s: float
     rollback: str = ""
+    patience_s: float = 0.0
     epoch: int = field(default=0)
     handed_over: bool = field(default=False)
 
@@ -46,7 +50,7 @@ class Lease:
         elif (breach := breach_at_start(state, self.slot, boot)) is not None:
             # Going back to a slot in which nobody waits would leave the folder without a daemon.
             standby = StandbyClient(self.data_dir, other(self.slot))
-            barred = standby.why_absent(STARTING_S) if is_reversible(state) else ""
+            barred = standby.why_absent(self.patience_s) if is_reversible(state) else ""
             state = roll_back(state, breach, now, cooldown_ms, barred=barred)
             write_state(self.data_dir, state)
             if state.serving != self.slot:

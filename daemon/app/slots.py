@@ -42,7 +42,8 @@ def run_slot(
             say("standby_changes_release", slot=slot)
             _start_again(config, slot)
         rollback = standby.reason or "the new daemon did not run" if step == "roll_back" else ""
-        lease = Lease(config.data_dir, slot, source.release or "", clock, config.deploy.cooldown_s, rollback)
+        own = config.deploy
+        lease = Lease(config.data_dir, slot, source.release or "", clock, own.cooldown_s, rollback, own.cutover_s)
         try:
             code = main.run(config, reload, signals, source, lease)
         except (NotServingError, DataFolderLockedError, SocketInUseError):

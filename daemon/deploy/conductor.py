@@ -38,11 +38,11 @@ from daemon.deploy.gates import GateFailedError, callback_probe, preflight, warm
 from daemon.deploy.releases import Releases
 from daemon.deploy.slot_record import SlotRecord
 from daemon.deploy.stage_log import log_end, log_gate
-from daemon.deploy.standby_client import STARTING_S, StandbyClient
+from daemon.deploy.standby_client import StandbyClient
 from schema.errors import ClawbusError, StorageError
 from schema.ids import new_id
 
-_ABORT_S: Final = 10.0  # an abort waits so long for its record
+_ANSWER_S: Final = 10.0  # so long does an operator's verb wait for what it needs
 _BACK: Final = "`clawbus deploy rollback` goes back."
 
 
@@ -141,7 +141,7 @@ class Conductor:
         self._aborted = deploy.id, by
         if self._scope is not None:
             self._scope.cancel()
-        with anyio.move_on_after(_ABORT_S):
+        with anyio.move_on_after(_ANSWER_S):
             await self._settled.wait()
         state = await self._record.read()
         if state.deploy is None or (state.deploy.id, state.deploy.state) != (deploy.id, "aborted"):
@@ -161,7 +161,7 @@ class Conductor:
                 "this deploy has no way back (--no-rollback): the prior release cannot read what this one wrote.",
                 hint="Deploy a corrected release: `clawbus deploy start RELEASE`, when this deploy is over.",
             )
-        barred = await self._barred()
+        barred = await self._barred(min(_ANSWER_S, self._config.cutover_s))
         if barred:
             slot = deploy.from_slot
             raise DeployRefusedError(
@@ -310,7 +310,7 @@ class Conductor:
 
     async def _breach(self, reason: str, measured: Mapping[str, Any]) -> None:
         """Go back, unless the deploy has ended meanwhile. Where nobody could take over, this daemon goes on."""
-        barred = await self._barred() if is_reversible(await self._record.read()) else ""
+        barred = await self._barred(self._config.cutover_s) if is_reversible(await self._record.read()) else ""
         cooldown_ms = int(self._config.cooldown_s * 1000)
 
         def back(state: SlotState) -> SlotState:
@@ -322,9 +322,9 @@ class Conductor:
         if state.serving != self._place.slot:
             self._place.leave()
 
-    async def _barred(self) -> str:
+    async def _barred(self, patience_s: float) -> str:
         """Return why nobody would serve after a rollback, or nothing. A standby that is just starting is waited for."""
-        return await anyio.to_thread.run_sync(self._standby().why_absent, STARTING_S, abandon_on_cancel=True)
+        return await anyio.to_thread.run_sync(self._standby().why_absent, patience_s, abandon_on_cancel=True)
 
     # --- state
 

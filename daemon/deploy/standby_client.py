@@ -11,7 +11,6 @@ from typing import Any, Final, cast
 
 _LOOK_S: Final = 2.0
 _ANSWER_S: Final = 10.0  # seconds to wait for the answer in addition to the probe's own limit
-STARTING_S: Final = 10.0  # so long may a standby that is started again take to answer
 _AGAIN_S: Final = 0.2
 
 
