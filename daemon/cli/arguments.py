@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 import typer
@@ -15,9 +15,20 @@ ID_PARAMETERS: Final = frozenset({"message", "identity", "letter", "letters", "a
 _MAY_BE_EMPTY: Final = frozenset({"text", "reason"})
 
 
-def checked(values: Mapping[str, Any]) -> dict[str, object]:
-    """Return the arguments as text that can be stored. Raise a usage error."""
-    return {name: _require_words(name, _as_unicode(name, value)) for name, value in values.items()}
+def checked(values: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, object]:
+    """Return the arguments as text that can be stored. Raise a usage error. `words` are what its help calls them."""
+    return {
+        name: _require_words(name, words.get(name, name), _as_unicode(words.get(name, name), value))
+        for name, value in values.items()
+    }
+
+
+def words_of(parameters: Iterable[Any]) -> dict[str, str]:
+    """Return {name: what the help calls it} of the parser's parameters: `--reason`, `AGENT/SESSION`."""
+    return {
+        str(one.name): str(one.opts[0] if one.param_type_name == "option" else one.metavar or one.name)
+        for one in parameters
+    }
 
 
 def with_full_ids(invocation: Invocation, values: Mapping[str, object]) -> dict[str, Any]:
@@ -25,13 +36,13 @@ def with_full_ids(invocation: Invocation, values: Mapping[str, object]) -> dict[
     return {name: _full_id(invocation, name, value) for name, value in values.items()}
 
 
-def _as_unicode(name: str, value: object) -> object:
+def _as_unicode(word: str, value: object) -> object:
     """Return an argument as Unicode. Paths stay as they are: a file's name is bytes. Raise a usage error.
 
     In a locale without UTF-8 Python keeps what it cannot decode as surrogates; the bytes behind them may be UTF-8.
     """
     if isinstance(value, list):
-        return [_as_unicode(name, one) for one in cast("list[object]", value)]
+        return [_as_unicode(word, one) for one in cast("list[object]", value)]
     if not isinstance(value, str):
         return value
     try:
@@ -40,9 +51,8 @@ def _as_unicode(name: str, value: object) -> object:
         try:
             return os.fsencode(value).decode()
         except UnicodeError:
-            where = name.replace("_", "-")
             raise typer.BadParameter(
-                f"the bytes {_bytes(value)} are not UTF-8 text ({where}). Convert it first, for example with `iconv -t UTF-8`."
+                f"the bytes {_bytes(value)} are not UTF-8 text ({word}). Convert it first, for example with `iconv -t UTF-8`."
             ) from None
     return value
 
@@ -56,11 +66,11 @@ def _bytes(value: str) -> str:
     return repr(data)[1:]
 
 
-def _require_words(name: str, value: object) -> object:
+def _require_words(name: str, word: str, value: object) -> object:
     """Return an argument that names something. Raise a usage error for an empty one: an unset variable of a shell."""
     words = cast("list[object]", value if isinstance(value, list) else [value])
-    if name not in _MAY_BE_EMPTY and any(isinstance(word, str) and not word.strip() for word in words):
-        raise typer.BadParameter(f"{name.rstrip('_').replace('_', '-')} is empty (is a variable empty?).")
+    if name not in _MAY_BE_EMPTY and any(isinstance(one, str) and not one.strip() for one in words):
+        raise typer.BadParameter(f"{word} is empty (is a variable empty?).")
     return words if isinstance(value, list) else value
 
 

@@ -90,10 +90,11 @@ def restore(
     """
     from contextlib import ExitStack  # noqa: PLC0415
 
-    from daemon.maintenance.folder_restore import restore_folder  # noqa: PLC0415
+    from daemon.maintenance.folder_restore import read_manifest, restore_folder  # noqa: PLC0415
     from daemon.store.data_folder import DataFolder  # noqa: PLC0415
 
     config, clock = invocation.config, SystemClock()
+    read_manifest(source)  # a mistyped name is said before anybody is asked to end what runs
     with ExitStack() as held:
         if config.data_dir.is_dir() and any(config.data_dir.iterdir()) and replace:
             held.enter_context(DataFolder.open(config.data_dir, clock))

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import typer
 
-from daemon.cli.arguments import ID_PARAMETERS, checked, with_full_ids
+from daemon.cli.arguments import ID_PARAMETERS, checked, with_full_ids, words_of
 from daemon.cli.envelope import Outcome
 from daemon.cli.finish import finish, outcome_of
 from daemon.cli.global_options import ConfigFlag, DataFlag, DebugFlag, Globals, JsonFlag, OutputOption, PagerFlag
@@ -41,7 +41,7 @@ def add(
             no_pager=values.pop("no_pager"),
         ).over(ctx.find_object(Globals) or Globals())
         invocation = Invocation(full, options.with_form(), ctx)
-        given = checked(values)
+        given = checked(values, words_of(ctx.command.params))
 
         def work() -> Outcome:
             return function(invocation, **with_full_ids(invocation, given))  # pyright: ignore[reportCallIssue]

@@ -307,7 +307,7 @@ def _show_list(console: Console, report: Mapping[str, Any], source: str) -> None
         for one, short in zip(report["letters"], ids, strict=True)
     ]  # fmt: skip
     columns = ("session", "kind", "id", "when", "to or from", "code", "reason")
-    console.print(table(f"{report['total']} dead letters", columns, rows))
+    console.print(table(counted(report["total"], "dead letter"), columns, rows))
     if report["total"] > len(rows):
         say(console, f"and {report['total'] - len(rows)} more: --limit, or --session")
     if report["not_examined"]:

@@ -131,9 +131,12 @@ def status(invocation: Invocation) -> Outcome:
     Example:
       clawbus deploy status
     """
+    from daemon.deploy.releases import Releases  # noqa: PLC0415
     from daemon.deploy.state_file import read_state  # noqa: PLC0415
 
     state = read_state(invocation.config.data_dir)
+    if state.serving is None:
+        Releases(invocation.config.deploy.root)  # says what to set where slots were never used
     return Outcome(as_json(state), lambda console: show_deploy(console, state))
 
 

@@ -55,9 +55,9 @@ def show_deploy(console: Console, state: SlotState) -> None:
     if deploy is None:
         say(console, "no deploy yet")
         return
-    say(console, f"deploy {deploy.id}: {deploy.from_release[:12]} -> {deploy.to_release[:12]}, {deploy.state}")
+    title = f"deploy {deploy.id}: {deploy.from_release[:12]} -> {deploy.to_release[:12]}, {deploy.state}"
     rows = [(one.name, one.status, one.reason or _brief(one.measured)) for one in deploy.gates]
-    console.print(table("", ("gate", "status", "what was seen"), rows))
+    console.print(table(title, ("gate", "status", "what was seen"), rows))
 
 
 def _brief(measured: Mapping[str, Any]) -> str:

@@ -105,7 +105,9 @@ def _print_text(invocation: Invocation, outcome: Outcome) -> None:
 def _after(code: str) -> tuple[NextAction, ...]:
     if code == "DAEMON_DOWN":
         return (NextAction(_START, "start the daemon"), NextAction("clawbus logs -n 50", "why it ended"))
-    if code in ("UNKNOWN_SESSION", "UNKNOWN_MESSAGE"):
+    if code == "UNKNOWN_MESSAGE":
+        return (NextAction("clawbus message list", "list the messages"),)
+    if code == "UNKNOWN_SESSION":
         return (NextAction("clawbus session list", "list the sessions"),)
     if code == "UNKNOWN_AGENT":
         return (NextAction("clawbus agent list", "list the agents"),)

@@ -11,6 +11,7 @@ from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.clock import SystemClock
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,7 @@ def list_(invocation: Invocation) -> Outcome:
              ", ".join(one.slots) or "-", one.fault or "ok")
             for one in found
         ]  # fmt: skip
-        console.print(table("", ("release", "version", "made", "slots", "state"), rows))
+        console.print(table(counted(len(rows), "release"), ("release", "version", "made", "slots", "state"), rows))
 
     return Outcome({"root": str(releases.root), "releases": [_as_json(one) for one in found]}, people)
 
@@ -192,9 +193,10 @@ def prune(
         removed, kept = releases.prune(keep, [one[:SHORT] for one in (own.release, serving) if one])
 
     def people(console: Console) -> None:
-        from daemon.cli.present import say  # noqa: PLC0415
+        from daemon.cli.present import say_wrapped  # noqa: PLC0415
 
-        say(console, f"removed: {', '.join(removed) or 'none'}", f"kept: {', '.join(kept) or 'none'}")
+        say_wrapped(console, "removed: ", ", ".join(removed) or "none")
+        say_wrapped(console, "kept: ", ", ".join(kept) or "none")
 
     return Outcome({"removed": removed, "kept": kept}, people)
 

@@ -13,6 +13,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.operator import AgentFilter, ReasonOption, user
 from daemon.core.agent_verbs import AddRoute, RemoveRoute
 from daemon.core.clock import SystemClock
+from daemon.core.printable import counted
 from daemon.core.routing import EventKind, PlaceEvent
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def list_(invocation: Invocation, agent: AgentFilter = None) -> Outcome:
 
         columns = _COLUMNS if console.width >= WIDE else _COLUMNS[:_NARROW]
         rows = [[_cell(one, column) for column in columns] for one in found]
-        console.print(table("routes", columns, rows))
+        console.print(table(counted(len(rows), "route"), columns, rows))
         for one in found:
             if one["fault"]:
                 say(console, f"{one['name']}: {one['fault']}")

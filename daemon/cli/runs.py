@@ -11,6 +11,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.names import pair
 from daemon.cli.operator import AgentFilter, SinceFilter, known_agent, since_of
 from daemon.core.clock import SystemClock
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +86,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         columns = ("run", "session", "status", "last change", "worked", "text")
         console.print(table("Runs, newest first", columns, rows))
     else:
-        say(console, "no such run")
+        say(console, "0 runs")
     if result["total"] > len(rows):
         say(console, f"and {result['total'] - len(rows)} more: --limit")
     if result["runtime_error"]:
@@ -93,7 +94,8 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     if result["daemon"] != "up":
         say(console, f"the daemon is {result['daemon']} (read from the files)")
     if result["not_examined"]:
-        say(console, f"{result['not_examined']} sessions were left out for lack of time: --session")
+        left = counted(result["not_examined"], "session was", "sessions were")
+        say(console, f"{left} left out for lack of time: --session")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in result["errors"]))
 
 

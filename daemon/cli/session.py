@@ -233,7 +233,10 @@ def _execute(invocation: Invocation, verb: Verb, done: str, nothing: str, **more
         rest = {key: value for key, value in answer.items() if key != done}
         say(console, f"{'/'.join(named)}: {done if answer.get(done) else nothing} {brief(rest)}".rstrip())
 
-    return Outcome(result, people, (NextAction(f"clawbus session show {two_words(*named)}", "its state now"),))
+    step = NextAction(f"clawbus session show {two_words(*named)}", "its state now")
+    if isinstance(verb, DeleteSession):
+        step = NextAction("clawbus session list", "the sessions that are left")
+    return Outcome(result, people, (step,))
 
 
 def _show(console: Console, report: dict[str, Any], source: str) -> None:

@@ -7,13 +7,14 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 _CHOICES: Final = re.compile(r"Value error, ('[^']*') is not one of ('.+')\.?$", re.DOTALL)
+_BREAKS: Final = re.compile(r"\s*\n\s*")  # the parser puts each choice on a line of its own
 _CLOSE: Final = 0.6
 _FEW: Final = 10  # commands of a group that fit in a line or two
 
 
 def usage_text(error: Any) -> str:
     """Return the message of the parser's error, with what may have been meant."""
-    text = str(error.format_message())
+    text = _BREAKS.sub(" ", str(error.format_message()))
     wrong = getattr(error, "option_name", None)
     if isinstance(wrong, str) and hasattr(error, "possibilities"):
         return f"No such option: {wrong}.{_meant(wrong, _options(error))}"

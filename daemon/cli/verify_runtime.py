@@ -15,6 +15,7 @@ from daemon.cli.envelope import Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.core.clock import SystemClock
+from daemon.core.command_words import start_command
 from daemon.core.deploy_errors import SourceUnknownError
 from daemon.core.deploy_verdict import runtime_verdict, without_daemon
 from daemon.core.errors import DaemonDownError, DaemonSilentError, DataFolderLockedError, RemoteError
@@ -77,7 +78,7 @@ def verify_runtime(
             say_wrapped(console, f"{one['condition']}  ", f"{one['status']} {one['reason']}".strip())
 
     return Outcome(
-        result, people, next_steps(word, state), _verdict_problem(word, code, state, bad), exit_code=code or None
+        result, people, next_steps(word, state), _verdict_problem(word, code, state, bad, live), exit_code=code or None
     )
 
 
@@ -97,13 +98,23 @@ def _verdict_report(word: str, state: SlotState, standing: Sequence[Mapping[str,
     }  # fmt: skip
 
 
-def _verdict_problem(word: str, code: int, state: SlotState, bad: Sequence[Mapping[str, str]]) -> Problem | None:
-    """Return why the verdict is bad (`code` 1) or not there yet (75). `bad`: the conditions that do not hold."""
+def _verdict_problem(
+    word: str, code: int, state: SlotState, bad: Sequence[Mapping[str, str]], live: Mapping[str, Any] | None
+) -> Problem | None:
+    """Return why the verdict is bad (`code` 1) or not there yet (75). `bad`: the conditions that do not hold.
+
+    `live` is what the daemon says, None where none answers.
+    """
     if code == 1:
         breached = state.deploy is not None and state.deploy.state not in {"passed", "aborted"}
         reasons = _reasons(state.deploy) if state.deploy is not None and breached else []
         why = "; ".join(one.rstrip(".") for one in [*reasons, *(one["reason"] for one in bad)] if one)
-        fix = way_on(state) if breached else "Correct what is named: `clawbus status` and `clawbus source` show it."
+        if live is None:
+            fix = f"Start the daemon with `{start_command(None)}`; `clawbus logs -n 50` says why it ended."
+        elif breached:
+            fix = way_on(state)
+        else:
+            fix = "Correct what is named: `clawbus status` and `clawbus source` show it."
         return Problem(ROLLED_BACK if word == "rolled_back" else FAILED, f"{word}: {why}.", fix)
     if word == UNKNOWN:
         why = "; ".join(one["reason"].rstrip(".") for one in bad)

@@ -137,7 +137,8 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         table(f"{counted(len(shown), 'agent')}", ("agent", "role", "owned here", "last turn", "cadence"), shown)
     )
     if result["not_examined"]:
-        say(console, f"{result['not_examined']} sessions with schedules were not examined (no time)")
+        left = counted(result["not_examined"], "session with schedules was", "sessions with schedules were")
+        say(console, f"{left} not examined (no time)")
     say(console, *(f"{one['agent']}/{one['session']} could not be read: {one['error']}" for one in result["errors"]))
 
 

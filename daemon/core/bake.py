@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from daemon.core.deploy_pace import Pace
+from daemon.core.printable import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,13 @@ def judge(baseline: Health, now: Health) -> tuple[str | None, list[str]]:
 
 def _more_failures(baseline: Health, now: Health) -> str | None:
     if now.quarantined > baseline.quarantined:
-        return f"{now.quarantined - baseline.quarantined} sessions were quarantined"
+        return counted(now.quarantined - baseline.quarantined, "session was", "sessions were") + " quarantined"
     if now.spawn_failures > baseline.spawn_failures:
-        return f"{now.spawn_failures - baseline.spawn_failures} containers could not be started"
+        return counted(now.spawn_failures - baseline.spawn_failures, "container") + " could not be started"
     if now.stuck > baseline.stuck:
-        return f"{now.stuck - baseline.stuck} agents made no progress and were ended"
+        return counted(now.stuck - baseline.stuck, "agent") + " made no progress and had to be ended"
     if now.dead_letters > baseline.dead_letters:
-        return f"{now.dead_letters - baseline.dead_letters} new dead letters"
+        return counted(now.dead_letters - baseline.dead_letters, "new dead letter")
     return None
 
 

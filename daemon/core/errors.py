@@ -141,7 +141,7 @@ class UnknownMessageError(ClawbusError):
     """No such message in this session."""
 
     code = "UNKNOWN_MESSAGE"
-    default_hint = "`clawbus session show` lists a session's newest messages."
+    default_hint = "`clawbus message list` lists the newest messages of all sessions."
 
 
 class UnknownQuestionError(ClawbusError):

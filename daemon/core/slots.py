@@ -28,6 +28,7 @@ FAILURE_ACTIONS: Final[Mapping[str, str]] = MappingProxyType(
 Status = Literal["pending", "running", "pass", "fail", "skipped"]
 DEPLOY_STATES: Final = ("running", "passed", "failed", "aborted", "rolled_back", "unhealthy")
 UNKNOWN: Final = "unknown"  # the result for a standing condition that could not be checked
+STATE_FILE: Final = "deploy/state.json"  # in the data folder
 KEPT: Final = 20  # finished deploys that the state keeps
 
 

@@ -90,7 +90,9 @@ def report(config: Config, origin: Origin, live: Mapping[str, Any] | None) -> So
         for slot, name in slots.items()
         if name not in names and slot not in named
     ]
-    if live is None:
+    if live is None and not slots:
+        unchecked.append("nothing was compared: no daemon runs, and no slot points at a release")
+    elif live is None:
         absent.append("daemon: none runs")
     if origin.manifest is None:
         absent.append(f"this command runs from {origin.prefix}, not from a release")

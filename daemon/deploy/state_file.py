@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from daemon.core.deploy_errors import SlotStateError
-from daemon.core.slots import SlotState, as_json, from_json
+from daemon.core.slots import STATE_FILE, SlotState, as_json, from_json
 from schema.durable_files import sync_folder
 from schema.os_faults import read_own_file
 
-FOLDER: Final = "deploy"
-NAME: Final = "state.json"
+FOLDER, _, NAME = STATE_FILE.rpartition("/")
 _MOST: Final = 1024**2
 
 

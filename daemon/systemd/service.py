@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
+
+from daemon.core.slots import SLOTS, STATE_FILE
 
 SERVICE_DATA: Final = Path("/var/lib/clawbus")
+_TEMPLATE: Final = "clawbus@"
 _STARTS: Final = re.compile(r"^ExecStart=\S*clawbus\b.*$", re.MULTILINE)
 _OPTION: Final = r"--{}[ =](\S+)"
 _ENVIRONMENT: Final = re.compile(r"^Environment=\"?CLAWBUS_DATA_DIR=([^\s\"]+)", re.MULTILINE)
@@ -25,7 +29,10 @@ UNIT_FOLDERS: Final = tuple(
 
 
 def unit_of(data_dir: Path, *, root: Path = Path("/")) -> str | None:
-    """Return the unit whose daemon works on this folder, without `.service`; None without systemd or such a unit."""
+    """Return the unit whose daemon works on this folder, without `.service`; None without systemd or such a unit.
+
+    Where slots are used it is the recorded slot's: a start of `clawbus.service` would end both slots (Conflicts=).
+    """
 
     def under(path: Path) -> Path:
         return root / path.relative_to("/")
@@ -33,10 +40,24 @@ def unit_of(data_dir: Path, *, root: Path = Path("/")) -> str | None:
     try:
         if not under(Path("/run/systemd/system")).is_dir():
             return None
+        slot = _serving_slot(under(data_dir.absolute()))
+        template = next((text for one in UNIT_FOLDERS if (text := _read(under(one) / f"{_TEMPLATE}.service"))), None)
+        if slot is not None and template is not None and _works_on("clawbus", template, under, data_dir.absolute()):
+            return f"{_TEMPLATE}{slot}"
         # A user's private data folder may be on a machine that has a service too.
         return next((name for name, text in _units(under) if _works_on(name, text, under, data_dir.absolute())), None)
     except OSError:
         return None
+
+
+def _serving_slot(data_dir: Path) -> str | None:
+    """Return the slot that serves a folder on record; None where no slots are used, or who asks may not read that."""
+    try:
+        found: object = json.loads((data_dir / STATE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    slot = cast("dict[str, object]", found).get("serving") if isinstance(found, dict) else None
+    return slot if isinstance(slot, str) and slot in SLOTS else None
 
 
 def _units(under: Callable[[Path], Path]) -> Iterator[tuple[str, str]]:

@@ -108,3 +108,37 @@ def test_json_content_is_not_silently_text_at_a_place(cli: CommandLine) -> None:
 def test_the_process_runtime_needs_no_image(cli: CommandLine) -> None:
     assert cli("image", "show").result["images"] == []
     assert "No image is needed" in cli("image", "show", "--pretty").out
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("run", "show", ""), "ID"), (("dead", "drop", ""), "ID..."), (("release", "show", ""), "RELEASE"),
+        (("session", "show", ""), "AGENT"), (("send", "x", "--agent", ""), "--agent"),
+    ],
+)  # fmt: skip
+def test_an_empty_argument_has_the_name_that_the_help_gives_it(
+    cli: CommandLine, words: tuple[str, ...], name: str
+) -> None:
+    assert f" {name} is empty" in f" {cli(*words).envelope['error']['message'].removeprefix('Invalid value: ')}"
+
+
+def test_the_choices_of_a_missing_argument_are_in_one_line(cli: CommandLine) -> None:
+    said = cli("completion").envelope["error"]["message"]
+    assert "Choose from: bash, zsh, fish" in said
+    assert "\n" not in said
+
+
+def test_a_mistyped_backup_is_named_before_what_runs(cli: CommandLine, home: Path) -> None:
+    DataFolder.open(home / "data").close()
+    with DataFolder.open(home / "data"):
+        said = cli("restore", str(home / "none"), "--replace").envelope["error"]
+    assert "is not a backup of a data folder" in said["message"]
+
+
+def test_an_unknown_message_leads_to_the_list_of_messages(cli: CommandLine, home: Path) -> None:
+    DataFolder.open(home / "data").close()
+    said = cli("message", "show", "nobody-has-it").envelope
+    assert said["error"]["code"] == "UNKNOWN_MESSAGE"
+    assert [one["command"] for one in said["next_actions"]] == ["clawbus message list"]
+    assert cli("message", "list").code == 0

@@ -243,10 +243,10 @@ def test_a_schema_that_bars_the_way_back_is_refused_unless_asked_for(
     ("health", "breach", "excused"),
     [
         (Health(), None, 0),
-        (Health(dead_letters=1), "1 new dead letters", 0),
+        (Health(dead_letters=1), "1 new dead letter", 0),
         (Health(dead_letters=1, degraded={"channel hook": "refused"}), None, 1),
         (Health(quarantined=2), "2 sessions were quarantined", 0),
-        (Health(spawn_failures=1), "1 containers could not be started", 0),
+        (Health(spawn_failures=1), "1 container could not be started", 0),
         (Health(spawn_failures=1, degraded={"runtime": "no answer"}), None, 1),
         (Health(dead_letters=1, degraded={"storage": "full"}), None, 1),
         (Health(degraded={"image": "missing"}), "image: missing", 0),
@@ -277,7 +277,7 @@ def test_what_anothers_trouble_caused_stays_excused_when_it_has_ended(
 
 def test_a_failed_start_beside_a_receiver_that_is_down_counts() -> None:
     trouble = Health(spawn_failures=1, degraded={"channel hook": "refused"})
-    assert judge(Health(), trouble)[0] == "1 containers could not be started"
+    assert judge(Health(), trouble)[0] == "1 container could not be started"
 
 
 def test_what_was_wrong_before_the_bake_is_no_breach() -> None:

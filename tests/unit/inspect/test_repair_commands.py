@@ -63,6 +63,27 @@ def test_a_daemon_of_systemd_is_started_by_systemd(tmp_path: Path) -> None:
     assert unit_of(own, root=tmp_path) == "clawbus", "the unit's configuration names it"
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["", "clawbus.service is installed too"])
+def test_where_slots_are_used_the_one_that_serves_is_started(tmp_path: Path, plain: bool) -> None:
+    """A start of clawbus.service would end both slots, and its daemon is refused beside them."""
+    service = Path("/var/lib/clawbus")
+    units = tmp_path / "etc/systemd/system"
+    for folder in (tmp_path / "run/systemd/system", units, tmp_path / "var/lib/clawbus/deploy"):
+        folder.mkdir(parents=True)
+    repository = Path(__file__).parents[3] / "systemd"
+    for name in ("clawbus@.service", *(("clawbus.service",) if plain else ())):
+        (units / name).write_text((repository / name).read_text())
+    state = tmp_path / "var/lib/clawbus/deploy/state.json"
+    assert unit_of(service, root=tmp_path) == ("clawbus" if plain else None), "no slot has ever served"
+    for serving, unit in (("green", "clawbus@green"), ("blue", "clawbus@blue"), ("red", "clawbus" if plain else None)):
+        state.write_text(f'{{"epoch": 1, "serving": "{serving}"}}')
+        assert unit_of(service, root=tmp_path) == unit
+    other = tmp_path / "srv/bus/deploy"
+    other.mkdir(parents=True)
+    (other / "state.json").write_text('{"epoch": 1, "serving": "blue"}')
+    assert unit_of(Path("/srv/bus"), root=tmp_path) is None, "another folder, whose slots are started otherwise"
+
+
 @pytest.mark.parametrize(
     "lines",
     [
