@@ -1,7 +1,7 @@
-"""Bringing a file to this version's shape, on open, by the side that owns it. Every step can be repeated.
+"""Migrates a file to this version's schema when the side that owns it opens it. Every step can be repeated.
 
-Files of older NanoClaw shapes carry user_version 0 and lack columns; their rows are backfilled so that invariants hold.
-A reader never comes here: it degrades when the other side's file lacks a column.
+Files of older NanoClaw versions have user_version 0 and lack columns; their rows are backfilled so that the invariants
+hold. A reader never migrates: it does without a column that the other side's file lacks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Role(StrEnum):
     MAILBOX = "mailbox"
 
 
-# Columns that older shapes lack: table -> (column, its declaration, backfill or None). ALTER TABLE cannot add a
-# NOT NULL column without a default, so each of these has one or is nullable.
+# Columns that older schemas lack: (table, column, declaration, backfill or None). ALTER TABLE cannot add a NOT NULL
+# column without a default, so each of these has one or is nullable.
 _Added = tuple[str, str, str, str | None]
 _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
     {
@@ -49,7 +49,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("messages_in", "on_wake", "INTEGER NOT NULL DEFAULT 0", None),
             ("messages_in", "traceparent", "TEXT", None),
             ("messages_in", "not_after", "TEXT", None),
-            # A message that is being retried since before there was this column is tried alone as well.
+            # A message that was retried before this column existed is also tried alone.
             ("messages_in", "solo", "INTEGER NOT NULL DEFAULT 0", "UPDATE messages_in SET solo = 1 WHERE tries > 0"),
             ("messages_in", "holds", "INTEGER NOT NULL DEFAULT 0", None),
             ("messages_in", "deferrals", "INTEGER NOT NULL DEFAULT 0", None),
@@ -84,20 +84,20 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
 
 
 def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
-    """Make or migrate the file behind an owner's connection. Raise SchemaTooNewError or UnusableFileError before changing anything."""
+    """Create the tables of an owner's file, or migrate them. Raise SchemaTooNewError or UnusableFileError before any change."""
     found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > VERSION:
         raise SchemaTooNewError(f"{path} has schema version {found}; this clawbus knows {VERSION}.")
     if found < VERSION:
         _refuse_foreign(connection, role, path)
-    # Outside a transaction, and before the first write: a file that another program left in WAL mode goes back to DELETE.
+    # Before the first write, outside a transaction: switch a file that another program left in WAL mode back to DELETE.
     if str(connection.execute("PRAGMA journal_mode").fetchone()[0]).lower() != "delete":
         connection.execute("PRAGMA journal_mode=DELETE")
     if found == VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        # A second opener may have waited on that lock while the first one migrated.
+        # Another process may have migrated the file while this one waited for the lock.
         if int(connection.execute("PRAGMA user_version").fetchone()[0]) < VERSION:
             _add_columns(connection, role)
             for statement in statements(role):
@@ -106,7 +106,7 @@ def ensure(connection: sqlite3.Connection, role: Role, path: Path) -> None:
             connection.execute(f"PRAGMA user_version={VERSION}")
         connection.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.Error, MemoryError):  # what made it fail counts
+        with suppress(sqlite3.Error, MemoryError):  # raise the first error, not this one
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         raise
@@ -137,7 +137,7 @@ def _backfill(connection: sqlite3.Connection, role: Role) -> None:
 
 
 def _adopt_messages(connection: sqlite3.Connection) -> None:
-    """Add history to the rows of a folder that came from elsewhere, so that every status has one."""
+    """Add a history row to each message without one, as in a folder of NanoClaw's: every status needs a history."""
     connection.execute(
         "INSERT INTO message_history(message_id, event, at, detail)"
         " SELECT id, 'migrated', CAST(strftime('%s', 'now') AS INTEGER) * 1000, json_object('status', status)"
@@ -147,10 +147,7 @@ def _adopt_messages(connection: sqlite3.Connection) -> None:
 
 @functools.cache
 def statements(role: Role) -> tuple[str, ...]:
-    """Return the SQL of a file's tables and indexes, statement by statement.
-
-    Raise StorageError if it cannot be read.
-    """
+    """Return the SQL statements of a file's tables and indexes. Raise StorageError if they cannot be read."""
     with in_own_folder(f"the tables of {role.value}.db cannot be read"):
         text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
     found: list[str] = []

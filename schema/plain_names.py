@@ -1,4 +1,4 @@
-"""Which names a file may have that goes from one person or program to another. Pure."""
+"""Rules for the names of files that one person or program sends to another. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def name_fault(name: str) -> str | None:
-    """Return why this is not one visible, unambiguous path component, as the end of a sentence; None if it is."""
+    """Return why a name is not allowed, as the end of a sentence; None if it is one visible, unambiguous path component."""
     if not name or name != name.strip() or name.startswith((".", "-")):
-        return "is empty, or begins or ends with a character that misleads"
+        return "is empty, begins with . or -, or begins or ends with a blank"
     if "/" in name or "\\" in name:
         return "holds a path"
     if any(unicodedata.category(character) in _UNSEEN for character in name):
@@ -26,12 +26,12 @@ def name_fault(name: str) -> str | None:
 
 
 def looks(name: str) -> str:
-    """Return what is equal for two names that a person or a file system may take for the same."""
+    """Return the name's look: two names with the same look may be confused by a person or a file system."""
     return unicodedata.normalize("NFKC", name).casefold()
 
 
 def file_names(content: object) -> tuple[str, ...]:
-    """Return the names in an answer's content that says which files go with it (`files`, a list of texts); else none."""
+    """Return the names that an answer's content lists under `files`; none unless that is a list of texts."""
     found = cast("dict[str, object]", content).get("files") if isinstance(content, dict) else None
     listed = cast("list[object]", found) if isinstance(found, list) else []
     names = tuple(one for one in listed if isinstance(one, str))
@@ -39,9 +39,9 @@ def file_names(content: object) -> tuple[str, ...]:
 
 
 def clean_name(given: str, taken: Collection[str]) -> str:
-    """Return a name without fault for a file that came under another: its last component, without what cannot be seen.
+    """Return an allowed name for a file: the last component of its given name, without invisible characters.
 
-    `taken` are what other names of the same message look like (`looks`); the result looks like none of them.
+    `taken` has the looks (`looks`) of the message's other names; the result looks like none of them.
     """
     name = given.replace("\\", "/").rpartition("/")[2]
     name = "".join(one for one in name if unicodedata.category(one) not in _UNSEEN).strip().lstrip(".- ")

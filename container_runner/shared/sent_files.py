@@ -1,8 +1,8 @@
-"""The files that go with an agent's messages: read from its HOME, and copied to out/outbox/<row id>/ before the row.
+"""Copies the files that go with an agent's messages from its HOME to out/outbox/<row id>/.
 
-A row's files are complete and on disk before the row is committed. A crash in between leaves a folder without a row: the
-same row replaces it, and the next start of a runner removes it. The host makes its own copy when it records the row;
-then the runner's is removed. Every function blocks.
+A row's files are complete and on disk before the row is committed. A crash in between leaves a folder without a row: a
+repeated commit replaces it, or the runner removes it at its next start. The host makes its own copy when it records the
+row; then the runner removes its copy. Every function blocks.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from schema.os_faults import host_error
 from schema.plain_names import file_names, looks, name_fault
 
 REFUSED: Final = "files_refused"
-_SHOWN: Final = 200
-_MOST: Final = 500
+_MAX_SHOWN: Final = 200  # characters of a path that a refusal repeats
+_MAX_ROWS: Final = 500
 _BELOW: Final = "paths are relative to HOME, or absolute and below it"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A file that is not sent, and why: the end of a sentence that begins with its path.
+    """A file that is not sent. `reason` ends a sentence that begins with `path`.
 
-    `looked_for` is the whole path, for the agent and the operator: a sender may be a stranger.
+    `looked_for` is the absolute path. The agent and the operator see it; a sender, who may be a stranger, does not.
     """
 
     path: str
@@ -47,7 +47,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """Where an agent's files come from: its HOME. How many one message may have, and how many bytes all of them together."""
+    """The HOME that an agent's files come from, and the limits of one message: the number of files, and their bytes in all."""
 
     home: Path
     max_files: int
@@ -56,11 +56,10 @@ class FileSource:
     def read(
         self, paths: Sequence[str], brought: Sequence[OutFile] = ()
     ) -> tuple[tuple[OutFile, ...], tuple[Refusal, ...]]:
-        """Return the files that may be sent, and why the others may not. A path is relative to HOME, or absolute below it.
+        """Return the files that may be sent, and a refusal for each other path. A path is relative to HOME, or absolute below it.
 
-        `brought` are files of the same message that need no reading; they come first.
-
-        Raise StorageError for what this machine cannot do now.
+        `brought` are files of the same message that are in memory already; they come first. Raise StorageError when the
+        host cannot read now.
         """
         files = list(brought)
         refused: list[Refusal] = []
@@ -69,7 +68,7 @@ class FileSource:
                 files.append(self._read(path, files))
             except FileRefusedError as error:
                 whole = path if path.startswith("/") else f"{self.home}/{path.removeprefix('./')}"
-                refused.append(Refusal(path[:_SHOWN], str(error), whole[:_SHOWN]))
+                refused.append(Refusal(path[:_MAX_SHOWN], str(error), whole[:_MAX_SHOWN]))
                 if len(refused) > self.max_files:
                     break
         return tuple(files), tuple(refused)
@@ -77,9 +76,10 @@ class FileSource:
     def attach(
         self, content: Mapping[str, object], brought: Sequence[OutFile] = ()
     ) -> tuple[Mapping[str, object], tuple[OutFile, ...], tuple[Refusal, ...]]:
-        """Return the content, `brought` with the files that its `files` names, and what is refused.
+        """Return the content for the row, all files of the message, and the refusals.
 
-        In the content, names replace paths, and what is refused is listed.
+        The files are `brought` and those that the content's `files` names. In the returned content, `files` has names
+        instead of paths, and `files_refused` lists the refusals. Raise StorageError as `read` does.
         """
         paths = file_names(content)
         if not paths and not brought:
@@ -129,14 +129,14 @@ def place_files(out_folder: Path, row_id: str, files: Sequence[OutFile]) -> None
 
 
 def files_of_rows(out_folder: Path) -> list[str]:
-    """Return the ids of rows that have a folder with files, at most _MOST of them. Empty when the folder cannot be read."""
+    """Return the ids of rows that have a folder with files, at most _MAX_ROWS. Return none when the folder cannot be read."""
     with suppress(OSError):
-        return [one.name for one in (out_folder / OUTBOX_FILES).iterdir() if is_message_id(one.name)][:_MOST]
+        return [one.name for one in (out_folder / OUTBOX_FILES).iterdir() if is_message_id(one.name)][:_MAX_ROWS]
     return []
 
 
 def remove_partial(out_folder: Path) -> None:
-    """Remove what a crash left half-written. Call it only while nothing writes files."""
+    """Remove the folders that a crash left half-written. Call this only while nothing writes files."""
     with suppress(OSError):
         for one in list((out_folder / OUTBOX_FILES).iterdir()):
             if one.name.startswith("."):
@@ -144,13 +144,14 @@ def remove_partial(out_folder: Path) -> None:
 
 
 def remove_files(out_folder: Path, row_ids: Sequence[str]) -> None:
-    """Remove these rows' files. What the agent made too deep to walk stays, and does no harm."""
+    """Remove these rows' files. A folder that the agent nested too deeply to walk stays, which does no harm."""
     for one in row_ids:
         with suppress(OSError, RecursionError):
             shutil.rmtree(out_folder / OUTBOX_FILES / one)
 
 
 def _parts(home: Path, path: str) -> tuple[str, ...]:
+    """Return a path's components below HOME. Raise FileRefusedError if it leads out of HOME."""
     if path.startswith("/"):
         if not path.startswith(f"{home}/"):
             raise FileRefusedError("is not below HOME, the session's own folder")

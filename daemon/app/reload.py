@@ -1,4 +1,4 @@
-"""Takes over a configuration that was read again: agents, routes and the log level. Everything else needs a restart."""
+"""Applies a changed configuration to the running daemon: agents, routes and the log level. All else needs a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schema.errors import ClawbusError
 def reload_as_asked(
     bus: Bus, pipeline: LogPipeline, notifier: Notifier, reload: Callable[[], Config] | None
 ) -> Reloaded:
-    """Reload for a client that waits for the outcome. Raise what refused it."""
+    """Reload for a client that waits for the outcome. Raise as `reload_config` does."""
     notifier.reloading()
     try:
         return reload_config(bus, pipeline, reload or (lambda: bus.config))
@@ -30,13 +30,13 @@ def reload_as_asked(
 
 def reload_at_signal(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
     """Reload at SIGHUP. The result goes to the log, because no client waits for it."""
-    with suppress(Exception):  # a reload that fails changes nothing, and the daemon goes on
+    with suppress(Exception):  # a failed reload changes nothing, and is logged
         if reload is not None:
             reload_config(bus, pipeline, reload)
 
 
 def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> Reloaded:
-    """Take over agents, routes and the log level; everything else needs a restart. A broken file changes nothing, and is raised."""
+    """Apply agents, routes and the log level. Raise ClawbusError for a broken configuration; then nothing has changed."""
     log = structlog.get_logger("daemon")
     try:
         config, ownership = _own_part(reload(), bus)
@@ -61,13 +61,13 @@ def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config])
     taken_over = {"agents": True, "logs": {"level"}, "routes": True, "ownership": True}
     old = bus.config.model_dump(exclude=taken_over)
     restart = sorted(key for key, value in config.model_dump(exclude=taken_over).items() if value != old[key])
-    # Warn about changes that need a restart: the operator believes that they are in force.
+    # Warn about changes that need a restart: the operator may believe that they took effect.
     say = log.warning if restart else log.info
     say("config_reloaded", agents=sorted(bus.agents), level=config.logs.level, restart_needed_for=restart)
     return Reloaded(tuple(sorted(bus.agents)), config.logs.level, tuple(restart))
 
 
 def _own_part(config: Config, bus: Bus) -> tuple[Config, Ownership]:
-    """Return the part of the configuration that this daemon owns. A changed role needs a restart, as a moved channel does."""
+    """Return the part of the configuration that this daemon owns. Keep the present role: a new one needs a restart."""
     found = ownership_of(config.model_copy(update={"role": bus.ownership.role}))
     return owned(config, found), found

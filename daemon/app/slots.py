@@ -1,4 +1,4 @@
-"""A daemon in a slot: it waits as the standby, serves when its slot is the recorded one, and becomes the standby again."""
+"""Runs a daemon in a slot: it waits as the standby, serves when state.json names its slot, and then becomes the standby again."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from daemon.deploy.releases import Releases
 from daemon.deploy.state_file import read_state
 from daemon.workers.source import Origin
 
-_BETWEEN_S: Final = 0.05
+_RETRY_S: Final = 0.05
 
 
 def run_slot(
     config: Config, reload: Callable[[], Config] | None, signals: SignalInbox, source: Origin, slot: str
 ) -> int:
-    """Run as the slot's daemon until a signal, and return the exit code. Does not return at a hand-over: it starts again.
+    """Run as the slot's daemon until a signal ends it, and return the exit code. Raise ClawbusError as `main.run` does.
 
-    Raise ClawbusError as `main.run` does.
+    At a hand-over, and when the slot points at another release, this process replaces itself by exec and does not return.
     """
     clock = SystemClock()
     while True:
@@ -48,7 +48,7 @@ def run_slot(
             code = main.run(config, reload, signals, source, lease)
         except (NotServingError, DataFolderLockedError, SocketInUseError):
             if read_state(config.data_dir).serving in (None, slot):
-                time.sleep(_BETWEEN_S)  # the former holder is about to exit
+                time.sleep(_RETRY_S)  # the daemon that still holds the lock or the socket is about to exit
             continue
         if not lease.handed_over:
             return code
@@ -56,7 +56,7 @@ def run_slot(
 
 
 def _start_again(config: Config, slot: str) -> None:
-    """Replace this process by a fresh one of the slot's release, under the same process id: systemd sees no restart."""
+    """Run the slot's release in this process by exec. The process id stays, so systemd sees no restart."""
     link = Releases(config.deploy.root).slot_link(slot) / "bin" / "clawbus"
     arguments = [str(link), *sys.argv[1:]]
     sys.stderr.flush()

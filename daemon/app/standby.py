@@ -61,7 +61,7 @@ class Watching:
 
 @dataclass(slots=True)
 class Standby:
-    """One standby. `run` returns what is to be done next: serve, roll_back, relink or stop."""
+    """One standby. `run` returns the caller's next step: serve, roll_back, stop, or relink (run the slot's new release)."""
 
     config: Config
     slot: str

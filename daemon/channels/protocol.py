@@ -76,8 +76,8 @@ class Accepted:
     """The durable confirmation: the row is committed. `duplicate`: a row with this id and content was already stored.
 
     `address` is the stored row's: answers go there, even if a duplicate named another place. `state` is that of this
-    id's message. If that message failed and was requeued, `state` is that of its successor, whose id is `requeued_as`, and
-    `previous` is the failed one's.
+    id's message. If that message failed and was requeued, `requeued_as` is its successor's id, `state` is the successor's
+    state, and `previous` is the state of the failed message.
     """
 
     message_id: str
@@ -93,7 +93,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class PlaceMessage:
-    """An event of a place together with what its agents get to read. `content` is the same for the same event."""
+    """An event of a place and the content that its agents read. The same event must always come with the same `content`."""
 
     event: PlaceEvent
     content: object
@@ -116,9 +116,9 @@ class Routed:
 class Outgoing:
     """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text.
 
-    `traceparent` is the W3C trace context to pass on, if there is one; it may differ between attempts. Not `final`: it was
-    said in the middle of a turn (`in_reply_to` names the message), and the answer is still to come. `files` are the host's
-    copies, the same on every attempt, and what was refused: a channel sends them, or says that they are there.
+    `traceparent` is the W3C trace context to pass on, if there is one; it may differ between attempts. If not `final`, the
+    agent said this in the middle of its turn for message `in_reply_to`, and its answer is still to come. `files` has the
+    host's copies, the same on every attempt, and the refusals. A channel sends the files, or says that there are some.
     """
 
     key: str
@@ -149,7 +149,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Typing:
-    """A sign at a place that an agent works on message `about` (`on`), or that it does no more."""
+    """A typing sign to show (`on`) or end at a place: the agent works on message `about`, or has stopped working on it."""
 
     address: Address
     agent: str
@@ -177,15 +177,15 @@ class Intake(Protocol):
     async def event(self, message: PlaceMessage) -> Routed:
         """Route an event and store a message for each agent that it goes to. Return only after all are stored.
 
-        Acknowledge the event to the platform after that. Raise a ClawbusError when one could not be stored: hand the event
-        in again, and what was stored is not stored twice.
+        The channel acknowledges the event to the platform after that. Raise a ClawbusError when a message could not be
+        stored. The channel may then hand the event in again: nothing is stored twice.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelContext:
-    """What a channel is built with: its own name, its checked settings, where it may keep files, the clock."""
+    """What a channel gets when it is built: its name, its checked settings, the data folder, the clock, the size limit."""
 
     name: str
     settings: Any
@@ -237,10 +237,10 @@ class ManyChannel(Protocol):
     """
 
     async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
-        """Hand the messages over in order, up to the first that fails. Return a receipt for each, then that one's error.
+        """Hand the messages over in order, and stop at the first failure. Return their receipts, then the failure.
 
-        A message without an entry in the result was not handed over. When this raises, the outcome of all is unknown, and
-        all are sent again.
+        A message without an entry in the result was not handed over. If this raises, the outcome of all is unknown, and
+        the bus sends all again.
         """
         ...
 
@@ -250,34 +250,34 @@ class TypingChannel(Protocol):
     """A channel that can show that an agent works. A sign may fail, and is neither recorded nor sent again."""
 
     def shows_typing(self, address: Address) -> bool:
-        """Return whether signs are wanted at this place."""
+        """Return whether this place wants typing signs."""
         ...
 
     async def typing(self, sign: Typing) -> None:
-        """Show or end a sign, within seconds. Receivers end it by themselves when it is not renewed."""
+        """Show or end a sign, within seconds. The receiver must end a sign by itself when it is not renewed."""
         ...
 
 
 @runtime_checkable
 class InlineChannel(Protocol):
-    """A channel that is its own receiver and stores in a file of the daemon. Used only if the channel deduplicates.
+    """A channel that is its own receiver: it stores answers in a file of the daemon. Used only if the channel deduplicates.
 
-    A new row is stored by it first, and then its receipt and its message's status are committed at once, without an intent:
-    after a crash between the two the row comes again, under the same key. All of it happens in one worker thread.
+    The channel stores a new row first. Then the bus commits the row's receipt and its message's status, without an intent.
+    After a crash in between, the bus delivers the row again under the same key. All this happens in one worker thread.
     """
 
     def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
-        """Do what `deliver_many` does, in the calling thread, which is never the event loop's. Return failures, do not raise.
+        """Do what `deliver_many` does, but block, and return failures instead of raising. Never called in the event loop's thread.
 
-        Return None when it would have to wait long for another thread; the messages are then delivered the ordinary way.
+        Return None instead of waiting long for another thread; the bus then delivers the messages as on any other channel.
         """
         ...
 
 
 @runtime_checkable
 class ReaderHolder(Protocol):
-    """An `InlineChannel` that can let its readers wait until the bus has recorded what they are about to read."""
+    """An `InlineChannel` whose readers can be kept waiting until the bus has recorded the entries that they will read."""
 
     def readers_held(self) -> AbstractContextManager[None]:
-        """Return a context in which `deliver_inline`, called in the same thread, wakes no readers until the context ends."""
+        """Return a context manager. `deliver_inline`, called inside it in the same thread, wakes readers only at its end."""
         ...

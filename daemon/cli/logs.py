@@ -1,4 +1,4 @@
-"""`clawbus logs`: the daemon's events from its log file or from the journal, for people or as they are."""
+"""`clawbus logs`: the daemon's events from its log file or from the journal, formatted for people or raw."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Keep printing new lines (JSON: one event a line).")
     ] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=100_000, help="The last so many events.")] = 50,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=100_000, help="How many events, the newest.")] = 50,
     session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", metavar="ID", help="Only of this message.")] = None,
     agent: AgentFilter = None,
@@ -51,7 +51,7 @@ def logs(
             "--event", "-e", metavar="NAME", help="Only events of this name, such as container_*. Repeatable."
         ),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The lines as they are in the file.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print the lines unchanged.")] = False,
     journal: Annotated[bool, typer.Option("--journal", help="From the systemd journal instead of the file.")] = False,
     unit: Annotated[
         str, typer.Option("--unit", metavar="NAME", help="With --journal: the service's name.")
@@ -59,7 +59,7 @@ def logs(
 ) -> Outcome:
     """Show what the daemon logged, from its log file or the journal; with --follow also what it logs from now on.
 
-    Use it with --session or --message to see one story. It reads what is written, so the daemon need not run.
+    Use it with --session or --message to follow one conversation. It reads files, so the daemon need not run.
 
     \b
     Example:
@@ -76,13 +76,13 @@ def logs(
     try:
         found = _from_journal(unit, lines, wanted) if journal else last_lines(path, lines, wanted)
         if follow:
-            _follow(invocation, found, _coming(path, unit if journal else None), wanted, raw=raw)
+            _follow(invocation, found, _new_lines(path, unit if journal else None), wanted, raw=raw)
     except PermissionError as error:
         raise DataFolderError(f"{path} may not be read.", hint="Run this as the daemon's user.") from error
     if named is not None and not found and not session_path(invocation.place.data_dir / "sessions", *named).is_dir():
-        raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log has nothing of one.")
+        raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log does not mention it.")
     if not found:
-        _known_events(events)
+        _refuse_unknown_events(events)
     if raw:
         for line in found:
             _write_raw(line)
@@ -92,8 +92,8 @@ def logs(
     return Outcome({**place, "events": parsed}, lambda console: _print(console, parsed))
 
 
-def _known_events(patterns: tuple[str, ...]) -> None:
-    """Raise a usage error where a pattern matches no event that the daemon or a runner logs."""
+def _refuse_unknown_events(patterns: tuple[str, ...]) -> None:
+    """Raise a usage error for a pattern that matches no event of the daemon or a runner."""
     if not patterns:
         return
     from daemon.cli.show_help import log_events  # noqa: PLC0415
@@ -107,7 +107,7 @@ def _known_events(patterns: tuple[str, ...]) -> None:
 
 
 class _Wanted:
-    """Return whether a line passes the filter. A line that is not an event passes only if there is no filter."""
+    """Decides whether a line passes the filter. A line that is not an event passes only if there is no filter."""
 
     def __init__(self, wanted: EventFilter) -> None:
         self._wanted = wanted
@@ -122,7 +122,8 @@ def _from_journal(unit: str, count: int, wanted: _Wanted) -> list[bytes]:
     return last_entries(unit, count, wanted)
 
 
-def _coming(path: Path, unit: str | None) -> Iterator[bytes]:
+def _new_lines(path: Path, unit: str | None) -> Iterator[bytes]:
+    """Yield lines as they are written: of the file, or of a unit's journal."""
     if unit is None:
         return follow_file(path)
     from daemon.cli.journal import follow_entries  # noqa: PLC0415

@@ -29,7 +29,7 @@ from daemon.cli.send_place import (
     send_to_place,
 )
 from daemon.cli.send_wait import send_and_wait
-from daemon.cli.standard_input import read_text, with_words
+from daemon.cli.standard_input import read_text, require_text
 from daemon.core.clock import SystemClock
 from daemon.core.errors import ContentError
 from schema.ids import check_message_id, new_id
@@ -169,7 +169,7 @@ class _Words:
 
     def text(self) -> str:
         """Return what to say. Raise a usage error if it is empty."""
-        return with_words(self._read())
+        return require_text(self._read())
 
     def content(self) -> object:
         """Return the message's content. Raise ContentError if it should be JSON and is not."""

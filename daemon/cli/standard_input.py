@@ -1,6 +1,6 @@
-"""Standard input as text. Bytes that are not UTF-8 are refused by a typed error, never replaced and never guessed.
+"""Reads standard input as text. Bytes that are not UTF-8 raise a typed error; they are never replaced or guessed.
 
-Each line is decoded for itself, so that what came before a bad one is read whole.
+Each line is decoded on its own, so the lines before a bad one are read in full.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def read_text() -> str:
     return "".join(read_lines())
 
 
-def with_words(text: str) -> str:
-    """Return a message's text. Raise ContentError if there is nothing in it: a turn for nothing costs an agent's work."""
+def require_text(text: str) -> str:
+    """Return a message's text. Raise ContentError if it is blank: an empty message would cost a turn."""
     if not text.strip():
         raise ContentError(
             "the message's text is empty (is a variable empty?).",

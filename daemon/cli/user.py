@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-UserName = Annotated[str, typer.Argument(metavar="NAME", help="The user's name here.")]
+UserName = Annotated[str, typer.Argument(metavar="NAME", help="The user's name in clawbus.")]
 RoleAgent = Annotated[
     str | None, typer.Option("--agent", "-a", metavar="NAME", help="For this agent; default: for all.")
 ]
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_(invocation: Invocation) -> Outcome:
-    """List the users with their roles and the platforms' ids that are theirs.
+    """List the users with their roles and their ids on platforms.
 
     Use it to see who may talk to an agent.
 
@@ -72,7 +72,7 @@ def list_(invocation: Invocation) -> Outcome:
         ]
         console.print(table(f"{counted(len(found), 'user')}", ("user", "roles", "identities", "state"), rows))
 
-    steps = () if found else (NextAction("clawbus user add --help", "make the first one"),)
+    steps = () if found else (NextAction("clawbus user add --help", "add the first user"),)
     return Outcome({"users": found}, people, steps)
 
 
@@ -99,11 +99,11 @@ def bind(
     invocation: Invocation,
     name: UserName,
     channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="The channel's name.")],
-    sender: Annotated[str, typer.Argument(metavar="SENDER", help="The platform's id of the person.")],
+    sender: Annotated[str, typer.Argument(metavar="SENDER", help="The person's id on the platform.")],
 ) -> Outcome:
-    """Bind a platform's id of a person to a user.
+    """Bind a person's id on a platform to a user.
 
-    Use it after `user add`. An id that is another user's is refused.
+    Use it after `user add`. An id of another user is refused.
 
     \b
     Example:
@@ -120,10 +120,10 @@ def role(
     agent: RoleAgent = None,
     scope: ScopeOption = "any",
 ) -> Outcome:
-    """Give a user a role, or with `none` take it away.
+    """Give a user a role. The role `none` takes it away.
 
-    A member talks to the agent, an admin also lets members in, an owner may do everything. Use it with --agent for one
-    agent, without for all.
+    A member talks to the agent, an admin also admits members, an owner may do everything. Use it with --agent for one
+    agent, without it for all.
 
     \b
     Example:
@@ -137,8 +137,8 @@ def role(
 def revoke(invocation: Invocation, name: UserName, reason: ReasonOption = None) -> Outcome:
     """Refuse everything that a user says from now on, everywhere, whatever the routes admit.
 
-    Use it when somebody left. The ids stay bound, so that the person cannot come back as a stranger. What is being worked on goes
-    on; `clawbus message cancel ID --kill` ends it.
+    Use it when somebody has left. The ids stay bound, so that the person cannot come back as a stranger. Running turns
+    continue; `clawbus message cancel ID --kill` ends one.
 
     \b
     Example:
@@ -150,7 +150,7 @@ def revoke(invocation: Invocation, name: UserName, reason: ReasonOption = None) 
 def restore(invocation: Invocation, name: UserName, reason: ReasonOption = None) -> Outcome:
     """Undo a revocation: the user has the same roles again.
 
-    Use it when `revoke` named the wrong one.
+    Use it when `revoke` named the wrong user.
 
     \b
     Example:

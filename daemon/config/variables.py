@@ -1,4 +1,4 @@
-"""Checks the names of CLAWBUS_* environment variables: an unknown one must not silently do nothing. No I/O."""
+"""Checks the names of CLAWBUS_* environment variables, so that a mistyped one is an error. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TABLES: Final = frozenset(name for name in Config.model_fields if name not in (
 
 
 def unknown_variables(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
-    """Refuse unknown variables: a mistyped one must not silently do nothing."""
+    """Yield an error text for each CLAWBUS_* variable that is no key of the configuration and no other known name."""
     known = [*(key.upper() for key in Config.model_fields), *NO_KEYS]
     for name in sorted(environ):
         rest = name.upper().removeprefix(PREFIX)
@@ -23,7 +23,7 @@ def unknown_variables(config: Config, environ: Mapping[str, str]) -> Iterator[st
             continue
         first, nested, _ = rest.partition("__")
         if nested and first.lower() in _TABLES:
-            continue  # the tables' own types have checked what is below
+            continue  # the table's own type has checked the keys below it
         if first not in known or nested:
             yield f"environment variable {name}: no such key; {_advice(first, rest, known)}"
 
@@ -37,7 +37,7 @@ def _advice(first: str, rest: str, known: Sequence[str]) -> str:
 
 
 def _secret_variables(table: object) -> set[str]:
-    """Return the variables that channels' tables name for their secrets; an operator chooses these names."""
+    """Return the names of the variables that hold channels' secrets. The operator chooses these names (`secret_env`)."""
     found: set[str] = set()
     if isinstance(table, dict):
         for key, value in cast("dict[str, object]", table).items():

@@ -1,4 +1,4 @@
-"""Rules that find problems of routes and of strangers' requests. Pure. Each named command ends its finding."""
+"""Rules that find problems of routes and of strangers' requests. Pure. The command of each finding ends it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Final
 
 from daemon.core.diagnosis import Diagnosis
 
-_MAX: Final = 20  # findings of one kind; the last of them says how many more there are
+_MAX: Final = 20
 
 
 def diagnose_routes(
     faults: Iterable[tuple[str, str]], shadowed: Iterable[tuple[str, str]], stored: frozenset[str]
 ) -> Iterator[Diagnosis]:
-    """Yield a finding for each route that a command can remove. `stored`: the routes that were added by command.
+    """Yield a finding for each broken or unreachable route that a command can end.
 
-    `faults` are (route, fault), `shadowed` (route, the route that decides before it). Routes of the file with a fault keep a
-    daemon from starting, so `config check` names those.
+    `faults` are (route, fault), `shadowed` are (route, the route that decides before it), `stored` are the routes that were
+    added by command. A fault in the configuration's own routes keeps a daemon from starting; `config check` names it.
     """
     broken = {name: fault for name, fault in faults if name in stored}
     for name, fault in broken.items():
@@ -36,17 +36,17 @@ def diagnose_routes(
 
 
 def diagnose_pairings(waiting: Iterable[tuple[str, str, str]], agents: frozenset[str]) -> Iterator[Diagnosis]:
-    """Yield a finding for each stranger, (code, sender, agent), who waits to talk to an agent that is gone."""
+    """Yield a finding for each waiting request, (code, sender, agent), whose agent is no longer configured."""
     for code, sender, agent in waiting:
         if agent not in agents:
             yield Diagnosis(
-                "PAIRING_WITHOUT_AGENT", f"{sender} waits for admission to an agent that is not configured any more.",
+                "PAIRING_WITHOUT_AGENT", f"{sender} asked to talk to an agent that is no longer configured.",
                 (f"There is no agent {agent}.",), f"clawbus pairing refuse {code}",
             )  # fmt: skip
 
 
 def bounded(found: Iterable[Diagnosis]) -> list[Diagnosis]:
-    """Return at most _MAX findings of each code; the last of them says how many more there are."""
+    """Return at most _MAX findings of each code; the last one says how many were left out."""
     by_code: dict[str, list[Diagnosis]] = {}
     for one in found:
         by_code.setdefault(one.code, []).append(one)

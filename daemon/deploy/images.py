@@ -1,4 +1,4 @@
-"""Asks the container engine about the images that a release names."""
+"""Asks the container engine about the images that a release records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daemon.runtimes.agent_images import agent_images
 
 
 def look_at_images(config: Config, names: Iterable[str]) -> dict[str, ImageFound]:
-    """Return {name: what was found}. Raise RuntimeUnavailableError when the engine does not answer."""
+    """Return {name: the image's id and label, or why it cannot be used}. Raise RuntimeUnavailableError."""
     from daemon.runtimes.docker_client import engine_client  # noqa: PLC0415 - the Docker client
     from daemon.runtimes.docker_image import image_facts  # noqa: PLC0415
 
@@ -32,9 +32,9 @@ def look_at_images(config: Config, names: Iterable[str]) -> dict[str, ImageFound
 
 
 def images_to_record(config: Config, source_digest: str) -> dict[str, str]:
-    """Return {name: id} of the images that a release made here binds; none with the process runtime.
+    """Return {name: id} of the images that a new release records; with the process runtime there are none.
 
-    Raise ImageError when one is missing or of another source, RuntimeUnavailableError without an engine.
+    Raise ImageError when an image is missing or was built from another source, and RuntimeUnavailableError.
     """
     if config.runtime.kind == "process":
         return {}
@@ -46,7 +46,7 @@ def images_to_record(config: Config, source_digest: str) -> dict[str, str]:
         if image.label != source_digest:
             raise ImageError(
                 f"the image {name} was not built from this clawbus's source.",
-                hint=f"Build it with this clawbus: `clawbus image build --tag {name}`; an agent on the old one goes on.",
+                hint=f"Build it with this clawbus: `clawbus image build --tag {name}`; running agents keep the old image.",
             )
         recorded[name] = image.id
     return recorded

@@ -1,4 +1,4 @@
-"""What `doctor` finds about routes and pairings, read from the configuration and central.db. Changes nothing."""
+"""Finds problems of routes and pairings for `doctor`, from the configuration and central.db. Changes nothing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from daemon.inspect.people_reading import read_pairings
 from daemon.inspect.routing_reading import read_routes
 from schema.errors import ClawbusError
 
-_PAIRINGS = 1_000
+_MAX_PAIRINGS = 1_000
 
 
 def route_findings(config: Config, now: int) -> list[Diagnosis]:
-    """Return the findings; none while central.db cannot be read, which is a finding of its own. `now`: epoch ms."""
+    """Return the findings. `now` is epoch milliseconds. Return none if central.db cannot be read: `doctor` reports that itself."""
     try:
         routes = read_routes(config)
-        waiting = read_pairings(config.data_dir, now, _PAIRINGS, every=False)
+        waiting = read_pairings(config.data_dir, now, _MAX_PAIRINGS, every=False)
     except ClawbusError:
         return []
     asked = [(str(one["code"]), str(one["sender"]), str(one["agent"])) for one in waiting]

@@ -1,8 +1,8 @@
-"""A verified backup of one SQLite file beside it, and putting it back: before anything is repaired.
+"""Makes a verified backup of one SQLite file, and restores it. Repairs make one before they change anything.
 
-A backup gets its name only when it is complete, checked and on the disk; an interrupted one is a `.partial` file that
-nobody takes for a backup. Must never: open the source but through SQLite (closing another descriptor would drop this
-process's locks on it), change the source while backing up, overwrite a file, or call anything verified by its existence.
+A backup gets its name only when it is complete, checked and on disk; an interrupted one is a `.partial` file. This module
+opens the source only through SQLite: closing any other descriptor of it would drop this process's locks. It never changes
+the source of a backup, never overwrites a file, and calls no backup verified before it has read it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from schema.lockfree import Patience, copy_unlocked, uses_wal
 
 SUFFIX: Final = ".sqlite"
 _PARTIAL: Final = ".partial"
-_BESIDE: Final = ("", "-journal", "-wal", "-shm")
-_NAMES_TRIED: Final = 100
-_GENTLY: Final = Patience(seconds=2.0)
+_SUFFIXES: Final = ("", "-journal", "-wal", "-shm")
+_MAX_SAME_NAME: Final = 100
+_PATIENCE: Final = Patience(seconds=2.0)
 
-# Called with the step (`copy`, `verify`, `sync`, `restore`), how much of it is done, and of how much. If it raises, the
-# work ends there.
+# Called with the step (`copy`, `verify`, `sync` or `restore`), the part of it that is done, and the whole. If it raises,
+# the work stops.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a copy must have in common with its database. `tables`: the number of rows by table, without virtual tables."""
+    """What a copy must have in common with its source. `tables` has the number of rows of each table, except virtual ones."""
 
     tables: Mapping[str, int]
     schema: tuple[tuple[str, str, str], ...]
@@ -53,7 +53,7 @@ class Contents:
         return sum(self.tables.values())
 
 
-# Fills the empty file of ours, the second path, and reports what the first one held at that instant.
+# Copies the database at the first path into the empty file at the second, and returns the contents that it copied.
 Copying = Callable[[Path, Path, Progress], Contents]
 
 
@@ -81,7 +81,7 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A restored backup. `before` is the backup of what it replaced: restoring that undoes this."""
+    """A finished restore. `before` is a backup of the replaced content: restoring it undoes this restore."""
 
     target: Path
     backup: Path
@@ -93,36 +93,38 @@ def back_up(
     source: Path, now_ms: int, *, purpose: str = "backup", folder: Path | None = None, progress: Progress | None = None,
     unlocked: bool = False,
 ) -> Backup:  # fmt: skip
-    """Copy, verify and sync a database into `<source>.<purpose>-<UTC time>.sqlite` (0600), beside it or in `folder`.
+    """Copy a database to `<source>.<purpose>-<UTC time>.sqlite` (0600) beside it or in `folder`; verify and sync the copy.
 
-    The copy and the source's row counts are taken under one read transaction, so a file in use is copied at one instant.
-    `unlocked`: of another program's DELETE-mode file, whose commits a lock of ours would fail. Raise BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is as it was.
+    One read transaction covers the copy and the row counts, so the backup of a file in use shows one instant. `unlocked`
+    takes no lock: for another program's DELETE-mode file, whose commits would fail on our lock.
+
+    Raise BackupFailedError or BackupNotVerifiedError; then there is no new file, and the source is unchanged.
     """
     partial, final = _reserve(folder or source.parent, f"{source.name}.{purpose}-{file_stamp(now_ms)}")
     return Backup(
         final,
         source,
         now_ms,
-        *_made(source, partial, final, progress or _silent, copied=_copied_unlocked if unlocked else _copied),
+        *_make(source, partial, final, progress or _silent, copy=_copy_unlocked if unlocked else _copy),
     )
 
 
 def copy_verified(source: Path, final: Path, *, progress: Progress | None = None) -> Contents:
-    """Copy under a name of the caller's, in a folder that only the caller writes. Raise as `back_up` does.
+    """Copy, verify and sync a database into `final`, in a folder that only the caller writes. Raise as `back_up` does.
 
-    Without a lock if its writer leaves a quiet moment soon: a copy that takes seconds would hold up the daemon's commits.
-    The calling process must have no other connection to the source: its locks would be dropped.
+    Take no lock if the source's writer soon pauses, because a lock of some seconds would delay the daemon's commits. The
+    calling process must have no other connection to the source: that connection's locks would be dropped.
     """
     partial = final.with_name(final.name + _PARTIAL)
-    if not _take(partial):
-        raise BackupFailedError(f"{partial} is there already.")
-    return _made(source, partial, final, progress or _silent, copied=_copied_gently)[1]
+    if not _create(partial):
+        raise BackupFailedError(f"{partial} exists already.")
+    return _make(source, partial, final, progress or _silent, copy=_copy_gently)[1]
 
 
 def verify(copy: Path, wanted: Contents | None = None, *, progress: Progress | None = None) -> Contents:
-    """Return what a still copy holds, after its integrity check and a comparison with `wanted` if given.
+    """Check the integrity of a copy that nobody writes, compare it with `wanted` if given, and return its contents.
 
-    Raise BackupNotVerifiedError, with what differs.
+    Raise BackupNotVerifiedError, which names the difference.
     """
     tell = progress or _silent
     tell("verify", 0, 1)
@@ -144,11 +146,11 @@ def restore(
     backup: Path, target: Path, now_ms: int, *, same: Callable[[Reader], object] | None = None,
     progress: Progress | None = None,
 ) -> Restored:  # fmt: skip
-    """Put a backup's content back into `target`, in one transaction, after a backup of the present content.
+    """Write a backup's content into `target`, in one transaction, after a backup of the present content.
 
-    The caller must be the target's one writer. `same` reads from a database what it must have in common with its
-    backup (an install's id, say). Raise RestoreRefusedError, RestoreFailedError, BackupFailedError or
-    BackupNotVerifiedError; then the target is as it was.
+    The caller must be the target's only writer. `same` reads a value that a database has in common with its backups, such
+    as an installation id. Raise RestoreRefusedError, RestoreFailedError, BackupFailedError or BackupNotVerifiedError; then
+    the target is unchanged.
     """
     tell = progress or _silent
     if not backup.is_file() or backup.is_symlink():
@@ -170,13 +172,13 @@ def restore(
     if found != wanted:
         raise RestoreFailedError(
             f"{target.name} differs from {backup.name} after the restore: {_difference(wanted, found)}.",
-            hint=f"Something else writes into the file. End it, and repeat; {before.path.name} has what was there.",
+            hint=f"Another program writes to the file. End it, and repeat; {before.path.name} has the earlier content.",
         )
     return Restored(target, backup, before, found)
 
 
 def read_contents(reader: Reader) -> Contents:
-    """Return what a database holds. If the file is in use, call this inside `reader.snapshot()`. Raise what any read raises."""
+    """Return a database's contents. If the file is in use, call this inside `reader.snapshot()`. Raise the errors of any read."""
     rows = reader.all("SELECT type, name, coalesce(sql, '') AS sql, rootpage FROM sqlite_schema ORDER BY type, name")
     # A virtual table has no pages; it is counted through the ordinary tables that hold its content.
     counted = [row["name"] for row in rows if row["type"] == "table" and row["rootpage"]]
@@ -210,7 +212,7 @@ def _check_integrity(reader: Reader, copy: Path) -> None:
         raise BackupNotVerifiedError(f"{copy.name}: the integrity check says: {'; '.join(found)[:500]}")
 
 
-def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
+def _copy(source: Path, partial: Path, tell: Progress) -> Contents:
     try:
         with open_reader(source) as reader, reader.snapshot():
             copy_database(reader, partial, lambda done, total: tell("copy", done, total))
@@ -219,19 +221,19 @@ def _copied(source: Path, partial: Path, tell: Progress) -> Contents:
         raise BackupFailedError(f"{source.name} could not be backed up: {error}") from error
 
 
-def _copied_gently(source: Path, partial: Path, tell: Progress) -> Contents:
-    """Copy without a lock. Use a lock if the source is written all the time, or is in another journal mode."""
+def _copy_gently(source: Path, partial: Path, tell: Progress) -> Contents:
+    """Copy without a lock. Take a lock if the source is written all the time, or is in WAL mode."""
     if not uses_wal(source):
         try:
-            return _copied_unlocked(source, partial, tell, _GENTLY)
+            return _copy_unlocked(source, partial, tell, _PATIENCE)
         except BackupFailedError as error:
             if not isinstance(error.__cause__, FileBusyError):
                 raise
         os.truncate(partial, 0)
-    return _copied(source, partial, tell)
+    return _copy(source, partial, tell)
 
 
-def _copied_unlocked(source: Path, partial: Path, tell: Progress, patience: Patience | None = None) -> Contents:
+def _copy_unlocked(source: Path, partial: Path, tell: Progress, patience: Patience | None = None) -> Contents:
     """Copy the file's bytes. Call it only while no process writes to the file."""
     tell("copy", 0, 1)
     try:
@@ -266,39 +268,39 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def _made(source: Path, partial: Path, final: Path, tell: Progress, *, copied: Copying) -> tuple[int, Contents]:
+def _make(source: Path, partial: Path, final: Path, tell: Progress, *, copy: Copying) -> tuple[int, Contents]:
     """Make the backup `final`. Return its size in bytes and its contents. Leave nothing behind on an error."""
     try:
-        wanted = copied(source, partial, tell)
+        wanted = copy(source, partial, tell)
         contents = verify(partial, wanted, progress=tell)
         _finish(partial, final, tell)
     except BaseException:
-        for suffix in _BESIDE:
+        for suffix in _SUFFIXES:
             with suppress(OSError):
                 partial.with_name(partial.name + suffix).unlink(missing_ok=True)
         raise
     return final.stat().st_size, contents
 
 
-def _take(partial: Path) -> bool:
-    """Create the file with exclusive access; return False if it exists."""
+def _create(partial: Path) -> bool:
+    """Create the file (0600). Return False if it exists."""
     try:
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         return False
     except OSError as error:
-        raise BackupFailedError(f"{partial} cannot be made: {error.strerror}.") from error
+        raise BackupFailedError(f"{partial} cannot be created: {error.strerror}.") from error
     return True
 
 
 def _reserve(folder: Path, stem: str) -> tuple[Path, Path]:
-    """Create an empty file (0600) under a new name; return it with the name that it gets as a finished backup."""
-    for number in range(_NAMES_TRIED):
+    """Create an empty `.partial` file (0600) under a free name. Return its path, and the path of the finished backup."""
+    for number in range(_MAX_SAME_NAME):
         final = folder / f"{stem}{f'-{number}' if number else ''}{SUFFIX}"
         partial = final.with_name(final.name + _PARTIAL)
-        if not os.path.lexists(final) and _take(partial):
+        if not os.path.lexists(final) and _create(partial):
             return partial, final
-    raise BackupFailedError(f"{folder} holds {_NAMES_TRIED} backups of this name already.", hint="Remove old ones.")
+    raise BackupFailedError(f"{folder} holds {_MAX_SAME_NAME} backups of this name already.", hint="Remove old ones.")
 
 
 def _refuse_foreign(backup: Path, wanted: Contents, before: Backup, same: Callable[[Reader], object] | None) -> None:
@@ -313,6 +315,7 @@ def _refuse_foreign(backup: Path, wanted: Contents, before: Backup, same: Callab
 
 
 def _difference(wanted: Contents, found: Contents) -> str:
+    """Return the first difference, as the end of a sentence."""
     for table in sorted(wanted.tables.keys() | found.tables.keys()):
         expected, got = wanted.tables.get(table), found.tables.get(table)
         if expected != got:

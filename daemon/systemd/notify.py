@@ -1,4 +1,4 @@
-"""Telling systemd how the daemon is: ready, status, watchdog, reloading, stopping. Without systemd, a no-op.
+"""Reports the daemon's state to systemd: ready, status, watchdog, reloading, stopping. Without systemd, does nothing.
 
 The protocol is sd_notify(3)'s: lines of VAR=value in one datagram to the unix socket named by NOTIFY_SOCKET, where a
 leading '@' means the abstract namespace. Never raises: a service manager that does not listen must not stop the bus.
@@ -15,7 +15,7 @@ import structlog
 
 
 class Notifier:
-    """One per daemon. `environment` is the process's own, given so that tests can give another."""
+    """Sends the daemon's notifications. `environment` has NOTIFY_SOCKET and the WATCHDOG variables."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
@@ -30,11 +30,11 @@ class Notifier:
 
     @property
     def watchdog_interval(self) -> float | None:
-        """Seconds within which the manager wants a sign of life, or None if it does not."""
+        """Seconds within which the manager expects a sign of life; None if it expects none."""
         return self._watchdog
 
     def ready(self, status: str = "") -> None:
-        """Start-up, or a reload, is complete."""
+        """Announce that start-up or a reload is complete."""
         self._send("READY=1", *([_status(status)] if status else []))
 
     def status(self, text: str) -> None:
@@ -42,7 +42,7 @@ class Notifier:
         self._send(_status(text))
 
     def watchdog(self) -> None:
-        """Send the sign of life. Only a caller that knows that the important loops move may send it."""
+        """Send a sign of life. Call this only while all important loops make progress."""
         self._send("WATCHDOG=1")
 
     def reloading(self) -> None:
@@ -50,7 +50,7 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str = "") -> None:
-        """Announce the end."""
+        """Announce that the daemon is stopping."""
         self._send("STOPPING=1", *([_status(status)] if status else []))
 
     def _send(self, *lines: str) -> None:
@@ -69,7 +69,7 @@ class Notifier:
 
 
 def _address(name: str) -> str | None:
-    """Return a path, or an abstract name as Python spells it. Others (vsock, for whole machines) are not for us."""
+    """Return the socket's address for Python, or None for a kind that is not supported (vsock, which serves virtual machines)."""
     if name.startswith("@"):
         return f"\0{name[1:]}"
     return name if name.startswith("/") else None

@@ -42,7 +42,7 @@ class Origin:
         return self.manifest.release if self.manifest is not None else None
 
     def as_json(self) -> dict[str, str | None]:
-        """Return what `status` shows of it."""
+        """Return the values that `status` shows."""
         return {
             "release": self.release,
             "source_digest": self.source_digest,
@@ -52,14 +52,14 @@ class Origin:
 
 
 def origin(slot: str | None = None) -> Origin:
-    """Return this process's origin: its virtual environment, and the release that this is. Raise ReleaseInvalidError."""
+    """Return this process's virtual environment and, if that is a release, its manifest. Raise ReleaseInvalidError."""
     prefix = Path(sys.prefix).resolve()
     manifest = manifest_in(prefix) if (prefix / MANIFEST_NAME).exists() else None
     return Origin(prefix, manifest, source_digest(), slot)
 
 
 def check_origin(found: Origin, root: str, *, developer: bool) -> None:
-    """Refuse a start from outside the releases of `root` where there is one. Raise SourceOutsideError."""
+    """Raise SourceOutsideError if this process runs outside the releases below `root`. Without a `root`, allow any place."""
     if not root or developer:
         return
     folder = (Path(root) / RELEASES).resolve()
@@ -80,7 +80,7 @@ def manifest_in(release: Path) -> Manifest:
 
 
 def recorded_files(release: Path, manifest: Manifest) -> dict[str, str]:
-    """Return {path: digest} as it was when the release was made. Raise ReleaseInvalidError."""
+    """Return {path: digest} of the release's files when it was made. Raise ReleaseInvalidError."""
     path = release / FILES_NAME
     try:
         found = read_listing(path.read_text(encoding="utf-8", errors="replace"))
@@ -92,12 +92,12 @@ def recorded_files(release: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def changes_in(release: Path, manifest: Manifest) -> Changes:
-    """Hash every file of a release and compare. Takes some tenths of a second. Raise ReleaseInvalidError."""
+    """Hash every file of a release, and compare it with the record. Takes tenths of a second. Raise ReleaseInvalidError."""
     return compare_files(recorded_files(release, manifest), hash_files(release))
 
 
 def hash_files(release: Path) -> dict[str, str]:
-    """Return {path: digest} of the release's files but its manifest and listing. A link counts by its target."""
+    """Return {path: digest} of the release's files, except its manifest and listing. A link's digest is that of its target's path."""
     found: dict[str, str] = {}
     for folder, _, names in os.walk(release):
         for name in names:
@@ -109,6 +109,7 @@ def hash_files(release: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
+    """Return a file's digest. An unreadable file gets the digest of its error, so that it counts as changed."""
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
@@ -122,7 +123,7 @@ def _digest(path: Path) -> str:
 
 
 def digest_of_source(release: Path) -> str:
-    """Return the runner's and schema's digest in a release, computed as for an image's label."""
+    """Return the digest of a release's runner and schema, as in an image's label. Raise ReleaseInvalidError."""
     return source_digest(site_of(release))
 
 

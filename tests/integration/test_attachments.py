@@ -106,7 +106,7 @@ def test_the_sender_gets_the_file_that_the_agent_made_and_reads_why_others_did_n
         "missing.txt": "is not there; paths are relative to HOME, or absolute and below it",
         "outbound.db": "is not below HOME, the session's own folder",
         "passwd": "is not below HOME, the session's own folder",
-        ".hidden": "is empty, or begins or ends with a character that misleads",
+        ".hidden": "is empty, begins with . or -, or begins or ends with a blank",
         "a\u202eb.txt": "holds a character that cannot be seen",
         "report.pdf": "has the name of another file of this message, or looks the same",
     }

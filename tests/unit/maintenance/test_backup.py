@@ -262,7 +262,7 @@ def test_a_backup_of_another_install_is_refused_by_what_both_must_share(source: 
 
 def test_no_backup_without_its_row_counts(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that is sound in itself and lacks a row: the counts of the source find it."""
-    copied = backups._copied
+    copied = backups._copy
 
     def lossy(path: Path, partial: Path, tell: backups.Progress) -> backups.Contents:
         contents = copied(path, partial, tell)
@@ -270,7 +270,7 @@ def test_no_backup_without_its_row_counts(source: Path, monkeypatch: pytest.Monk
         run_sql(partial, "DELETE FROM run WHERE rowid = 7")
         return contents
 
-    monkeypatch.setattr(backups, "_copied", lossy)
+    monkeypatch.setattr(backups, "_copy", lossy)
     with pytest.raises(BackupNotVerifiedError, match="499"):
         back_up(source, NOW)
     assert files(source.parent) == {source.name}

@@ -390,7 +390,7 @@ def test_no_sweep_without_a_verified_backup(
     def refuse(*_: object, **__: object) -> None:
         raise error("no")
 
-    monkeypatch.setattr(backups, "_copied" if error is BackupFailedError else "verify", refuse)
+    monkeypatch.setattr(backups, "_copy" if error is BackupFailedError else "verify", refuse)
     unchanged(world, lambda: apply(world), error)
     assert list(world.files.folder.inbox.glob("*.sqlite*")) == []
 
