@@ -1,8 +1,7 @@
-"""Claims due messages and commits turns, in SQL. `due_messages.py` decides what is due. Independent of providers and the loop.
+"""Claims due messages and commits turns, in SQL. `due_messages.py` decides what is due. Knows no provider and no loop.
 
-The runner owns outbound.db and keeps it open between operations; inbound.db is only ever attached read-only, for one
-operation. Every method runs one transaction and blocks (it may wait for a lock): while a turn runs, call it in a worker
-thread.
+The runner owns outbound.db and keeps it open between operations. It attaches inbound.db read-only, for one operation at
+a time. Every method runs one transaction and may wait for a lock: while a turn runs, call it in a worker thread.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ MAX_NOTE: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Claimed rows in seq order, and what else a turn needs, read in the same transaction.
+    """Claimed messages in seq order, and what else their turn needs, all read in one transaction.
 
-    `alone`: no other trigger may join the turn. `took_all`: nothing else could have been claimed.
+    `alone`: no other trigger may join the turn. `took_all`: nothing else was due.
     """
 
     messages: tuple[TurnMessage, ...]
@@ -74,14 +73,14 @@ class Store:
         self._incarnation = incarnation
         self.now_ms = now_ms
         self.outbox = Outbox(in_folder, out_folder, now_ms)
-        self.quiet_s = 0.0  # after a claim: for how many seconds only a change of the files can make a message due
+        self.quiet_s = 0.0  # after a claim: seconds during which only a change of the files can make a message due
         self._doubtful: tuple[str, ...] = ()  # claims whose commit failed but may still have reached the file
 
     def start(self) -> int:
-        """Delete every 'processing' row and clear the tool in flight: a predecessor left them. Call this before anything else.
+        """Delete the claims and the tool in flight that a predecessor left. Call this before anything else.
 
-        Return the number of rows deleted. Raise ClaimLostError when one belongs to this incarnation: its container was
-        started a second time. The host must charge that try; if the row were deleted here, it never would.
+        Return the number of claims deleted. Raise ClaimLostError if one belongs to this incarnation: its container was
+        started a second time. The host must charge that try, so the claim has to stay.
         """
         with self._own() as db, db.transaction():
             own = db.one(
@@ -108,9 +107,9 @@ class Store:
     ) -> Batch | None:
         """Claim due messages, oldest first, at most `limit` rows. Return None when no trigger is due.
 
-        A message that is being retried, or is named in `solo`, gets a turn without any other trigger. So with `joins` (the
-        claim is for a turn that already runs) nothing is claimed when such a message is next. `silence`, if given, is
-        written to container_state in the same transaction. Raise InboundUnreadableError.
+        A message that is being retried, or is named in `solo`, gets a turn without any other trigger. With `joins`, the claim
+        is for a turn that already runs, so claim nothing if such a message is next. Write `silence`, if given, to
+        container_state in the same transaction. Raise InboundUnreadableError.
         """
         self.quiet_s = 0.0
         with self._both() as db:
@@ -138,7 +137,7 @@ class Store:
         return batch
 
     def _drop_doubtful(self, db: Writer) -> None:
-        """Release what a failed commit may have claimed. Otherwise it would stay claimed and no turn would work on it."""
+        """Release the messages that a failed commit may have claimed: no turn works on them."""
         if self._doubtful:
             with db.transaction():
                 self._release(db, self._doubtful)
@@ -156,10 +155,10 @@ class Store:
         usage: tuple[str, TurnUsage] | None = None,
         triggers: Sequence[str] = (),
     ) -> bool:
-        """Commit a turn in one transaction: outbound rows, acks, state, note, usage; clear the tool in flight.
+        """Commit a turn in one transaction: outbound rows, acks, state, note, usage. Clear the tool in flight.
 
-        `usage` is kept under the id of a message of the turn. When the host has cancelled all of `triggers`, nobody waits for
-        the answer: only release the claims, and return False.
+        `usage` names the message of the turn to record it under. If the host has cancelled all of `triggers`, nobody waits
+        for the answer: only release the claims and record the usage, and return False.
 
         Safe to repeat after an error that leaves the outcome unknown. Raise InboundUnreadableError or ClaimLostError.
         """
@@ -234,7 +233,7 @@ class Store:
             self._set_tool(db, tool, started_at)
 
     def outbound_rows(self, replies: Sequence[Reply]) -> list[OutboundRow]:
-        """Assign the replies their ids and timestamp. Their seq is assigned at the commit."""
+        """Give the replies their ids and a timestamp. The commit gives them their seq."""
         now = self.now_ms()
         return [OutboundRow(new_id(now), to_text(now), reply) for reply in replies]
 
@@ -264,12 +263,12 @@ class Store:
     def _insert_claims(self, db: Writer, messages: Sequence[TurnMessage]) -> None:
         now = to_text(self.now_ms())
         db.executemany(
-            # OR REPLACE: the old ack is a `later` that the host has recorded, or one that it has declared void.
+            # OR REPLACE: an old ack is a `later` that the host has recorded, or an ack that it has declared void.
             "INSERT OR REPLACE INTO processing_ack(message_id, status, status_changed, incarnation)"
             " VALUES (?, 'processing', ?, ?)",
             [(message.id, now, self._incarnation) for message in messages],
         )
-        # The host has recorded what an earlier turn put off. A message that is sent later under the same id starts without it.
+        # The host has recorded the old deferral. A later message with the same id must start without one.
         db.executemany("DELETE FROM deferrals WHERE message_id = ?", [(message.id,) for message in messages])
 
     def _with_surroundings(self, db: Writer, messages: tuple[TurnMessage, ...], due: DueMessages) -> Batch:
@@ -285,21 +284,18 @@ class Store:
         )
 
     def _is_finished(self, db: Writer, acked: Sequence[str], status: AckStatus) -> bool:
-        """Return whether this same commit went through before. Only that commit can have given these acks their status."""
+        """Return whether this commit already reached the file: nothing else gives these acks their status."""
         found = [self._ack(db, message_id) for message_id in acked]
         wanted = (status.value, self._incarnation)
         return bool(found) and all(row is not None and (row["status"], row["incarnation"]) == wanted for row in found)
 
     def _are_cancelled(self, db: Writer, triggers: Sequence[str]) -> bool:
-        """Return whether the host has cancelled every trigger. It cannot do so between this read and our commit."""
+        """Return whether the host has cancelled every trigger. The transaction keeps it from doing so before our commit."""
         query = "SELECT 1 FROM inbound.messages_in WHERE id = ? AND status = 'cancelled'"
         return bool(triggers) and all(db.one(query, (message_id,)) is not None for message_id in triggers)
 
     def _check_claims(self, db: Writer, acked: Sequence[str]) -> None:
-        """Raise ClaimLostError when a claim is no longer ours.
-
-        A missing claim is accepted: the agent may have emptied its folder.
-        """
+        """Raise ClaimLostError if a claim is no longer ours. Accept a missing claim: the agent may have emptied out/."""
         for message_id in acked:
             row = self._ack(db, message_id)
             if row is not None and (row["status"], row["incarnation"]) != ("processing", self._incarnation):
@@ -336,7 +332,7 @@ class Store:
         )
 
     def _keep_note(self, db: Writer, acked: Sequence[str], note: TurnNote | None, now: str) -> None:
-        """Replace the operator's note on these messages with this turn's, if it has one."""
+        """Replace the notes for the operator on these messages by this turn's note, if it has one."""
         db.executemany("DELETE FROM turn_notes WHERE message_id = ?", [(message_id,) for message_id in acked])
         if note is not None:
             db.executemany(
@@ -383,7 +379,7 @@ class Store:
 
 
 def _storable(text: str) -> str:
-    """Return the text cut to MAX_NOTE characters, without NUL, encodable as UTF-8: an exception may quote any bytes."""
+    """Return the text, cut to MAX_NOTE characters, as SQLite can store it: an exception may quote any bytes."""
     return text[:MAX_NOTE].encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -403,7 +399,7 @@ def _destinations(db: Writer) -> tuple[Destination, ...]:
 
 
 def _destination(row: sqlite3.Row) -> Destination:
-    """Return a destination. For another agent the channel is `agent` and the platform id is its agent group's id."""
+    """Return a row's destination. Another agent is a place on the channel `agent`, with the id of its agent group."""
     channel, place = row["channel_type"], row["platform_id"]
     if row["type"] == "agent" and channel is None:
         channel, place = "agent", row["agent_group_id"]

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 from schema.layout import CENTRAL_DB
 
 _REGISTRY_HINT: Final = (
-    "In the data folder: `mv central.db central.db.broken`, and `clawbus serve` if no daemon runs. It is remade from the"
+    "In the data folder: `mv central.db central.db.broken`, and `clawbus serve` if no daemon runs. It is rebuilt from the"
     " session folders, which stay where they are."
 )
 

@@ -24,7 +24,7 @@ from schema.stamp import FileMovedError, Stamp, StrandedJournalError, check_stam
 
 T = TypeVar("T")
 
-_STRANDED_S: Final = 1.0  # a journal that lies there for so long without a writer is a dead one's
+_STRANDED_S: Final = 1.0  # a journal without a live writer for this long is stranded
 _FIRST_WAIT_S: Final = 0.001
 _LONGEST_WAIT_S: Final = 0.05
 _WAL_CURE: Final = (

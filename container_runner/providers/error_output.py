@@ -19,7 +19,7 @@ _LAST_WORDS: Final = 300
 # What may be logged at once, and what is added to that each second: a program that floods must not push out the rest.
 _BURST: Final = 64 * 1024
 _PER_S: Final = 4096
-# A prompt has no line end. It is a line once nothing has followed it for so long.
+# A prompt has no line end. It counts as a line once nothing has followed it for this long.
 _PAUSE_S: Final = 1.0
 
 

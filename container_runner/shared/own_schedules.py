@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 from schema.handles import Writer
 from schema.instants import to_text
 
-_MOST: Final = 1000
+_MAX: Final = 1000
 _RULES: Final = ("every_ms", "cron", "timezone", "until", "count", "catch_up")
 
 
@@ -19,7 +19,7 @@ def own_schedules(db: Writer) -> list[dict[str, object]]:
         return []
     rows = db.all(
         "SELECT key, times, content, state, next_at, sent FROM inbound.schedules WHERE origin = 'agent' ORDER BY key LIMIT ?",
-        (_MOST,),
+        (_MAX,),
     )
     return [
         {

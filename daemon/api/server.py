@@ -30,7 +30,7 @@ MODE: Final = 0o600
 _PROBE_S: Final = 1.0
 _LOOK_S: Final = 3.0
 _LEAST_CLIENTS: Final = 32
-_MOST_CLIENTS: Final = 512
+_MAX_CLIENTS: Final = 512
 _PATIENCE_S: Final = 60.0  # for a first request, and for a response to be read
 _KEEP_ALIVE_S: Final = 60.0
 
@@ -86,7 +86,7 @@ def control_limits() -> ConnectionLimits:
     The clients are the owner's programs, but one that leaks connections would leave no descriptors for session files.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = max(_LEAST_CLIENTS, min(_MOST_CLIENTS, soft // 4 if soft != resource.RLIM_INFINITY else _MOST_CLIENTS))
+    most = max(_LEAST_CLIENTS, min(_MAX_CLIENTS, soft // 4 if soft != resource.RLIM_INFINITY else _MAX_CLIENTS))
     return ConnectionLimits(most, most, patience_s=_PATIENCE_S, keep_alive_s=_KEEP_ALIVE_S)
 
 

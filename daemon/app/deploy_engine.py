@@ -25,7 +25,7 @@ from daemon.core.slots import Deploy, SlotState
 from daemon.engine.supervisor.slots import Phase
 from schema.errors import FileBusyError, HostTroubleError, StorageError
 
-_MOST_SAMPLES: Final = 2000
+_MAX_SAMPLES: Final = 2000
 _HOST_CODES: Final = frozenset(
     error.code for error in (RuntimeUnavailableError, EngineChangedError, StorageError, HostTroubleError, FileBusyError)
 )
@@ -35,7 +35,7 @@ class Samples:
     """How long the latest pieces of one kind of work took: pairs of when, and milliseconds."""
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[int, int]] = deque(maxlen=_MOST_SAMPLES)
+        self._kept: deque[tuple[int, int]] = deque(maxlen=_MAX_SAMPLES)
 
     def add(self, at: int, took_ms: int) -> None:
         """Keep one duration. `at` is when the work ended, in epoch milliseconds."""

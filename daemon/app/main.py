@@ -1,6 +1,6 @@
-"""Runs the daemon from its start to its orderly end, and handles its signals. Stopping the daemon kills no agent.
+"""Runs the daemon from start to stop, and handles its signals. Stopping the daemon ends no agent.
 
-`bus.py` builds the parts, `startup.py` starts each in a task of one task group, `reload.py` takes over a changed configuration.
+`bus.py` builds the parts, `startup.py` starts each in a task of one task group, `reload.py` applies a changed configuration.
 """
 
 from __future__ import annotations
@@ -62,11 +62,9 @@ def run(
 ) -> int:
     """Run the daemon until SIGTERM or SIGINT and return the exit code. `reload` reads the configuration again on SIGHUP.
 
-    `source` is the release that this process runs from, which it reports; `lease` is its slot's claim of the data folder,
-    None where there are no slots.
-
-    `signals` must already be installed, so that it holds the signals that arrived earlier. After this returns, no signal
-    ends the process.
+    `source` says which release this process runs from. `lease` is its slot's claim to the data folder, None without
+    slots. `signals` must be installed already, so that it holds the signals that arrived earlier. After this returns, no
+    signal ends the process.
 
     Raise ClawbusError when something prevents the start (a data folder that is locked or not ours, the socket path, a
     channel's configuration).
@@ -103,7 +101,7 @@ def run(
 
 
 def _refuse_beside_slots(config: Config) -> None:
-    """Refuse a start without a slot where slots serve: its work would be in no slot's epoch. Raise NotServingError."""
+    """Raise NotServingError where a slot serves: a daemon without a slot has no epoch to mark its work with."""
     serving = read_state(config.data_dir).serving
     if serving is not None:
         raise NotServingError(
@@ -113,9 +111,9 @@ def _refuse_beside_slots(config: Config) -> None:
 
 
 def _leave_hung_threads() -> None:
-    """Exit the process at once when a thread hangs (for example on a fifo in a file's place).
+    """Exit the process at once if a thread hangs, for example on a fifo in the place of a file.
 
-    The interpreter would wait for that thread at exit, and the daemon could not be stopped. Everything else is done by now.
+    Otherwise the interpreter would wait for that thread, and the daemon could not be stopped. Call this last.
     """
     deadline = time.monotonic() + _THREADS_END_S
     for thread in threading.enumerate():
@@ -127,7 +125,7 @@ def _leave_hung_threads() -> None:
 
 
 def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
-    """Return the ClawbusError that a task group wrapped (a port in use, say). None if the group holds any other error."""
+    """Return the ClawbusError that a task group wrapped (a port in use, say), or None if the group holds any other error."""
     refusals, rest = group.split(ClawbusError)
     if refusals is None or rest is not None:
         return None
@@ -204,9 +202,9 @@ async def _main(
 async def _take_installation(
     config: Config, folder: DataFolder, registry: Registry, clock: Clock, lease: Lease | None
 ) -> str:
-    """Return the id of this installation, once it is certain that this daemon may start its containers.
+    """Check that this daemon may start containers, and return the id of this installation.
 
-    Raise ClawbusError when another slot's daemon has taken over, or when containers on record run where this one cannot see.
+    Raise ClawbusError if another slot's daemon has taken over, or if recorded containers may run on another engine.
     """
     install_id = await settle_install(
         Start(folder, registry, clock, read_limits(config)),
@@ -250,7 +248,7 @@ async def _keep_lock(folder: DataFolder, clock: Clock, fence: Callable[[], None]
                 await anyio.to_thread.run_sync(fence)
         except (DataFolderLockedError, FencedError):
             raise
-        except (OSError, ClawbusError, RuntimeError) as error:  # the host is out of some resource: try again
+        except (OSError, ClawbusError, RuntimeError) as error:  # the host lacks a resource now: try again
             if str(error) != trouble:
                 log.warning("data_folder_lock_lost", error=str(error))
             trouble = str(error)
@@ -294,7 +292,7 @@ async def _serve_signals(
 
 
 async def _await_terminal_end(signals: SignalInbox) -> None:
-    """Check for a while whether the terminal has closed: some shells send SIGHUP to their jobs just before it does."""
+    """Check for some seconds whether the terminal has closed: some shells send SIGHUP to their jobs just before that."""
     for _ in range(_TERMINAL_CHECKS):
         await anyio.sleep(_TERMINAL_CHECK_S)
         if signals.terminal_closed():

@@ -46,7 +46,7 @@ from schema.instants import to_text
 _LOOK_S: Final = 0.1
 _READY_LOOK_S: Final = 0.5
 _READY_ANSWER_S: Final = 2.0
-_MOST_PROBE_S: Final = 3600.0
+_MAX_PROBE_S: Final = 3600.0
 
 
 @dataclass(slots=True)
@@ -194,7 +194,7 @@ class Standby:
             return JSONResponse(self.report())
 
         async def probe(request: Request) -> JSONResponse:
-            limit = min(_MOST_PROBE_S, max(1.0, float(request.query_params.get("limit_s", "60"))))
+            limit = min(_MAX_PROBE_S, max(1.0, float(request.query_params.get("limit_s", "60"))))
             return JSONResponse(await self._probe_alone(self._probe(limit)))
 
         return Starlette(routes=[Route("/healthz", healthz), Route("/probe", probe, methods=["POST"])])

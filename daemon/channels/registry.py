@@ -175,7 +175,7 @@ def _check_agents(name: str, settings: BaseModel, config: Config) -> None:
     unknown = [(key, agent) for key, agent in settings.named_agents().items() if agent not in config.agents]
     if unknown:
         there = ", ".join(sorted(config.agents)) or "none"
-        lines = [f"channels.{name}.{key}: there is no agent {agent!r} (there is: {there})" for key, agent in unknown]
+        lines = [f"channels.{name}.{key}: there is no agent {agent!r} (known: {there})" for key, agent in unknown]
         raise ConfigError("; ".join(lines) + ".", hint="Add an [agents.NAME] table, or correct the named keys.")
 
 
@@ -195,7 +195,7 @@ def _load(name: str, type_name: str, known: Mapping[str, EntryPoint]) -> type[Ch
     if point is None:
         key = f"channels.{name}" if type_name == name else f"channels.{name}.type"
         raise ChannelError(
-            f"{key}: unknown channel type {type_name!r} (there is: {', '.join(sorted(known)) or 'none'}).",
+            f"{key}: unknown channel type {type_name!r} (known: {', '.join(sorted(known)) or 'none'}).",
             hint="Set `type` to one of these, or install the package that brings it into clawbus's environment.",
         )
     try:

@@ -83,7 +83,7 @@ def refill(
     agents: Annotated[list[str], typer.Argument(metavar="AGENT...", help="The agents' names.")],
     reason: ReasonOption = None,
 ) -> Outcome:
-    """Let an agent's budget of today begin again: its waiting messages are worked on.
+    """Let an agent's daily budget begin again: its waiting messages are worked on.
 
     Use it when an agent has used up its turns, tokens or cost of the day, and is to go on before midnight.
 

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 def list_(invocation: Invocation) -> Outcome:
     """List the channels that are configured or have answers: type, whether they work, and what waits on each.
 
-    Use it when answers do not arrive. Whether a channel works is the daemon's word; without a daemon it is `unknown`. What waits is read from the files.
+    Use it when answers do not arrive. The daemon says whether a channel works; without a daemon that is `unknown`. The queues come from the files.
 
     \b
     Example:
@@ -41,17 +41,17 @@ def list_(invocation: Invocation) -> Outcome:
     from daemon.cli.daemon_status import daemon_status  # noqa: PLC0415
     from daemon.inspect.overview import channels_report  # noqa: PLC0415
 
-    word = daemon_status(invocation)
+    status = daemon_status(invocation)
     degraded: dict[str, str] | None = None
-    if word.live is not None:
-        faults: list[Mapping[str, Any]] = word.live.get("degraded") or []
+    if status.live is not None:
+        faults: list[Mapping[str, Any]] = status.live.get("degraded") or []
         degraded = {
             str(one["what"]).removeprefix(_WHAT): str(one["why"])
             for one in faults
             if str(one["what"]).startswith(_WHAT)
         }
     report = channels_report(invocation.config, SystemClock(), degraded)
-    result = {"source": "files", "daemon": word.state.value, **report}
+    result = {"source": "files", "daemon": status.state.value, **report}
     steps: tuple[NextAction, ...] = ()
     if any(one["retrying"] for one in report["channels"]):
         steps += (NextAction("clawbus delivery list", "the answers that are tried again"),)

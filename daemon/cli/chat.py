@@ -52,7 +52,8 @@ def chat(
     session: SessionOption,
     agent: AgentOption = None,
     wait: Annotated[
-        float, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="At the end, wait so long for open answers.")
+        float,
+        typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="At the end, wait this long for open answers."),
     ] = 60.0,
     mailbox: Annotated[
         str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox to use. Default: a new one.")

@@ -33,12 +33,12 @@ def settled_status(invocation: Invocation) -> DaemonStatus:
     clock = SystemClock()
     deadline = clock.monotonic() + _REMAKE_S
     while True:
-        word, listening = _status(invocation)
-        if word.state is not DaemonState.SILENT or listening:
-            return word
+        status, listening = _status(invocation)
+        if status.state is not DaemonState.SILENT or listening:
+            return status
         if clock.monotonic() > deadline:
             lost = "" if invocation.place.control_socket.exists() else " The socket is gone, and it makes no new one."
-            return replace(word, detail=f"{word.detail}{lost}")
+            return replace(status, detail=f"{status.detail}{lost}")
         time.sleep(_REMAKE_LOOK_S)
 
 
@@ -67,7 +67,7 @@ def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], l
 
 
 def stopped_agents(invocation: Invocation) -> dict[str, str]:
-    """Return the agents whose budget of today is used up, and what of it, from the files.
+    """Return the agents whose daily budget is used up, and what of it, from the files.
 
     Empty while the configuration cannot be read: what sessions do is shown all the same.
     """

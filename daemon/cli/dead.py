@@ -67,7 +67,7 @@ def list_(
     agent: AgentFilter = None,
     since: SinceFilter = None,
     code: Annotated[str | None, typer.Option("--code", metavar="CODE", help="Only those with this code.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many.")] = 100,
 ) -> Outcome:
     """List the open dead letters, newest first: out (an answer) and in (a message), with code and reason.
 

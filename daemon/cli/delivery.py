@@ -57,7 +57,7 @@ def list_(
     agent: AgentFilter = None,
     state: Annotated[AnswerState | None, typer.Option("--state", help="Only those in this state.")] = None,
     since: SinceFilter = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many.")] = 100,
 ) -> Outcome:
     """List the answers without a receipt: state, attempts, last error, next attempt, and how many wait behind.
 

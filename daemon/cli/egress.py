@@ -73,7 +73,7 @@ def show(
     found = next((one for one in ways if one["name"] == name), None)
     if found is None:
         there = ", ".join(one["name"] for one in ways) or "none"
-        raise UnknownEgressError(f"there is no route or table of hosts {name!r} (there is: {there}).")
+        raise UnknownEgressError(f"there is no route or table of hosts {name!r} (known: {there}).")
     rows = [row for row in usage_of(invocation.config, now, days) if row.route == name]
     result = {"source": "files", **found, "days": days, "usage": usage_by(rows, "day", "agent")}
     return Outcome(result, lambda console: _show_one(console, result))

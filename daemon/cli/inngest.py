@@ -47,7 +47,7 @@ QueueLost = Annotated[
         help="The server's queue is gone: it was in memory, and the server was restarted or stopped since.",
     ),
 ]
-Sample = Annotated[int, typer.Option("--sample", min=1, max=10_000, help="Verify so many swept runs one by one.")]
+Sample = Annotated[int, typer.Option("--sample", min=1, max=10_000, help="Verify this many swept runs one by one.")]
 MaxRuns = Annotated[int, typer.Option("--max", min=1, max=10_000, help="Refuse to sweep more than this.")]
 Excluded = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="ID", help="Leave this run alone; may be repeated.")
@@ -101,7 +101,7 @@ def runs(
         ),
     ] = None,
     older_than: OlderThan = "30m",
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Show at most this many.")] = 100,
     queue_lost: QueueLost = False,
     exec_: Command = None,
 ) -> Outcome:

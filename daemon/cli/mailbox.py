@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from daemon.store.mailbox import MailboxEntry
 
 
-_MOST_NAMES: Final = 10
+_MAX_NAMES: Final = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -34,15 +34,17 @@ def mailbox(
     invocation: Invocation,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The mailbox.")] = "cli",
     after: Annotated[
-        int, typer.Option("--after", metavar="CURSOR", min=0, help="Only what came after this cursor.")
+        int, typer.Option("--after", metavar="CURSOR", min=0, help="Show only entries after this cursor.")
     ] = 0,
     last: Annotated[
         int | None,
-        typer.Option("--last", min=1, max=1000, help="Only the newest so many; with --follow, from there on."),
+        typer.Option("--last", min=1, max=1000, help="Show only this many, the newest; --follow starts there."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many, oldest first.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many, oldest first.")
+    ] = 100,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what arrives (JSON: one entry a line).")
+        bool, typer.Option("--follow", "-f", help="Keep printing what arrives (JSON: one entry a line).")
     ] = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="DIR", help="Save the files that came with the answers here.")
@@ -50,8 +52,8 @@ def mailbox(
 ) -> Outcome:
     """Read a mailbox: the answers to what was sent with `send`, including those that no command waited for.
 
-    Use it with --after to read only what is new: the result's next_after is the cursor to give next time. Nothing is
-    taken out by reading.
+    Use it with --after to read only what is new: the result's next_after is the cursor to give next time. Reading
+    removes nothing.
 
     \b
     Example:
@@ -95,12 +97,12 @@ def _before_newest(invocation: Invocation, name: str, count: int) -> int:
 
 
 def _others(invocation: Invocation) -> str:
-    """Return a sentence that names the mailboxes that hold something: the name may be mistyped."""
+    """Return a sentence that names the mailboxes with entries: the given name may be mistyped."""
     from daemon.inspect.mailbox_reading import known_mailboxes  # noqa: PLC0415
 
-    names = known_mailboxes(invocation.place.data_dir, _MOST_NAMES + 1)
-    more = ", ..." if len(names) > _MOST_NAMES else ""
-    return f" There is something in: {', '.join(names[:_MOST_NAMES])}{more}." if names else ""
+    names = known_mailboxes(invocation.place.data_dir, _MAX_NAMES + 1)
+    more = ", ..." if len(names) > _MAX_NAMES else ""
+    return f" Mailboxes with entries: {', '.join(names[:_MAX_NAMES])}{more}." if names else ""
 
 
 def _results(invocation: Invocation, entries: Sequence[MailboxEntry], save: Path | None) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def list_(
         MessageState | None, typer.Option("--state", "--status", help="Only those with this status.")
     ] = None,
     since: SinceFilter = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many.")] = 50,
 ) -> Outcome:
     """List messages, newest first: status, attempts, when they came, and their text.
 

@@ -1,4 +1,4 @@
-"""`clawbus run show ID`: one run from acceptance to receipt, the truth about it, and what explains it. Changes nothing."""
+"""`clawbus run show ID`: one run from acceptance to receipt, its real status, and the findings that explain it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 def one_run(invocation: Invocation, identity: str, session: str | None) -> Outcome:
-    """Show the run of this id, or this message's latest run; name the message's other runs."""
+    """Show the run with this id, or the latest run of the message with this id. Name the message's other runs."""
     clock = SystemClock()
-    word = daemon_status(invocation)
-    runs = Runs(invocation.config, clock, synced=word.state is DaemonState.UP)
+    daemon = daemon_status(invocation)
+    runs = Runs(invocation.config, clock, synced=daemon.state is DaemonState.UP)
     found = runs.find(identity, pair(session, None) if session is not None else None)
     life = life_of(invocation.config, found, runs.install_id)
     explained = [] if _is_fine(found, life) else _explain(invocation, found)
     result: dict[str, Any] = {
         "source": "files",
-        "daemon": word.state.value,
+        "daemon": daemon.state.value,
         **life,
         "diagnoses": [asdict(one) for one in explained],
     }
@@ -45,7 +45,7 @@ def one_run(invocation: Invocation, identity: str, session: str | None) -> Outco
 
 
 def _is_fine(found: Found, life: Mapping[str, Any]) -> bool:
-    """Return whether nothing is left to explain: it is over as it should be, and its answers are delivered."""
+    """Return whether nothing is left to explain: the run ended well, and its answers are delivered."""
     verdict = found.wanted.verdict
     if verdict.stale or verdict.status.value not in ("completed", "cancelled", "released", "orphaned"):
         return False
@@ -54,7 +54,7 @@ def _is_fine(found: Found, life: Mapping[str, Any]) -> bool:
 
 
 def _explain(invocation: Invocation, found: Found) -> list[Diagnosis]:
-    """Return what is wrong with the run, its session and the host."""
+    """Return the findings about the run, its session and the host, in this order."""
     doctor = Doctor(invocation.config, SystemClock(), lambda: daemon_status(invocation))
     message_id = found.wanted.evidence.message_id
     every = doctor.examine(found.key).diagnoses
@@ -82,7 +82,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     if result["usage"]:
         facts["used"] = usage_text(result["usage"])
     if result["next_try_at"] is not None:
-        facts["next try"] = f"{when(result['next_try_at'], now)}, after {result['tries']} that failed"
+        facts["next try"] = f"{when(result['next_try_at'], now)}, after {result['tries']} failed"
     if result["daemon"] != "up":
         facts["daemon"] = f"{result['daemon']} (read from the files)"
     pairs(console, facts)
@@ -91,14 +91,14 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
         (moment(event["at"], None), _after(event["after_ms"]), _after(event["took_ms"]), event["event"], detail)
         for event, detail in zip(result["events"], details, strict=True)
     ]
-    console.print(table("Its life", ("when", "after", "step", "what", "detail"), rows))
+    console.print(table("History", ("when", "after", "step", "what", "detail"), rows))
     for one in result["diagnoses"]:
         say(console, f"{one['code']}: {one['summary']}", *(f"   - {line}" for line in one["evidence"]))
         say_whole(console, f"   repair: {one['command']}")
         say_whole(console, *(f"   or, {choice['when']}: {choice['command']}" for choice in one["choices"]))
     if result["container_log"]:
         wrote = (f"  {container_line(line)}" for line in result["container_log"])
-        say(console, "", "The end of what its container wrote:")
+        say(console, "", "The last output of its container:")
         say_whole(console, *wrote)
     if result["other_runs"]:
         others = [(other["run_id"], _status(other), when(other["claimed_at"], now)) for other in result["other_runs"]]
@@ -107,7 +107,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def _worked(result: Mapping[str, Any], now_ms: int) -> str:
-    """Return how long the run was worked on; of one that goes on, how long by now."""
+    """Return how long the agent worked on the run, or has worked on it so far."""
     from daemon.cli.present import age  # noqa: PLC0415
 
     taken: int | None = result["durations"]["worked_ms"]

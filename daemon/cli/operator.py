@@ -49,7 +49,7 @@ def known_agent(invocation: Invocation, agent: str | None) -> str | None:
     if agent in known:
         return agent
     close = get_close_matches(agent, known)
-    advice = f"did you mean {' or '.join(close)}?" if close else f"there is: {', '.join(sorted(known)[:10]) or 'none'}."
+    advice = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known)[:10]) or 'none'}."
     raise UnknownAgentError(f"there is no agent {agent!r}; {advice}", hint="Name one that `clawbus agent list` lists.")
 
 

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 def list_(
     invocation: Invocation,
     every: Annotated[bool, typer.Option("--all", help="Also those that were decided or have expired.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many.")] = 100,
 ) -> Outcome:
     """List the requests of strangers that wait for somebody to decide.
 

@@ -42,7 +42,7 @@ def list_(
     session: SessionScope = None,
     agent: AgentFilter = None,
     every: Annotated[bool, typer.Option("--all", help="Also those that have ended, newest first.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many.")] = 100,
 ) -> Outcome:
     """List the open questions of agents, the most urgent first, with the time that is left.
 

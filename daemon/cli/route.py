@@ -217,7 +217,7 @@ def _check_channel(invocation: Invocation, channel: str) -> None:
     known = {"local", *config.channels, *(one.channel for one in read_routes(config).directory.table.routes.values())}
     if channel not in known:
         close = nearest(channel, known)
-        meant = f"did you mean {' or '.join(close)}?" if close else f"there is: {', '.join(sorted(known))}."
+        meant = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}."
         raise typer.BadParameter(f"--channel: there is no channel {channel!r}; {meant}")
 
 
@@ -230,7 +230,7 @@ def _parsed(body: str) -> object:
 
 def log(
     invocation: Invocation,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many.")] = 50,
 ) -> Outcome:
     """List the events that reached no agent, with the reason and how often: the ones that happened last.
 

@@ -27,7 +27,7 @@ def runs(
     session: Annotated[str | None, typer.Option("--session", "-s", metavar="A/S", help="Only of this session.")] = None,
     agent: AgentFilter = None,
     since: SinceFilter = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many.")] = 50,
     stale: Annotated[bool, typer.Option("--stale", help="Only those whose sources disagree.")] = False,
 ) -> Outcome:
     """List runs, newest first: a run is one message in one incarnation of its agent's container.

@@ -47,7 +47,7 @@ CatchUpOption = Annotated[
     _CatchUp, typer.Option("--catch-up", help="What comes of occurrences that were missed: none, the last, or all.")
 ]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="TIME", help="None after this time.")]
-CountOption = Annotated[int | None, typer.Option("--count", min=1, help="None after so many.")]
+CountOption = Annotated[int | None, typer.Option("--count", min=1, help="Stop after this many.")]
 MailboxOption = Annotated[
     str | None, typer.Option("--mailbox", metavar="NAME", help="The mailbox of the answers; by default KEY.")
 ]

@@ -1,7 +1,7 @@
-"""`clawbus send`: one message in; with --wait its answer out.
+"""`clawbus send`: sends one message, and with --wait prints its answer.
 
-The id is chosen here, before anything is sent, so that whatever happens to the connection the same message can be sent
-again without being stored twice.
+The command chooses the id before it sends anything. After a lost connection it can send the same message again, and the
+message is not stored twice.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ IdOption = Annotated[
     ),
 ]
 WaitOption = Annotated[
-    float | None, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="Wait so long for the answer.")
+    float | None, typer.Option("--wait", "-w", metavar="SECONDS", min=0, help="Wait this long for the answer.")
 ]
 JsonContentOption = Annotated[
     bool, typer.Option("--json-content", help='TEXT is JSON: send it as it is, not as {"text": TEXT}.')
@@ -58,7 +58,7 @@ ContextOption = Annotated[
 MailboxOption = Annotated[str, typer.Option("--mailbox", metavar="NAME", help="The mailbox that the answer goes to.")]
 NotAfterOption = Annotated[
     str | None,
-    typer.Option("--not-after", metavar="TIME", help="Do not begin it then or later; the mailbox gets a notice."),
+    typer.Option("--not-after", metavar="TIME", help="Do not begin it from then on; the mailbox gets a notice."),
 ]
 ExpiresInOption = Annotated[
     str | None,
@@ -111,8 +111,8 @@ def send(
 ) -> Outcome:
     """Send a message to an agent's session; with --wait, print its answer.
 
-    Use it from a shell or a script. When it says ok the message is stored and will be worked on, whatever crashes. If
-    no answer comes in time the message stays accepted: look into the mailbox later.
+    Use it from a shell or a script. When it says ok, the message is stored, and survives every crash. If no answer comes
+    in time, the message stays accepted: look into the mailbox later.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`clawbus source`: whether what runs is exactly one source, with each difference named."""
+"""`clawbus source`: compares what is installed and what runs with one source, and names each difference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def source(
     invocation: Invocation,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Put right what can be, without a restart of what serves.")
+        bool, typer.Option("--repair", help="Repair what can be repaired without restarting what serves.")
     ] = False,
 ) -> Outcome:
     """Compare installed files, manifests, images and the running daemon, and name each difference.

@@ -75,7 +75,7 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
 
 
 def _stopped(report: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the agents whose budget of today is used up, and what of it."""
+    """Return the agents whose daily budget is used up, and what of it."""
     live: Mapping[str, Any] = report.get("live") or {}
     return report.get("budgets") or live.get("budgets") or {}
 

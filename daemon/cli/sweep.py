@@ -48,7 +48,10 @@ def stale(
         str | None, typer.Option("--match", metavar="GLOB", help="Only sessions whose AGENT/SESSION matches.")
     ] = None,
     older_than: Annotated[
-        str, typer.Option("--older-than", metavar="AGE", help="Unfinished runs only when claimed so long ago: 45m, 2h.")
+        str,
+        typer.Option(
+            "--older-than", metavar="AGE", help="Unfinished runs only if claimed at least this long ago: 45m, 2h."
+        ),
     ] = "30m",
     max_runs: Annotated[
         int, typer.Option("--max", min=1, help="Refuse when more runs than this would be ended.")

@@ -34,7 +34,7 @@ def top(
     interval: Annotated[
         float, typer.Option("--interval", min=0.2, max=60.0, metavar="SECONDS", help="How often to look.")
     ] = 1.0,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most so many sessions.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Show at most this many sessions.")] = 20,
     once: Annotated[bool, typer.Option("--once", help="Print once and exit: for pipes. Implied by --json.")] = False,
 ) -> Outcome:
     """Show the daemon, the queues and the busiest sessions with what each works on, every second until q or Ctrl-C.

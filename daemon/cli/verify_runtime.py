@@ -1,4 +1,4 @@
-"""`clawbus deploy verify-runtime`: one verdict on the last deploy and on what must hold at any time."""
+"""`clawbus deploy verify-runtime`: one verdict on the last deploy and on the conditions that must always hold."""
 
 from __future__ import annotations
 
@@ -31,12 +31,10 @@ def verify_runtime(
     invocation: Invocation,
     probe: Annotated[
         bool,
-        typer.Option(
-            "--probe", help="Also send messages through a daemon and agents that it starts for this, and ends."
-        ),
+        typer.Option("--probe", help="Also send messages through a daemon and agents started for this."),
     ] = False,
 ) -> Outcome:
-    """Judge the deploy under way or the last one, and what must hold without one. Changes nothing that serves.
+    """Judge the deploy under way or the last one, and the conditions that always hold. Changes nothing that serves.
 
     Use it in CI, in a timer and by hand. Exit code 0: pass, 1: fail or rolled back,
     75: not known yet (a deploy is under way, or something could not be checked).

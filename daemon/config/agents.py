@@ -200,11 +200,11 @@ def agent_table_faults(
             if destination.agent not in agents:
                 there = ", ".join(sorted(agents))
                 yield (
-                    f"agents.{name}.destinations.{place}.agent: there is no agent {destination.agent!r} (there is: {there})"
+                    f"agents.{name}.destinations.{place}.agent: there is no agent {destination.agent!r} (known: {there})"
                 )
         elif destination.channel not in channels:
             there = ", ".join(sorted(channels))
             yield (
                 f"agents.{name}.destinations.{place}.channel: no channel {destination.channel!r} is configured"
-                f" (there is: {there})"
+                f" (known: {there})"
             )

@@ -222,7 +222,7 @@ def _named(where: str, name: str) -> Iterator[str]:
 def _unknown_agents(where: str, named: Collection[str], agents: Collection[str]) -> Iterator[str]:
     for agent in named:
         if agent != EVERY_AGENT and agent not in agents:
-            yield f"{where}: there is no agent {agent!r} (there is: {', '.join(sorted(agents)) or 'none'})"
+            yield f"{where}: there is no agent {agent!r} (known: {', '.join(sorted(agents)) or 'none'})"
 
 
 def _may_be_public(host: str) -> bool:

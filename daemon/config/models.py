@@ -1,7 +1,6 @@
-"""The configuration's tables and their keys; `agents.py` has an agent's, `loading.py` reads and checks all of them.
+"""The configuration's tables and their keys. `agents.py` has an agent's keys; `loading.py` reads and checks all.
 
-Durations end in `_s` and are seconds; sizes end in
-`_bytes`. docs/configuration.md lists every key (a test compares it with these classes).
+Keys that end in `_s` are seconds, those that end in `_bytes` are bytes. docs/configuration.md lists every key (a test compares it with these classes).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Runtime(Table):
 
 
 class Docker(Table):
-    """[docker]: the engine, and defaults of every container; an agent may override image, network, memory, cpus and pids."""
+    """[docker]: the engine, and the defaults of every container. An agent may override image, network, memory, cpus and pids."""
 
     host: str = ""
     image: str = DEFAULT_IMAGE
@@ -61,7 +60,7 @@ class Docker(Table):
 
 
 class Podman(Table):
-    """[podman]: where its service answers; all else of its containers is in [docker]."""
+    """[podman]: where its service answers. All other settings of its containers are in [docker]."""
 
     host: str = ""
 
@@ -108,7 +107,7 @@ class Delivery(Table):
 
 
 class Retention(Table):
-    """[retention]: how long what is done is kept. 0, or "never" for never pruned."""
+    """[retention]: how long finished things are kept. 0 or "never" keeps them forever."""
 
     messages_s: float = Field(default=30 * 86400.0, ge=0)
     incarnations_s: float = Field(default=30 * 86400.0, ge=0)
@@ -125,7 +124,7 @@ class Retention(Table):
 
 
 class LimitsTable(Table):
-    """[limits]: what may come from outside and out of a container."""
+    """[limits]: how much senders and containers may hand in."""
 
     max_content_bytes: int = Field(default=1024**2, ge=1024, le=64 * 1024**2)
     max_attachments: int = Field(default=10, ge=0, le=100)
@@ -140,7 +139,7 @@ class LimitsTable(Table):
 
 
 class Control(Table):
-    """[control]: the operator's socket. Empty: `<data>/control.sock`."""
+    """[control]: the operator's socket; by default `<data>/control.sock`."""
 
     socket: str = ""
 
@@ -152,7 +151,7 @@ class Control(Table):
 
 
 class Logs(Table):
-    """[logs]: auto: pretty on a terminal, plain words in the journal, else JSON. The file `<data>/logs/clawbus.log` is always JSON."""
+    """[logs]. `auto` is pretty on a terminal, plain text in the journal, else JSON. `<data>/logs/clawbus.log` is always JSON."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "pretty"] = "auto"
@@ -161,7 +160,7 @@ class Logs(Table):
 
 
 class Telemetry(Table):
-    """[telemetry]: metrics are always on the control socket; `listen` adds a TCP address, `otlp_endpoint` sends traces."""
+    """[telemetry]. Metrics are always on the control socket; `listen` adds a TCP address, `otlp_endpoint` sends traces."""
 
     allow_remote: bool = False  # before `listen`, whose check needs it
     listen: str = ""
@@ -176,8 +175,8 @@ class Telemetry(Table):
         host, _ = split_listen(value)
         if not (info.data.get("allow_remote", False) or is_loopback(host)):
             raise ValueError(
-                f"{host} is not a loopback address, and metrics have no password; listen on 127.0.0.1 and put a proxy before"
-                " it, or set telemetry.allow_remote = true"
+                f"{host} is not a loopback address, and metrics have no password; listen on 127.0.0.1 behind a"
+                " proxy, or set telemetry.allow_remote = true"
             )
         return value
 
@@ -199,7 +198,7 @@ class Telemetry(Table):
 
 
 class Deploy(Table):
-    """[deploy]: where releases lie, and the limits of a deploy's gates. An empty root: no releases are used."""
+    """[deploy]: the folder of releases, and the limits of a deploy's gates. Without a `root`, clawbus uses no releases."""
 
     root: str = ""
     warm_s: float = Field(default=30.0, ge=0, le=3600)
@@ -222,7 +221,7 @@ class Deploy(Table):
 
 
 class AgentMessages(Table):
-    """[agent_messages]: what keeps agents that write to each other within bounds."""
+    """[agent_messages]: the limits of messages between agents."""
 
     max_hops: int = Field(default=8, ge=1, le=64)
     per_minute: float = Field(default=60.0, gt=0, le=60_000)
@@ -237,7 +236,7 @@ class OwnershipGroup(Table):
 
 
 class OwnershipTable(Table):
-    """[ownership]: how daemons of two roles divide one configuration."""
+    """[ownership]: how the daemons of two roles divide one configuration."""
 
     host: OwnershipGroup = Field(default_factory=OwnershipGroup)
     cluster: OwnershipGroup = Field(default_factory=OwnershipGroup)
@@ -307,5 +306,5 @@ class Config(BaseSettings):
 
     @property
     def control_socket(self) -> Path:
-        """Where the daemon answers."""
+        """The path of the control socket."""
         return Path(self.control.socket) if self.control.socket else self.data_dir / "control.sock"

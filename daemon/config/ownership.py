@@ -1,4 +1,4 @@
-"""`role` and [ownership]: which agents and channels of a shared configuration are this daemon's."""
+"""`role` and [ownership]: which agents and channels of a shared configuration belong to this daemon."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ownership_of(config: Config) -> Ownership:
 def owned(config: Config, found: Ownership) -> Config:
     """Return the configuration without other roles' agents, channels, routes, schedules and egress tables.
 
-    So a daemon never reads a secret that only agents of another role use.
+    A daemon so never reads a secret that only agents of another role use.
     """
     if not found.role:
         return config
@@ -58,7 +58,7 @@ def _egress_for(egress: Egress, agents: Collection[str]) -> Egress:
 
 
 def host_need(config: Config, agent: Agent) -> str | None:
-    """Return why an agent can only run on the host, judged by its table, or None if it can run anywhere."""
+    """Return why an agent's configuration ties it to the host, or None if it can run anywhere."""
     if config.runtime.kind == "process":
         return "the runtime `process` starts it on the host"
     if agent.mounts:
@@ -69,6 +69,7 @@ def host_need(config: Config, agent: Agent) -> str | None:
 
 
 def _links(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield (configuration key, agent, channel) for each key that ties an agent to a channel."""
     for route in config.routes:
         yield f"routes.{route.name}", route.agent, route.channel
     for key, schedule in config.schedules.items():

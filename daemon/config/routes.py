@@ -162,10 +162,10 @@ def route_faults(routes: Iterable[Route], agents: Iterable[str], channels: Itera
             claims = f"claims {route.channel} {route.place} for agent {route.agent}, as route {other} does"
             yield route.name, f"{claims}; give one of them another priority"
         if route.agent not in known_agents:
-            yield route.name, f"there is no agent {route.agent} (there is: {', '.join(sorted(known_agents)) or 'none'})"
+            yield route.name, f"there is no agent {route.agent} (known: {', '.join(sorted(known_agents)) or 'none'})"
         if route.channel not in known_channels:
             there = ", ".join(sorted(known_channels))
-            yield route.name, f"no channel {route.channel} is configured (there is: {there})"
+            yield route.name, f"no channel {route.channel} is configured (known: {there})"
         if route.place.endswith(ANYWHERE):
             wild[route.channel] = wild.get(route.channel, 0) + 1
             if wild[route.channel] == MAX_WILDCARDS + 1:

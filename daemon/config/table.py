@@ -1,4 +1,4 @@
-"""The base of all configuration tables: refuses unknown keys, excessive times and impossible paths. No I/O."""
+"""The base class of configuration tables: refuses unknown keys, times of over ten years and impossible paths. No I/O."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _LONGEST_S: Final = 10 * 366 * 86400.0
 
 
 class Table(BaseModel):
-    """A table without unknown keys and without times that are too long for a clock."""
+    """A table that refuses unknown keys and times of over ten years."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
     def _bounded(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse times that are too long for a clock: they can only be mistakes."""
+        """Refuse a time of over ten years: it is a mistake, and could overflow a clock."""
         name = info.field_name or ""
         if name.endswith("_s") and isinstance(value, float) and value > _LONGEST_S:
             raise ValueError(f"must be at most {_LONGEST_S:.0f} seconds (ten years)")
@@ -27,7 +27,7 @@ class Table(BaseModel):
 
 
 def check_path(text: str) -> None:
-    """Raise ValueError for a path that no file in this process can have."""
+    """Raise ValueError for a path that this process cannot pass to the system."""
     if "\0" in text:
         raise ValueError("must not contain NUL")
     try:
@@ -35,5 +35,5 @@ def check_path(text: str) -> None:
     except UnicodeEncodeError:
         encoding = sys.getfilesystemencoding()
         raise ValueError(
-            f"has characters that this locale ({encoding}) cannot express; set LC_ALL=C.UTF-8 for the command"
+            f"has characters that this locale ({encoding}) cannot encode; set LC_ALL=C.UTF-8 for the command"
         ) from None

@@ -30,7 +30,7 @@ class RemoveRoute(HostVerb):
 
 @dataclass(frozen=True, slots=True)
 class RefillBudget(HostVerb):
-    """Let an agent's budget of today begin again: {name, day, turns, tokens, cost}, with what had been used."""
+    """Let an agent's daily budget begin again: {name, day, turns, tokens, cost}, with what had been used."""
 
     route: ClassVar[str] = "/v1/budgets/refill"
 

@@ -33,7 +33,7 @@ def start_command(unit: str | None) -> str:
 def restart_command(unit: str | None, pid: int | None, signal: str = "KILL") -> str:
     """Return the command that ends a daemon that runs. Without a unit, `clawbus serve` starts the next one.
 
-    `signal`: KILL for one that hangs, TERM for one that answers and can stop in order.
+    `signal`: KILL for a daemon that hangs, TERM for one that answers.
     """
     if unit is None and pid is not None:
         return f"kill -{signal} {pid}"

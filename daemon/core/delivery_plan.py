@@ -224,7 +224,7 @@ def _decide(candidate: Candidate, rules: Rules, held: set[str]) -> Decision:
     if traits is None:
         known = ", ".join(sorted(rules.channels)) or "none"
         return Defer(candidate, address, Reason.NO_CHANNEL,
-                     f"no channel {address.channel_type!r} is configured (there is: {known})")  # fmt: skip
+                     f"no channel {address.channel_type!r} is configured (known: {known})")  # fmt: skip
     in_doubt = candidate.state is DeliveryState.INTENDED
     if in_doubt and not traits.deduplicates and traits.hold_in_doubt:
         error = "a crash left it unknown whether this was sent, and the channel's policy is to hold"

@@ -1,7 +1,7 @@
-"""The daemon's branch of the one error tree. Every class has a stable code and the operator's next step.
+"""The daemon's errors. Every class has a stable code and a hint: the operator's next step.
 
-The root and the errors of opening files live in `schema.errors`, because the runner shares them.
-One file, although it is long: it is a catalogue, read by looking a code up.
+The base class and the errors of opening files are in `schema.errors`, because the runner shares them.
+The file is long because it is a catalogue, read by looking up a code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FileAccessError(ClawbusError):
 
     @classmethod
     def of(cls, error: OSError) -> FileAccessError:
-        """Return the error for a file that the system refused to a command. It names the file and says what to do."""
+        """Return the error for an OSError in a command. It names the file and says what to do."""
         name = error.filename if error.filename is not None else "a file or a socket"
         reason = error.strerror or str(error) or type(error).__name__
         hint = None
@@ -87,7 +87,7 @@ class NotListeningError(DaemonDownError):
 
 
 class LostAnswerError(DaemonDownError):
-    """The daemon took the call and ended before it answered. What was asked may have been done."""
+    """The daemon took the call and ended before it answered. It may have done what was asked."""
 
     default_hint = "Start it and repeat; with the same --id a message is never stored twice."
 
@@ -117,7 +117,7 @@ class UnknownAgentError(ClawbusError):
 
 
 class NotOwnedError(UnknownAgentError):
-    """The agent is configured, and belongs to the daemons of another role."""
+    """The agent is configured, but belongs to the daemons of another role."""
 
     code = "NOT_OWNED"
     default_hint = "Ask the daemon of that role, or move the agent in [ownership] (`clawbus worker list`)."
@@ -187,7 +187,7 @@ class UnknownScheduleError(ClawbusError):
 
 
 class AmbiguousIdError(ClawbusError):
-    """Several sessions have a message of this id."""
+    """Several sessions have a message with this id."""
 
     code = "AMBIGUOUS_ID"
     default_hint = "Name the session: --session AGENT/SESSION."
@@ -229,7 +229,7 @@ class SaveError(ClawbusError):
 
 
 class AttachmentError(ClawbusError):
-    """A file cannot be attached: its name, its size, the number of files, or a content that names paths itself. Nothing was stored."""
+    """A file cannot be attached: a bad name, too large, one too many, or the content names paths itself. Nothing was stored."""
 
     code = "ATTACHMENT_REFUSED"
     default_hint = "Attach fewer, smaller or renamed files; docs/configuration.md has the limits."
@@ -275,7 +275,7 @@ class RuntimeUnavailableError(ClawbusError):
 
 
 class EngineChangedError(RuntimeUnavailableError):
-    """Another engine answers than the one the containers run on; it cannot say which of them live."""
+    """The engine that answers is not the one that the containers run on, so it cannot say which of them run."""
 
     code = "RUNTIME_CHANGED"
     default_hint = (
@@ -285,7 +285,7 @@ class EngineChangedError(RuntimeUnavailableError):
 
 
 class RuntimeChangedError(ConfigError, EngineChangedError):
-    """[runtime] kind is not what this folder's containers run under, and they live or may live. Nothing was started."""
+    """[runtime] kind is not the runtime of this folder's containers, some of which may still run. Nothing was started."""
 
     code = "RUNTIME_CHANGED"
     default_hint = "End the agents with `clawbus session kill --all`, then start; or set [runtime] kind back."
@@ -327,7 +327,7 @@ class EnvFileError(AgentFileError):
 
 
 class MountSourceError(AgentFileError):
-    """A source of `agents.NAME.mounts` is missing, or may not be mounted any more."""
+    """A source of `agents.NAME.mounts` is missing, or may no longer be mounted."""
 
     code = "MOUNT_SOURCE"
     default_hint = "Make the folder, mount its disk, or correct agents.NAME.mounts and run `clawbus reload`."
@@ -341,7 +341,7 @@ class ContainerGoneError(ClawbusError):
 
 
 class NoAnswerError(ClawbusError):
-    """A message is finished or held, and no answer to it is on its way."""
+    """A message is finished or held back, and no answer to it is under way."""
 
     code = "NO_ANSWER"
     default_hint = "`clawbus message show ID` has its history; `clawbus dead list` lists dead letters."
@@ -355,9 +355,9 @@ class NotConfirmedError(ClawbusError):
 
 
 class TransientDeliveryError(ClawbusError):
-    """A send failed and may succeed later, after `retry_after_s` if the receiver named it.
+    """A send failed and may succeed later, after `retry_after_s` seconds if the receiver named them.
 
-    `in_doubt`: the receiver may have taken it, because it was sent and its answer did not come.
+    `in_doubt`: the receiver may have taken the answer, because it was sent and no response came.
     """
 
     code = "DELIVERY_TRANSIENT"
@@ -372,17 +372,19 @@ class TransientDeliveryError(ClawbusError):
 
 
 class PermanentDeliveryError(ClawbusError):
-    """A send failed and cannot succeed as it is: a dead letter."""
+    """A send failed, and would fail again: the answer becomes a dead letter."""
 
     code = "DELIVERY_PERMANENT"
     default_hint = "Correct what the message names at the receiver or in the configuration."
 
 
 class AgentHopLimitError(PermanentDeliveryError):
-    """A message between agents has been passed on too often: the agents ask each other without an end."""
+    """A message between agents has been passed on too often: the agents ask each other endlessly."""
 
     code = "AGENT_HOP_LIMIT"
-    default_hint = "Change what the agents are told, then drop it; or raise agent_messages.max_hops and requeue it."
+    default_hint = (
+        "Change the agents' instructions and drop the dead letter; or raise agent_messages.max_hops and requeue it."
+    )
 
 
 class ChannelError(ClawbusError):
@@ -393,14 +395,14 @@ class ChannelError(ClawbusError):
 
 
 class ListenError(ClawbusError):
-    """A configured address cannot be listened on."""
+    """The daemon cannot listen on a configured address."""
 
     code = "LISTEN"
     default_hint = "Free the address (`ss -ltnp` says who has it), or configure another one."
 
 
 class RequestRefusedError(ClawbusError):
-    """A request from outside was refused before anything was stored: signature, size, shape."""
+    """A request from outside was refused for its signature, size or form, before anything was stored."""
 
     code = "REQUEST_REFUSED"
     default_hint = "Correct the request as the message says and send it again."
@@ -435,7 +437,7 @@ class UnknownUserError(ClawbusError):
 
 
 class UserRefusedError(ClawbusError):
-    """The user, role or identity cannot be changed as asked. Nothing was changed."""
+    """The user, role or identity cannot be added or changed as asked. Nothing was changed."""
 
     code = "USER_REFUSED"
     default_hint = "Correct what the message names; `clawbus user list` shows the users."

@@ -1,8 +1,8 @@
 """The engine's events: one frozen dataclass for each kind. Pure.
 
-An event is published after the commit that made it true, so no subscriber sees what a crash then undoes. It carries facts
-only, never a live object. Every time is in epoch milliseconds; `at` is when the engine knew of it.
-One file, although it is long: it is a catalogue in sections.
+The engine publishes an event after the commit that made it true, so a crash never undoes what a subscriber saw. An event
+carries facts only, never a live object. Every time is in epoch milliseconds; `at` is when the engine learned of it.
+The file is long because it is a catalogue, in sections.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SessionEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class MessageAccepted(SessionEvent):
-    """A message is stored, or was stored before (`duplicate`). `message_id` is the message that does the work.
+    """A message is stored, or was stored before (`duplicate`). If it was requeued, `message_id` is the requeued message.
 
     `pending`: it is not finished, so its session may have to wake.
     """
@@ -57,7 +57,7 @@ class MessageAccepted(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class MessageRequeued(SessionEvent):
-    """A dead letter does its work again, as message `requeued_as`, because `by` asked for it."""
+    """A dead letter was sent again as message `requeued_as`, because `by` asked for it."""
 
     message_id: str
     requeued_as: str
@@ -74,7 +74,7 @@ class MessageRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class EventRefused(Event):
-    """Events of a place reached no agent, or not this one; `times` since that was last published."""
+    """Events of a place did not reach an agent, or none. `times` counts them since this was last published."""
 
     channel: str
     place: str
@@ -100,14 +100,14 @@ class MessageClaimed(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class TurnsBegun(SessionEvent):
-    """The session's agent has begun turns, as the host learns now. Some of them may have ended already."""
+    """The host learned that the session's agent began turns. Some of them may have ended already."""
 
     turns: int
 
 
 @dataclass(frozen=True, slots=True)
 class TurnStopped(SessionEvent):
-    """The turn of a cancelled message has stopped, having used `usage`."""
+    """The turn of a cancelled message has stopped. It used `usage`."""
 
     message_id: str
     incarnation: str | None
@@ -116,7 +116,7 @@ class TurnStopped(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class BudgetUsedUp(Event):
-    """An agent has used up its budget of a day: `spent`, such as `20 of 20 turns`. Its messages wait until `until`."""
+    """An agent has used up its daily budget. `spent` says of what, such as `20 of 20 turns`. Its messages wait until `until`."""
 
     agent: str
     spent: str
@@ -148,7 +148,7 @@ class MessageRetried(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class MessageDeadLettered(SessionEvent):
-    """A message was given up, with this code. What the code does not come with is None."""
+    """A message was given up, with this code. Fields that do not apply to the code are None."""
 
     message_id: str
     code: str
@@ -170,14 +170,14 @@ class MessageDeferred(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class MessageExpired(SessionEvent):
-    """A message was not begun before it expired, and is cancelled."""
+    """A message expired before a turn began with it, and is cancelled."""
 
     message_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class AckVoided(SessionEvent):
-    """A final ack does not count, because it is older than its message or was caused by our ending the container."""
+    """A final ack does not count: it is older than its message, or the daemon was ending the container."""
 
     message_id: str
     incarnation: str | None
@@ -201,7 +201,7 @@ class SchedulePaused(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class SeriesRearmed(SessionEvent):
-    """A repeating message has its next occurrence: message `message_id`, due at `process_after`."""
+    """A repeating message got its next occurrence: message `message_id`, due at `process_after`."""
 
     message_id: str
     series_id: str | None
@@ -213,7 +213,7 @@ class SeriesRearmed(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class QuestionAsked(SessionEvent):
-    """An agent asks a person; the answer is due at `deadline`. `message_id` is what its turn works on."""
+    """An agent asks a person; the answer is due at `deadline`. Its turn works on `message_id`."""
 
     question_id: str
     message_id: str | None
@@ -222,7 +222,7 @@ class QuestionAsked(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class QuestionDecided(SessionEvent):
-    """A question ended: answered, declined, timeout or cancelled. `notify`: a message notifies its agent."""
+    """A question ended: answered, declined, timeout or cancelled. `notify`: the agent gets a message about it."""
 
     question_id: str
     message_id: str | None
@@ -236,7 +236,7 @@ class QuestionDecided(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class DeliveredAnswer:
-    """One answer with a receipt. `span` starts with its send, which ended at `ended_at`; `cause` is what it answers."""
+    """One answer with a receipt. `span` begins with its send, which ended at `ended_at`; `cause` is the message it answers."""
 
     message_out_id: str
     in_reply_to: str | None
@@ -256,7 +256,7 @@ class AnswersDelivered(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class AgentSaid(SessionEvent):
-    """An agent says something in the middle of a turn, which is sent now. `edits`: the earlier message that it replaces."""
+    """An agent said something in the middle of a turn, and it is being sent. `edits` is the earlier message that it replaces."""
 
     message_out_id: str
     in_reply_to: str | None
@@ -266,9 +266,9 @@ class AgentSaid(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class AgentWrote(SessionEvent):
-    """A line that an agent wrote while it worked on these messages, which is not an answer. `kind` is `progress` or `stderr`.
+    """An agent wrote a line of `progress` or `stderr` (`kind`) while it worked on these messages. It is not an answer.
 
-    Read only while somebody watches. The container may write anything there, so never act on it.
+    The daemon reads such lines only while somebody watches. The container may write anything there: never act on it.
     """
 
     messages: tuple[str, ...]
@@ -278,7 +278,7 @@ class AgentWrote(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class AnswerNotWanted(SessionEvent):
-    """The channel does not want this answer. It is finished without being sent."""
+    """The configuration asks for no answers at this destination, so this one is finished without being sent."""
 
     message_out_id: str
     in_reply_to: str | None
@@ -315,7 +315,7 @@ class SendInDoubt(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class AnswerDeferred(SessionEvent):
-    """Nothing could take the answer now; it is sent later."""
+    """The channel could not take the answer now; it is sent later."""
 
     message_out_id: str
     channel: str
@@ -345,7 +345,7 @@ class AnswerDropped(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpawned(SessionEvent):
-    """A container runs that was asked for at `asked_at`."""
+    """A container that was asked for at `asked_at` has started."""
 
     incarnation: str
     container_id: str
@@ -355,7 +355,7 @@ class ContainerSpawned(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class ContainerAdopted(SessionEvent):
-    """A container that ran already is supervised from now on."""
+    """The daemon now supervises a container that was running already."""
 
     incarnation: str
     container_id: str
@@ -367,7 +367,7 @@ class ContainerAdopted(SessionEvent):
 class SpawnFailed(SessionEvent):
     """A container could not be started, or (`started`) ended by itself before it did anything.
 
-    The next spawn may be tried in `retry_s` seconds; `failures` counts those in a row.
+    The daemon may try again in `retry_s` seconds; `failures` counts the failures in a row.
     """
 
     code: str
@@ -398,7 +398,7 @@ class ExitSettled(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class ContainerStuck(SessionEvent):
-    """A container made no progress for `silent_ms`, of which `allowed_ms` are allowed; it is ended."""
+    """A container made no progress for `silent_ms`, longer than the `allowed_ms`; the daemon ends it."""
 
     reason: str
     silent_ms: int
@@ -408,7 +408,7 @@ class ContainerStuck(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class ContainerIdle(SessionEvent):
-    """A container has had nothing to do for `quiet_ms`; it is stopped."""
+    """A container has had nothing to do for `quiet_ms`; the daemon stops it."""
 
     quiet_ms: int
 
@@ -430,7 +430,7 @@ class SessionQuarantined(SessionEvent):
 
 @dataclass(frozen=True, slots=True)
 class FilesLocked(SessionEvent):
-    """Work on a session's files met a lock that did not go away in time; `error` says which."""
+    """Another process locked a session's files for too long; `error` says which file."""
 
     error: str
 
@@ -449,23 +449,23 @@ class SweepFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class DeployEnded(Event):
-    """A deploy is over, with whatever result. Published by the daemon that serves afterwards."""
+    """A deploy is over, whatever its result. The daemon that serves afterwards publishes this."""
 
     deploy: Deploy
 
 
 # --- the gate
 
-EGRESS_CLIENT_GONE: Final = "EGRESS_CLIENT_GONE"  # the container did not wait for the answer: no refusal of ours
+EGRESS_CLIENT_GONE: Final = "EGRESS_CLIENT_GONE"  # the container closed the connection; the gate refused nothing
 
 
 @dataclass(frozen=True, slots=True)
 class EgressRequest(SessionEvent):
     """A container's request at the gate is over.
 
-    `name` is the route or the table of hosts that allowed it, None if nothing did; `target` has no query. `code` is None where
-    the target answered in full. `unlogged` is the number of requests since the last one that logs may show, None if they
-    may not show this one either: a container could fill the disk with them.
+    `name` is the route or the table of hosts that allowed it, None if nothing did. `target` has no query. `code` is None if
+    the target answered in full. So that a container cannot fill the disk, logs show only some requests: `unlogged` is None
+    for one that they leave out, else the number left out since the last one shown.
     """
 
     name: str | None

@@ -166,12 +166,12 @@ class HostFacts:
 
     @property
     def restart(self) -> str:
-        """The command that ends a daemon that hangs; without a service, `start` starts the next one."""
+        """The command that ends a daemon that hangs. Without a service, `start` starts it again."""
         return restart_command(self.unit, self.holder_pid)
 
     @property
-    def restart_in_order(self) -> str:
-        """As `restart`, for a daemon that answers: it stops in order."""
+    def orderly_restart(self) -> str:
+        """The command that restarts a daemon that answers, and so can stop in an orderly way."""
         return restart_command(self.unit, self.holder_pid, "TERM")
 
     def trouble(self, what: str) -> Degradation | None:

@@ -42,7 +42,7 @@ def _config_invalid(host: HostFacts) -> Diagnosis | None:
 def _daemon_down(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.DOWN:
         return None
-    evidence = (host.daemon_detail or "No process holds the data folder's lock, and none answers on the socket.",)
+    evidence = (host.daemon_detail or "No process holds the data folder's lock or answers on the socket.",)
     # A daemon does not start with a file that it cannot read. The repair command for that file also starts the daemon.
     unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
     cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
@@ -53,8 +53,8 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
 def _daemon_silent(host: HostFacts) -> Diagnosis | None:
     if host.daemon is not DaemonState.SILENT:
         return None
-    evidence = (host.daemon_detail or "A process holds the data folder's lock, and none answers on the socket.",)
-    return Diagnosis("DAEMON_SILENT", "The daemon runs and does not answer.", evidence, host.restart)
+    evidence = (host.daemon_detail or "A process holds the data folder's lock, but nothing answers on the socket.",)
+    return Diagnosis("DAEMON_SILENT", "The daemon runs but does not answer.", evidence, host.restart)
 
 
 def _sweep_stalled(host: HostFacts) -> Diagnosis | None:
@@ -65,7 +65,7 @@ def _sweep_stalled(host: HostFacts) -> Diagnosis | None:
     if silent <= allowed:
         return None
     evidence = (f"The last sweep was {span(silent)} ago; one is due every {span(host.sweep_interval_ms)}.",)
-    return Diagnosis("SWEEP_STALLED", "The daemon answers, and its sweep has stopped.", evidence, host.restart)
+    return Diagnosis("SWEEP_STALLED", "The daemon answers, but its sweep has stopped.", evidence, host.restart)
 
 
 def _registry_missing(host: HostFacts) -> Diagnosis | None:
@@ -77,7 +77,7 @@ def _registry_missing(host: HostFacts) -> Diagnosis | None:
         evidence.append(degraded.why)
     command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"
     return Diagnosis(
-        "REGISTRY_GONE", "central.db is gone; the daemon remakes it from the session folders.", tuple(evidence), command,
+        "REGISTRY_GONE", "central.db is gone; the daemon rebuilds it from the session folders.", tuple(evidence), command,
         choices=() if host.daemon is DaemonState.DOWN else (restart_choice(host),),
     )  # fmt: skip
 
@@ -97,17 +97,17 @@ def _file_unreadable(host: HostFacts) -> Diagnosis | None:
     errors = tuple(text for text in host.file_errors if not text.startswith(TOO_NEW))
     if not errors:
         return None
-    summary = "mailbox.db cannot be read, and no daemon starts over it."
+    summary = "mailbox.db cannot be read, so no daemon starts."
     path = f"{host.data_dir}/mailbox.db"
     if not any(text.startswith(_BROKEN) for text in errors):
         # A lock or a failing disk: the file itself may be intact.
         return _passing(host, "DATA_UNREADABLE", summary, errors, "mailbox.db")
-    evidence = (*errors, "Answers in it that no client has fetched stay in the file that is moved away.")
+    evidence = (*errors, "The file that the command moves away keeps the answers that no client has fetched.")
     return Diagnosis("DATA_UNREADABLE", summary, evidence, f"mv {path} {path}.broken{_then_start(host)}")
 
 
 def _passing(host: HostFacts, code: str, summary: str, errors: tuple[str, ...], file: str | None = None) -> Diagnosis:
-    """Report an intact file that cannot be used now: name the process that locks it, or the shortage that prevents it."""
+    """Report an intact file that cannot be used now. Name the process that locks it, or what the host lacks."""
     held = unlocking(host.lock_holders, file)
     if held is not None:
         return Diagnosis(code, summary, (*errors, *held.evidence), held.command, choices=(restart_choice(host),))
@@ -161,13 +161,13 @@ def runtime_away(host: HostFacts) -> Diagnosis | None:
     degraded = host.trouble("runtime")
     # In these cases another runtime is the problem: see _runtime_changed, _engine_changed and _copied.
     elsewhere = host.other_runtime is not None or host.other_engine or host.copied_from is not None
-    asked = host.runtime_error if not elsewhere else None
-    why = asked or (degraded.why if degraded is not None else None)
+    own_error = host.runtime_error if not elsewhere else None
+    why = own_error or (degraded.why if degraded is not None else None)
     if why is None:
         return None
     evidence = [why]
     if degraded is not None and degraded.since is not None:
-        evidence.append(f"The daemon is without it since {to_text(degraded.since)}.")
+        evidence.append(f"The daemon has been without it since {to_text(degraded.since)}.")
     command = host.runtime_repair or _START.get(host.runtime, "clawbus config check")
     return Diagnosis("RUNTIME_UNAVAILABLE", f"The runtime {host.runtime} does not answer.", tuple(evidence), command)
 
@@ -176,8 +176,8 @@ def _copied(host: HostFacts) -> Diagnosis | None:
     if host.copied_from is None:
         return None
     evidence = (
-        f"Its identity was given to another folder: {host.copied_from}.",
-        "Containers on its record are that installation's; this one adopts and ends none of them.",
+        f"Its installation id belongs to another folder: {host.copied_from}.",
+        "The containers that it records belong to that installation; this one neither adopts nor ends them.",
     )
     summary = "This data folder is a copy or was restored; its first start gives it its own installation id."
     return Diagnosis("COPIED_FOLDER", summary, evidence, host.start)
@@ -206,7 +206,7 @@ def _runtime_changed(host: HostFacts) -> Diagnosis | None:
 
 
 def image_unusable(host: HostFacts) -> Diagnosis | None:
-    """Report an agents' image that cannot be used."""
+    """Report images of agents that cannot be used."""
     degraded = host.trouble("image")
     if host.images_checked:
         degraded = None  # the images were checked just now; the daemon's report is older
@@ -217,14 +217,14 @@ def image_unusable(host: HostFacts) -> Diagnosis | None:
     evidence = [
         why,
         *(other for other, _ in others),
-        "Is the name a slip? Correct that key in clawbus.toml, and reload the daemon.",
+        "If the name is mistyped, correct that key in clawbus.toml, and reload the daemon.",
     ]
     if any("is foreign" in one for one in evidence):  # from the message of `usable_image`
         evidence.append(
             "A build takes the name away from the image that has it now; to keep that one, correct the key."
         )
     command = host.image_repair or "clawbus image build"
-    summary = "Agents' images cannot be used." if others else "An agents' image cannot be used."
+    summary = "Images of agents cannot be used." if others else "An image of agents cannot be used."
     choices = tuple(Choice("for another image", build) for _, build in others)
     return Diagnosis("IMAGE_UNUSABLE", summary, tuple(evidence), command, choices=choices)
 
@@ -286,13 +286,15 @@ def _clock_ahead(host: HostFacts) -> Diagnosis | None:
     if clock.ahead_ms <= CLOCK_SLACK_MS:
         return None
     evidence = [
-        f"{clock.where or 'A row'} is dated {span(clock.ahead_ms)} in the future: the clock was set back since."
+        f"{clock.where or 'A row'} is dated {span(clock.ahead_ms)} in the future: the clock has been set back since."
     ]
     if clock.waits_until is not None and clock.message_id is not None:
-        evidence.append(f"Message {clock.message_id} was put off to {to_text(clock.waits_until)} by the clock of then.")
+        evidence.append(
+            f"Message {clock.message_id} was put off to {to_text(clock.waits_until)}, by the clock as it was then."
+        )
     return Diagnosis(
         "CLOCK_JUMP",
-        "The host's clock jumped: what was dated by the other time may wait for it.",
+        "The host's clock jumped back: what was due by the earlier clock may wait that long.",
         tuple(evidence),
         _retry(clock.agent, clock.session, clock.message_id) or "timedatectl status",
         clock.agent,
@@ -310,7 +312,7 @@ def _clock_jumped(host: HostFacts) -> Diagnosis | None:
         f"At {to_text(clock.jumped_at)} the daemon saw it go {way} by {span(abs(clock.by_ms))}.",
         f"If the clock is right now, do nothing: this finding ends at {to_text(clock.jumped_at + 3_600_000)}.",
     )
-    choices = (Choice("when it is wrong", "timedatectl set-ntp true"),)
+    choices = (Choice("when the clock is wrong", "timedatectl set-ntp true"),)
     return Diagnosis("CLOCK_JUMP", "The host's clock jumped within the last hour.", evidence, "timedatectl status",
                      choices=choices)  # fmt: skip
 
@@ -328,7 +330,7 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
     evidence = tuple(f"{item.what}: {item.why}" for item in failing)
     held = unlocking(host.lock_holders)
     if all(item.why.startswith("sends to ") for item in failing):
-        summary = "A channel's receiver accepts nothing; the daemon keeps retrying what waits for it."
+        summary = "A channel's receiver accepts nothing; the daemon keeps retrying the answers to it."
         if held is not None:
             return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
         more = "Repair the receiver; a success ends this, and so does giving up every answer that failed there."
@@ -338,9 +340,9 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
     summary = "A channel has failed; the daemon restarts it."
     if held is not None:
         return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
-    more = "Fix what the reason names: end what has taken its address, or correct its table in the configuration."
+    more = "Fix what the reason names: end the program that has taken its address, or correct its table in the configuration."
     return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "ss -ltnp", choices=(
-        Choice("once its configuration is corrected", host.restart_in_order),
+        Choice("once its configuration is corrected", host.orderly_restart),
     ))  # fmt: skip
 
 
@@ -358,10 +360,8 @@ def _budget_used_up(host: HostFacts) -> Diagnosis | None:
         *(f"{agent} has used {spent}." for agent, spent in host.budgets_used_up),
         "Their requests are answered with 429 until midnight.",
     )
-    choices = (Choice("once egress.budgets allows more", host.restart_in_order),)
-    return Diagnosis(
-        "EGRESS_BUDGET", "The budget of the day is used up.", evidence, "clawbus egress list", choices=choices
-    )
+    choices = (Choice("once egress.budgets allows more", host.orderly_restart),)
+    return Diagnosis("EGRESS_BUDGET", "The daily budget is used up.", evidence, "clawbus egress list", choices=choices)
 
 
 def _agent_stopped(host: HostFacts) -> Diagnosis | None:
@@ -374,7 +374,7 @@ def _agent_stopped(host: HostFacts) -> Diagnosis | None:
     names = " ".join(shlex.quote(agent) for agent, _ in host.agents_stopped)
     choices = (Choice("once the limits in [agents.NAME] are raised", "clawbus reload"),)
     return Diagnosis(
-        "BUDGET_USED_UP", "An agent has used up its budget of the day, and starts nothing more.", evidence,
+        "BUDGET_USED_UP", "An agent has used up its daily budget, and starts no more turns.", evidence,
         f"clawbus agent refill {names}", choices=choices,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ _SECOND: Final = 1000
 # An agent that names no time waits longer and longer; one that names a short time may not spin.
 _LONGEST_WAIT: Final = 10 * 60_000
 _LONGEST_FLOOR: Final = 60_000
-_MOST_DOUBLINGS: Final = 20
+_MAX_DOUBLINGS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def deferred(message: MessageIn, ack: Ack, first_at: int | None, fate: Fate, now
     since = min(first_at, now) if first_at is not None else now
     if now - since >= fate.later_for:
         return GiveUp(message.id, ack.incarnation, asked.number, now - since, asked.reason)
-    doublings = min(message.deferrals, _MOST_DOUBLINGS)
+    doublings = min(message.deferrals, _MAX_DOUBLINGS)
     wait = min(fate.later_base * 2**doublings, _LONGEST_WAIT)
     if asked.retry_at is not None:
         wait = max(asked.retry_at - now, min(wait, _LONGEST_FLOOR))

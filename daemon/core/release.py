@@ -80,7 +80,7 @@ def find_release(wanted: str, known: Sequence[str]) -> str:
     if len(fitting) != 1:
         there = ", ".join(known) or "none"
         raise UnknownReleaseError(
-            f"{'several releases begin' if fitting else 'no release begins'} with {wanted!r} (there is: {there})."
+            f"{'several releases begin' if fitting else 'no release begins'} with {wanted!r} (known: {there})."
         )
     return fitting[0]
 

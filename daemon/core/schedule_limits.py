@@ -9,7 +9,7 @@ from typing import Final
 from daemon.core.errors import ScheduleError
 from daemon.core.schedules import Times, next_after, upcoming
 
-# A cron expression's shortest interval is looked for among so many of its next occurrences.
+# The number of next occurrences among which a cron expression's shortest interval is searched.
 _LOOKED_AT: Final = 50
 
 

@@ -149,13 +149,13 @@ def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def budget_spent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report work that waits because the agent has used up its budget of the day."""
+    """Report work that waits because the agent has used up its daily budget."""
     spent = dict(host.agents_stopped).get(one.agent)
     if spent is None or not one.due or one.live is not None or one.oldest_due_at is None:
         return None
     waits = f"{one.due} due, the oldest since {span(host.now - one.oldest_due_at)}, until midnight."
     return finding(
-        one, "WORK_WAITING", "Its agent's budget of the day is used up.", (f"{one.agent} has used {spent}.", waits),
+        one, "WORK_WAITING", "Its agent's daily budget is used up.", (f"{one.agent} has used {spent}.", waits),
         f"clawbus agent refill {shlex.quote(one.agent)}", cause="BUDGET_USED_UP",
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ def shadowed_routes(routes: Iterable[Route]) -> Iterator[tuple[Route, Route]]:
 
 
 def _covering(place: str, lengths: Iterable[int]) -> Iterator[str]:
-    """Yield the place itself, and each place with `*` that covers it and begins with so many characters."""
+    """Yield the place itself, and each place with `*` that covers it and begins with this many characters."""
     yield place
     beginning = place[:-1] if place.endswith(ANYWHERE) else place
     for length in lengths:

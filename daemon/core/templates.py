@@ -127,6 +127,6 @@ def look_up(values: Mapping[str, object], path: Sequence[str]) -> str | None:
     if isinstance(found, bool):
         return "true" if found else "false"
     if isinstance(found, int):
-        # str() of a huge number raises; nothing that names a place or a session has so many digits.
+        # str() of a huge number raises; no name of a place or a session has that many digits.
         return str(found) if abs(found) < 10**30 else None
     return found[:MAX_VALUE] if isinstance(found, str) else None

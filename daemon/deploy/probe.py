@@ -1,9 +1,9 @@
-"""The callback probe: messages go through a whole daemon and agent of this release, in a separate folder, and back.
+"""The callback probe: sends messages through a daemon and agents of this release, in a data folder of its own.
 
-Each goes by two ways, the local channel and a signed webhook; twice: once plainly, and once with the daemon and then the
-agents killed after the answers are written and before the daemon has read them. Each answer must be delivered exactly
-once. Between the two, round trips to an agent that already runs are timed. Nothing of it touches the real data folder's
-files.
+It uses two ways, the local channel and a signed webhook. The first round is undisturbed. In the last one the probe kills
+the daemon once the messages are stored, and the agents once their answers are written; then it starts the daemon again.
+Each answer must be delivered exactly once. In between, the probe times round trips to an agent that already runs. It
+touches no file of the real data folder.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from schema.errors import ClawbusError
 
 _TIMED: Final = 3  # round trips to a running agent
 _POLL_S: Final = 0.05
-_LOST_S: Final = 8.0  # an answer that is so late after its message's completion is lost
+_LOST_S: Final = 8.0  # an answer that has not arrived this long after its message's completion is lost
 _END_S: Final = 15.0
 _MODULE: Final = ("-I", "-B", "-m", "daemon.cli")
 
 
 class ProbeFailedError(Exception):
-    """The probe did not pass; the message says at which step."""
+    """The probe failed; the message says at which step."""
 
 
-def configuration(config: Config, folder: Path, more: Sequence[str] = ()) -> str:
-    """Return the probe's clawbus.toml: this host's runtime and image, one agent that repeats what it is sent.
+def configuration(config: Config, folder: Path, extra: Sequence[str] = ()) -> str:
+    """Return the text of the probe's clawbus.toml: this host's runtime and image, and one `echo` agent.
 
-    `more` are further lines.
+    `extra` has more lines for its end.
     """
     docker = config.docker
     lines = [
@@ -54,14 +54,14 @@ def configuration(config: Config, folder: Path, more: Sequence[str] = ()) -> str
         "[podman]", f"host = {json.dumps(config.podman.host)}",
         "[sweep]", "interval_s = 1.0", "backoff_base_s = 0.2",
         "[deploy]", f"root = {json.dumps(config.deploy.root)}",
-        f"[agents.{AGENT}]", 'provider = "echo"', *more, "",
+        f"[agents.{AGENT}]", 'provider = "echo"', *extra, "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 @dataclass(slots=True)
 class Probe:
-    """One probe. `command` starts this release's clawbus, `connect` makes a client of a daemon on a socket."""
+    """One probe. `command` starts the release's clawbus, `connect` returns a client for a control socket."""
 
     config: Config
     folder: Path
@@ -78,7 +78,7 @@ class Probe:
         self.stopped = True
 
     def run(self) -> dict[str, Any]:
-        """Return {ok, reason, plain, warm, interrupted}. Blocks; ends everything that it started."""
+        """Run the probe, and return {ok, reason, plain, warm, interrupted}. Blocks. Ends every process that it started."""
         self.deadline = time.monotonic() + self.limit_s
         result: dict[str, Any] = {"ok": False, "reason": "", "plain": None, "warm": None, "interrupted": None}
         hook = Webhook()
@@ -108,7 +108,7 @@ class Probe:
         return {way.name: self._round_trip(way) for way in self.ways}
 
     def _warm(self) -> dict[str, Any]:
-        """Time round trips to the agents, which run by now. Return the median of each way."""
+        """Time round trips to the agents, which run by now. Return {way: median in milliseconds}."""
         return {way.name: int(median(self._round_trip(way)["took_ms"] for _ in range(_TIMED))) for way in self.ways}
 
     def _round_trip(self, way: Way) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Probe:
         return {"message": message, "took_ms": int((time.monotonic() - began) * 1000)}
 
     def _interrupted(self) -> dict[str, Any]:
-        """Kill the daemon when the messages are durable, and the agents when their answers are; then start the daemon again."""
+        """Kill the daemon once the messages are durable, and the agents once their answers are. Then start the daemon again."""
         began = time.monotonic()
         sent = self._send_and_kill()
         for way, message, _ in sent:
@@ -134,8 +134,8 @@ class Probe:
     def _send_and_kill(self) -> list[tuple[Way, str, str]]:
         """Send by each way, and kill the daemon between two of its transactions. Return (way, message, nonce) of each.
 
-        From a daemon that dies inside of one a journal stays, and its agents wait for the next daemon to undo it, as they
-        should. Then start it, wait for these answers, and try again.
+        A daemon that dies inside a transaction leaves a journal, and its agents wait until the next daemon has rolled it
+        back. In that case start the daemon, wait for the answers, and try again.
         """
         while True:
             sent = [(way, *self._send(way)) for way in self.ways]
@@ -159,7 +159,7 @@ class Probe:
         return found[0], nonce
 
     def _delivered_once(self, way: Way, message: str, nonce: str) -> None:
-        """Wait for the answer at its receiver and the message's completion; there must be exactly one answer."""
+        """Wait for the answer at its receiver and for the message's completion. Raise ProbeFailedError unless there is one answer."""
         completed: list[float] = []
 
         def arrived() -> bool:
@@ -194,13 +194,13 @@ class Probe:
     def _read(self, way: Way, name: str, sql: str, message: str) -> object:
         path = self.folder / "data" / "sessions" / AGENT / way.session / name
         try:
-            with open_reader(path) as db:  # the probe's own files, of a folder that no other agent sees
+            with open_reader(path) as db:  # trusted: only the probe's `echo` agent writes here
                 row = db.one(sql, (message,))
         except ClawbusError:
             return None
         return row[0] if row is not None else None
 
-    # --- its daemon
+    # --- the probe's daemon
 
     def _client(self) -> Caller:
         return self.connect(self.folder / "data" / "control.sock")
@@ -226,10 +226,10 @@ class Probe:
         return True
 
     def _refuse_ended(self) -> None:
-        """Raise ProbeFailedError when its daemon ended by itself."""
+        """Raise ProbeFailedError if the probe's daemon has ended by itself."""
         if self.process is not None and self.process.poll() is not None:
             text = (self.folder / "probe.log").read_text(encoding="utf-8", errors="replace")
-            raise ProbeFailedError(f"its daemon ended with {self.process.returncode}: {text[-300:].strip()}")
+            raise ProbeFailedError(f"the probe's daemon ended with {self.process.returncode}: {text[-300:].strip()}")
 
     def _clawbus(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         left = max(1.0, self.deadline - time.monotonic()) if self.deadline else _END_S
@@ -259,7 +259,7 @@ class Probe:
         self._clear()
 
     def _clear(self) -> None:
-        """End what runs in the folder, and remove it. A standby that was killed in a probe leaves a daemon and agents there."""
+        """End the daemon and agents of the folder, and remove it. A standby that is killed during a probe leaves them."""
         end_daemons(self.folder / "clawbus.toml")
         if (self.folder / "data" / "clawbus.version").exists():
             with contextlib.suppress(subprocess.SubprocessError, OSError):
@@ -268,12 +268,12 @@ class Probe:
 
 
 def end_daemons(config: Path) -> None:
-    """Kill every daemon of this configuration file, and wait for its end. Only a probe's daemons have a probe's file."""
+    """Kill every daemon that runs with this configuration file, and wait for its end. Only a probe uses a probe's file."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or not _serves(entry, config):
             continue
         with contextlib.suppress(OSError):
-            descriptor = os.pidfd_open(int(entry.name))  # the process is fixed before it is looked at again
+            descriptor = os.pidfd_open(int(entry.name))  # check again below: the pid may have a new process by now
             try:
                 if _serves(entry, config):
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -283,7 +283,7 @@ def end_daemons(config: Path) -> None:
 
 
 def _serves(process: Path, config: Path) -> bool:
-    """Return whether a process is a daemon of this configuration file."""
+    """Return whether a process of /proc is a daemon that runs with this configuration file."""
     try:
         words = (process / "cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -297,18 +297,18 @@ def _refuse_forged(hook: Webhook) -> None:
 
 
 def own_command() -> list[str]:
-    """Return the words that start this release's clawbus, the one that this process runs."""
+    """Return the command that starts the clawbus that this process runs."""
     return [sys.executable, *_MODULE]
 
 
 def command_of(prefix: Path) -> list[str]:
-    """Return the words that start the clawbus of an installation."""
+    """Return the command that starts the clawbus installed at `prefix`."""
     return [str(prefix / "bin" / "python"), *_MODULE]
 
 
 def slow_round_trip(found: Mapping[str, Any], slow_s: float) -> str | None:
-    """Return what is wrong when a probe's round trip to a running agent took longer than `slow_s` seconds, or None."""
-    warm: Mapping[str, int] = found.get("warm") or {}  # a release from before it was timed has none
+    """Return the reason to fail if a probe's round trip to a running agent took longer than `slow_s` seconds, else None."""
+    warm: Mapping[str, int] = found.get("warm") or {}  # an older release does not time it
     slow = {name: took for name, took in warm.items() if took > slow_s * 1000}
     if not slow:
         return None
@@ -316,6 +316,6 @@ def slow_round_trip(found: Mapping[str, Any], slow_s: float) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without what belongs to this process's service and configuration."""
+    """Return the environment without the variables of this process's service and configuration."""
     ours = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "INVOCATION_ID")
     return {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("CLAWBUS_")}

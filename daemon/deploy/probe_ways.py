@@ -1,6 +1,6 @@
-"""The two ways by which a probe's message comes in and its answer goes out: the local channel, and a signed webhook.
+"""The two ways of a probe's messages and answers: the local channel, and a signed webhook.
 
-The webhook's other side is written here from docs/channels.md, and shares no code with the channel that it tests.
+The webhook's client and receiver follow docs/channels.md, and share no code with the channel that they test.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any, Final, Protocol
 AGENT: Final = "probe"
 _HOOK: Final = "probe"
 _CALL_S: Final = 10.0
-_MOST_BODY: Final = 1024**2
-_MOST_POSTS: Final = 100
+_MAX_BODY: Final = 1024**2
+_MAX_POSTS: Final = 100
 
 
 class Caller(Protocol):
-    """What is needed of a client of the probe's daemon."""
+    """The part of the control client that a probe uses."""
 
     def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Send one message."""
@@ -42,17 +42,17 @@ class Caller(Protocol):
 
 
 class Way(Protocol):
-    """One way in and out. `session` is the session of the probe's agent that it leads to."""
+    """One way in and out. It leads to the probe agent's session `session`."""
 
     name: str
     session: str
 
     def send(self, nonce: str) -> str | None:
-        """Send a message and return its id; None when it was not taken, and may be sent again."""
+        """Send a message and return its id. Return None if it was not accepted; the caller may then send it again."""
         ...
 
     def answers(self, message: str) -> list[str]:
-        """Return the distinct answers to a message that arrived, as text."""
+        """Return the text of each distinct answer to this message that has arrived."""
         ...
 
 
@@ -87,7 +87,7 @@ class Local:
 
 
 class Webhook:
-    """A hook of the probe's daemon, and the receiver of its answers on a loopback port. Close it."""
+    """A hook of the probe's daemon, and the receiver of its answers on a loopback port. The caller must close it."""
 
     name = "webhook"
     session = "hook"
@@ -123,7 +123,7 @@ class Webhook:
         try:
             connection.request("POST", path, body, headers)
             with connection.getresponse() as response:
-                response.read(_MOST_BODY)
+                response.read(_MAX_BODY)
                 return nonce if response.status == http.HTTPStatus.ACCEPTED else None
         except (OSError, http.client.HTTPException):
             return None
@@ -131,22 +131,22 @@ class Webhook:
             connection.close()
 
     def answers(self, message: str) -> list[str]:
-        """Return what was posted. Two posts with one idempotency key are one answer, as for every receiver."""
+        """Return the answers that were posted. Two posts with one idempotency key are one answer, as for any receiver."""
         return [body for about, body in list(self._received.values()) if about == message]
 
     def _receive(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """Keep an answer. Return whether it is accepted."""
+        """Store a posted answer. Return False if its signature is wrong."""
         signed = headers.get("x-clawbus-timestamp", "").encode("latin-1", "replace") + b"." + body
         if not hmac.compare_digest(_signature(self._reply_secret, signed), headers.get("x-clawbus-signature", "")):
             self.forged += 1
             return False
-        if len(self._received) < _MOST_POSTS:
+        if len(self._received) < _MAX_POSTS:
             text = body.decode("utf-8", "replace")
             self._received[headers.get("idempotency-key", "")] = (str(json.loads(text).get("in_reply_to")), text)
         return True
 
     def close(self) -> None:
-        """End the receiver."""
+        """Stop the receiver."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(_CALL_S)
@@ -158,7 +158,7 @@ def _handler(receive: Callable[[Mapping[str, str], bytes], bool]) -> type[BaseHT
             """Read one answer and pass it on."""
             accepted = False
             with suppress(ValueError, AttributeError):
-                size = min(_MOST_BODY, int(self.headers.get("content-length", "0")))
+                size = min(_MAX_BODY, int(self.headers.get("content-length", "0")))
                 accepted = receive({name.lower(): value for name, value in self.headers.items()}, self.rfile.read(size))
             self.send_response(200 if accepted else 401)
             self.send_header("content-length", "0")

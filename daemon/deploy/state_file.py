@@ -14,7 +14,7 @@ from schema.durable_files import sync_folder
 from schema.os_faults import read_own_file
 
 FOLDER, _, NAME = STATE_FILE.rpartition("/")
-_MOST: Final = 1024**2
+_MAX: Final = 1024**2
 
 
 def state_path(data_dir: Path) -> Path:
@@ -26,7 +26,7 @@ def read_state(data_dir: Path) -> SlotState:
     """Return the state; an empty one where no slot has ever served. Raise SlotStateError."""
     path = state_path(data_dir)
     try:
-        loaded: object = json.loads(read_own_file(path, _MOST))
+        loaded: object = json.loads(read_own_file(path, _MAX))
         if not isinstance(loaded, dict):
             raise SlotStateError(f"{path} is not a JSON object.")
         return from_json(cast("dict[str, Any]", loaded))

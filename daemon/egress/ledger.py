@@ -1,4 +1,4 @@
-"""Counts what agents use, and stops those whose budget of the day is used up. Durable within a second.
+"""Counts what agents use, and stops those whose daily budget is used up. Durable within a second.
 
 Totals of a day are kept in memory and written as a whole, so a repeated write counts nothing twice; a crash loses at most what
 the last second added. A registry that cannot be written delays the writing and stops no request.
@@ -22,7 +22,7 @@ from schema.errors import ClawbusError
 
 _WRITE_S: Final = 1.0
 _KEPT: Final = 3  # days kept in memory, so that a clock that is set back finds its day's count again
-_MOST_AHEAD: Final = 5_000  # the most rows kept while the registry cannot be written
+_MAX_AHEAD: Final = 5_000  # the most rows kept while the registry cannot be written
 
 
 class Keeper(Protocol):
@@ -52,7 +52,7 @@ class Ledger:
         self._log = structlog.get_logger("egress")
 
     def admit(self, agent: str, route: str) -> None:
-        """Count a request that is passed on. Raise BudgetExceededError if the agent's budget of the day is used up."""
+        """Count a request that is passed on. Raise BudgetExceededError if the agent's daily budget is used up."""
         day = self._day()
         budget = self._budgets.get(agent) or self._budgets.get(EVERY_AGENT)
         if budget is not None:
@@ -100,7 +100,7 @@ class Ledger:
         try:
             await self._keeper.write([self._rows[key] for key in changed], days_before(day, KEPT_DAYS))
         except ClawbusError as error:
-            if len(changed) < _MOST_AHEAD:
+            if len(changed) < _MAX_AHEAD:
                 self._changed |= changed
             self._log.warning("egress_usage_not_written", code=error.code, error=str(error))
             return

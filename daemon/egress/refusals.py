@@ -97,7 +97,7 @@ class UpstreamTimeoutError(EgressRefusal):
 
 
 class BudgetExceededError(EgressRefusal):
-    """The agent's budget of the day is used up; `retry_after_s` seconds of the day remain."""
+    """The agent's daily budget is used up; `retry_after_s` seconds of the day remain."""
 
     code = "EGRESS_BUDGET"
     default_hint = "It starts again at midnight; to allow more, raise egress.budgets.NAME and restart the daemon."

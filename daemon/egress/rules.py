@@ -88,7 +88,7 @@ class Rules:
         route = self._routes.get(name)
         if route is None or not is_for(route.agents, agent):
             there = ", ".join(f"/{one}/" for one, r in self._routes.items() if is_for(r.agents, agent))
-            raise NotAllowedError(f"there is no route /{name[:_SHOWN]}/ for {agent} (there is: {there or 'none'}).")
+            raise NotAllowedError(f"there is no route /{name[:_SHOWN]}/ for {agent} (known: {there or 'none'}).")
         rest = f"/{rest}"
         if route.paths and not any(_matches(rest, pattern) for pattern in route.paths):
             raise NotAllowedError(f"the route {name} does not allow the path {rest[:_SHOWN]}.")

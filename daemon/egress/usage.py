@@ -16,7 +16,7 @@ from daemon.core.egress_usage import Usage
 
 _KEPT: Final = 256 * 1024
 _BYTES_A_TOKEN: Final = 4
-_MOST: Final = 10**9  # the most tokens that one answer can plausibly report
+_MAX: Final = 10**9  # the most tokens that one answer can plausibly report
 _CALLS: Final = re.compile(
     r"(/messages|/completions|/responses|/embeddings|:(stream)?generateContent)\Z", re.IGNORECASE
 )
@@ -116,5 +116,5 @@ def _parsed(text: bytes) -> Any:
 def _sum(counts: Mapping[str, object], names: tuple[str, ...]) -> int:
     values = (counts.get(name) for name in names)
     return sum(
-        value for value in values if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+        value for value in values if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX
     )

@@ -88,7 +88,7 @@ class Budgets:
         return day_of(self._clock.now_ms(), self._zone)
 
     def exceeded(self, agent: str) -> str | None:
-        """Return what of the agent's budget of today is used up; None while there is some of everything."""
+        """Return what of the agent's daily budget is used up; None while there is some of everything."""
         settings = self._agents.get(agent)
         budget = settings.budget if settings is not None else AgentBudget()
         return budget.exceeded(self._usage.left_to_count(self.day, agent)) if budget.limited else None

@@ -54,9 +54,9 @@ from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
 MAX_CRON: Final = 200
-_CRON_FIELDS: Final = 5  # the library accepts a sixth field for seconds, which would allow a message every second
+_CRON_FIELDS: Final = 5  # cronsim accepts a sixth field, for seconds: that would allow a message every second
 SENDER: Final = Operator("sender", "the same id was sent again")
-_MAX_PLAIN: Final = 300  # characters of a text that may answer a question without naming it
+_MAX_PLAIN: Final = 300  # characters of a plain text that may answer a question
 _LAST_INSTANT: Final = 253_402_300_799_999  # the end of the year 9999, in epoch milliseconds
 
 
@@ -76,7 +76,7 @@ class Ingress:
         elsewhere: Mapping[str, str] = NOWHERE,
     ) -> None:
         self.agents = agents
-        self._elsewhere = elsewhere  # agents of another role's daemons, with that role
+        self._elsewhere = elsewhere  # {agent: role} of the agents that daemons of another role own
         self._sessions = sessions
         self._clock = clock
         self._held_files = held_files
@@ -88,8 +88,7 @@ class Ingress:
         """Store one message.
 
         Raise InvalidNameError, UnknownAgentError, UnknownSessionError, ContentError, AttachmentError, MessageError or
-        IdConflictError;
-        StorageError or FileBusyError when it cannot be stored now.
+        IdConflictError. Raise StorageError or FileBusyError when it cannot be stored now.
         """
         try:
             return await self._accept(incoming, self._tracing.begin(incoming.traceparent))
@@ -104,7 +103,7 @@ class Ingress:
             if key.agent in self._elsewhere:
                 raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
             known = ", ".join(sorted(self.agents)) or "none"
-            raise UnknownAgentError(f"there is no agent {key.agent!r} (there is: {known}).")
+            raise UnknownAgentError(f"there is no agent {key.agent!r} (known: {known}).")
         if incoming.files:
             with typed_host_errors("the message's files cannot be taken"):
                 incoming = await anyio.to_thread.run_sync(with_files, incoming, now, self._limits)
@@ -113,7 +112,7 @@ class Ingress:
         message = replace(check(incoming, now, self._limits.max_content_bytes), traceparent=span.traceparent)
         if message.not_after is None:
             message = replace(message, not_after=_default_expiry(self.agents[key.agent], message, now))
-        # What an agent writes to another one answers none of its questions: those are for people.
+        # A message from another agent answers no question: questions are for people.
         reply = reply_in(incoming.content) if incoming.relay is None else None
         if reply is not None:
             return await self._answer(key, message, reply, incoming)
@@ -125,7 +124,7 @@ class Ingress:
         if session.deleted:
             session = await self._sessions.get(key)
         session.last_activity = now
-        stored = kept.counts
+        stored = kept.effective
         self._publish(key, kept, span)
         again = stored.id if stored.id != kept.known.id else None
         return Accepted(
@@ -134,7 +133,7 @@ class Ingress:
         )  # fmt: skip
 
     async def _answer(self, key: SessionKey, message: MessageIn, reply: Reply, incoming: Incoming) -> Accepted:
-        """Record a reply to a question. Nothing else becomes of it: the agent reads it as the question's answer."""
+        """Record a reply to a question. It becomes no message: the agent gets it as the question's answer."""
         session = await self._sessions.get(key)
         rule = self.agents[key.agent].answers_from
         work = partial(
@@ -143,7 +142,7 @@ class Ingress:
         return self._answered(key, message, incoming, *await self._sessions.change(session, work))
 
     async def _answer_plainly(self, key: SessionKey, message: MessageIn, incoming: Incoming) -> Accepted | None:
-        """Record a short text of a place as the answer to a question that is open there; return None if it is a message."""
+        """Record a short text as the answer to a question that is open at its place. Return None if it is an ordinary message."""
         text, person, place = incoming.plain, incoming.person, incoming.address
         if text is None or person is None or place is None or not 0 < len(text) <= _MAX_PLAIN:
             return None
@@ -155,9 +154,8 @@ class Ingress:
         work = partial(record_plain_reply, session.files, text, message.id, place, rule, person)
         try:
             found = await self._sessions.change(session, work)
-        except (
-            ClawbusError
-        ):  # a closed question makes it a message; of a file that cannot be used, storing it says more
+        except ClawbusError:
+            # The question is closed, so this is a message. Or the file has a problem, which storing the message reports.
             return None
         return self._answered(key, message, incoming, *found) if found is not None else None
 
@@ -169,7 +167,7 @@ class Ingress:
         )
 
     def _publish(self, key: SessionKey, kept: Stored, span: SpanStart) -> None:
-        now, stored = self._clock.now_ms(), kept.counts
+        now, stored = self._clock.now_ms(), kept.effective
         if kept.requeued:
             self._events.publish(
                 MessageRequeued(now, key.agent, key.session, kept.known.id, stored.id, SENDER.name, SENDER.reason)
@@ -246,7 +244,7 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
     except UnicodeEncodeError as error:
         half = f"U+{ord(str(error.object)[error.start]):04X}"
         raise ContentError(
-            f"content has half a character ({half}), which is no text in UTF-8.",
+            f"content has half a character ({half}), which UTF-8 cannot encode.",
             hint="Send the whole character, or U+FFFD in its place.",
         ) from error
     except (TypeError, ValueError, RecursionError) as error:
@@ -262,7 +260,7 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
     if incoming.not_after is not None:
         check_instant("not_after", incoming.not_after)
     elif incoming.stop_late:
-        raise MessageError("stop_late belongs to a not_after.", hint="Say until when the answer is wanted, too.")
+        raise MessageError("stop_late needs a not_after.", hint="Also name the time after which no answer is wanted.")
     address = incoming.address
     if address is not None:
         check_address(address)
@@ -287,7 +285,7 @@ def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
 
 
 def check_recurrence(expression: str) -> None:
-    """Raise MessageError unless it is a cron expression of five fields that will fire at some time."""
+    """Raise MessageError unless the expression has cron's five fields and fires at some time."""
     fields = len(expression.split())
     if fields != _CRON_FIELDS or len(expression) > MAX_CRON:
         raise MessageError(
@@ -312,7 +310,8 @@ def check_expiry(not_after: int | None, due: int) -> None:
     """Raise MessageError if a message would expire before it is due (both epoch milliseconds)."""
     if not_after is not None and not_after <= due:
         raise MessageError(
-            f"not_after {to_text(not_after)} is over before the message is due.", hint="Name a later time, or none."
+            f"not_after {to_text(not_after)} is not later than the time at which the message is due.",
+            hint="Name a later time, or none.",
         )
 
 
@@ -326,13 +325,13 @@ def _default_expiry(agent: Agent, message: MessageIn, now: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The result of storing. `known` is the message with the requested id; `counts` is the message that does its work.
+    """The result of storing. `known` is the message with the requested id, `effective` the one that the agent works on.
 
-    They differ when the known one failed and was requeued: now (`requeued`) or earlier.
+    They differ if the known message failed and was requeued, now (`requeued`) or earlier.
     """
 
     known: MessageIn
-    counts: MessageIn
+    effective: MessageIn
     duplicate: bool = False
     requeued: bool = False
 
@@ -362,12 +361,13 @@ def store(session: Session, message: MessageIn, incoming: Incoming, now: int) ->
             kept = Stored(stored, stored)
         if incoming.address is not None and incoming.trigger and not kept.duplicate:
             messages.set_routing(db, incoming.address)
-    if kept.counts.trigger and (kept.requeued or not kept.duplicate):
+    if kept.effective.trigger and (kept.requeued or not kept.duplicate):
         session.files.ring()
     return kept
 
 
 def _known(db: Writer, known: MessageIn, message: MessageIn, now: int) -> Stored:
+    """Return the message that a repeated id stands for; requeue it if it failed."""
     latest = latest_requeue(db, known)
     if latest.status is not MessageStatus.FAILED:
         return Stored(known, latest, duplicate=True)

@@ -13,7 +13,7 @@ from daemon.core.clock import Clock
 from daemon.engine.hand_over import Outcome
 from daemon.engine.send_slots import Lane
 
-_MANY = 5  # so many failures in a row are reported
+_MANY = 5  # failures in a row before they are reported
 _LONG_MS = 60_000  # so are two or more that lie this far apart
 _NAMED = 3  # places named in one report; the others are counted
 _PLACES = 1000  # troubled places remembered; a further one is not tracked

@@ -1,4 +1,4 @@
-"""Sweeps one session: read its files and decide, then wake, stop or kill. It also settles a confirmed exit.
+"""Sweeps one session: reads its files and decides, then wakes, stops or kills. Also settles a confirmed exit.
 
 The decisions are made in `core/lifecycle.py`, the writes in `sweep_steps.py`.
 """
@@ -54,7 +54,7 @@ _CLOCK_JUMP_MS: Final = 2000
 
 @dataclass(slots=True)
 class ClockWatch:
-    """Detects jumps of the wall clock: a time from before the last jump (`floor`) cannot be compared with now."""
+    """Detects jumps of the wall clock. Times from before `floor`, the last jump, cannot be compared with now."""
 
     offset_ms: float | None = None
     floor: int = 0
@@ -100,9 +100,9 @@ class SessionSweep:
         self._log = structlog.get_logger("sweep")
 
     async def make_scheduled(self) -> None:
-        """Create the sessions of the configured schedules and mark them active, so that their sweep registers the schedules.
+        """Create the sessions of the configured schedules and mark them active: their sweep then stores the schedules.
 
-        The next call retries those that could not be created.
+        The next call retries sessions that could not be created.
         """
         for key in sorted(self._unmade):
             try:

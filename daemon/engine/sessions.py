@@ -24,7 +24,7 @@ from daemon.engine.session import OPERATION_S, Session
 from daemon.engine.storage_watch import StorageWatch
 from daemon.engine.troubles import Troubles
 from daemon.store.incarnations import IncarnationRow
-from daemon.store.rebuild import found_sessions, is_session, remake
+from daemon.store.rebuild import found_sessions, is_session, rebuild
 from daemon.store.registry import Memory, Registry
 from daemon.store.session_files import SessionFiles
 from daemon.store.session_rows import SessionRow
@@ -130,7 +130,7 @@ class Sessions:
         try:
             return await anyio.to_thread.run_sync(once_more, partial(operation, self._registry))
         except RegistryGoneError as error:
-            await self._remake(error)
+            await self._rebuild(error)
             return await anyio.to_thread.run_sync(partial(operation, self._registry))
 
     def remember_with(self, live: Callable[[], tuple[IncarnationRow, ...]], install_id: str) -> None:
@@ -163,7 +163,7 @@ class Sessions:
             self._log.warning("registry_rebuilt", sessions=len(found), cause="folders without a row")
         return len(found)
 
-    async def _remake(self, error: RegistryGoneError) -> None:
+    async def _rebuild(self, error: RegistryGoneError) -> None:
         now = self._clock.now_ms()
         if self.registry_problem is None:
             self._log.error("registry_gone", error=str(error), hint=error.hint)
@@ -172,9 +172,9 @@ class Sessions:
             raise error
         memory = self._memory()
         try:
-            count = await anyio.to_thread.run_sync(remake, self._registry, self._dir, memory, now)
+            count = await anyio.to_thread.run_sync(rebuild, self._registry, self._dir, memory, now)
         except StorageError as why:
-            self.registry_problem = self.registry_problem[0], f"{error} It cannot be remade: {why}"
+            self.registry_problem = self.registry_problem[0], f"{error} It cannot be rebuilt: {why}"
             raise
         self.registry_problem = None
         self._log.warning("registry_rebuilt", sessions=count, live=len(memory.live), cause="central.db was gone")

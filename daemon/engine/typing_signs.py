@@ -37,9 +37,9 @@ from schema.os_faults import typed_host_errors
 from schema.rows import Address
 
 RENEW_S: Final = 10.0
-_FRESH_MS: Final = 60_000  # a container without progress for so long is not shown as working
+_FRESH_MS: Final = 60_000  # a container that is silent this long is not shown as working
 _SEND_S: Final = 5.0
-_MOST: Final = 16  # signs under way at once
+_MAX: Final = 16  # signs under way at once
 
 Ended = MessageSettled | MessageRetried | MessageDeadLettered | MessageDeferred | MessageExpired | TurnStopped
 Place = tuple[SessionKey, Address]
@@ -95,7 +95,7 @@ class TypingSigns:
         place = SessionKey(event.agent, event.session), address
         sign = self._open.get(place)
         if sign is None:
-            if len(self._open) >= _MOST:
+            if len(self._open) >= _MAX:
                 return
             sign = self._open[place] = _Open(event.message_id)
             self._tasks.start_soon(self._show, channel, place, sign, name=f"typing {place[0]}")

@@ -28,7 +28,7 @@ def budgets_report(config: Config, now: int) -> dict[str, dict[str, Any]]:
 
 
 def agents_stopped(config: Config, now: int) -> tuple[tuple[str, str], ...]:
-    """Return (agent, what of what) for each agent whose budget of today is used up."""
+    """Return (agent, what of what) for each agent whose daily budget is used up."""
     if not any(agent.budget.limited for agent in config.agents.values()):
         return ()
     return tuple((name, one["used_up"]) for name, one in budgets_report(config, now).items() if one["used_up"])

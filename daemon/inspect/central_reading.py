@@ -1,6 +1,6 @@
 """Reads central.db for forensics: sessions and incarnations, and what to make of it when it is missing or broken.
 
-Read-only. Without central.db the session folders are the list of sessions, as they are for the daemon that remakes it.
+Read-only. Without central.db the session folders are the list of sessions, as they are for the daemon that rebuilds it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Examines everything once and reports problems: of the host, of every session, of runs whose sources disagree.
+"""Examines the host, every session and every doubtful run, and reports problems. Changes nothing.
 
-Changes nothing. With a daemon that works meanwhile, what was just under way is read a second time before it is reported.
+While a daemon runs, some problems last only for a moment. They are reported only if a second look finds them too.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError, SchemaTooNewError, StorageError
 from schema.layout import SessionFolder
 
-BUDGET_S: Final = 60.0  # seconds; a folder whose idle sessions are recorded needs a moment of it
-SECOND_LOOK_S: Final = 1.5
-# What a daemon that works puts right by itself within moments.
+BUDGET_S: Final = 60.0  # for all sessions; a few seconds do where the daemon has recorded which are idle
+SECOND_LOOK_S: Final = 1.5  # the pause before the second look
+# Findings that a running daemon ends by itself within moments.
 _PASSING: Final = frozenset(
     {
         *("GHOST_RUN", "LOST_ACK", "STALE_RUN", "CONTRADICTION", "GHOST_CONTAINER", "ORPHANED_CONTAINER"),
@@ -65,7 +65,7 @@ _PASSING: Final = frozenset(
     }
 )
 
-# Errors that show what the host cannot do now, whichever work met them first.
+# Codes of errors that say that the host lacks something now.
 _SHORTAGES: Final = frozenset({HostTroubleError.code, StorageError.code})
 
 LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
@@ -73,7 +73,7 @@ LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
 
 @dataclass(slots=True)
 class Examination:
-    """What was found. `not_examined` sessions were left out for lack of time."""
+    """The result. `not_examined` is the number of sessions that there was no time for."""
 
     at: int
     daemon: DaemonState
@@ -85,14 +85,14 @@ class Examination:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing examined is wrong."""
+        """Whether no problem was found."""
         return not self.diagnoses
 
 
 class Doctor:
-    """One examination of one data folder. `ask` asks the daemon; `runtime` lists the containers.
+    """Examines one data folder. `ask` asks the daemon for its status, `runtime` lists the containers.
 
-    `config_faults`: `config` has only the parts that could be read of a configuration that is broken, and why.
+    `config_faults`: why the configuration is broken; `config` then has only the parts that could be read.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class Doctor:
         self._config_faults = config_faults
 
     def examine(self, session: Key | None = None, *, pause: Callable[[float], None] = time.sleep) -> Examination:
-        """Examine everything, and again what may have been only temporary. Raise DataFolderError, UnknownSessionError.
+        """Examine everything; or with `session` only that one and the host. Raise DataFolderError, UnknownSessionError.
 
-        With `session` only at that one, and at the host.
+        While the daemon runs, look a second time at findings that may be temporary.
         """
         first = self._look(session)
         if first.daemon is not DaemonState.UP or not any(one.code in _PASSING for one in first.diagnoses):
@@ -124,22 +124,22 @@ class Doctor:
         return _both(first, self._look(session, first))
 
     def _look(self, only: Key | None, first: Examination | None = None) -> Examination:
-        """Examine the host, and every session or one. After a `first` examination, check only its temporary findings again."""
+        """Examine the host, and every session or one. After a `first` examination, look only at sessions with temporary findings."""
         now = self._clock.now_ms()
         deadline = self._clock.monotonic() + self._budget_s
-        word = self._ask()
+        status = self._ask()
         try:
             central = read_central(self._config.data_dir)
         except SchemaTooNewError as error:
             central = without_registry(self._config.data_dir, error)
         listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
-        host = host_facts(self._config, now, word, central, listing)
+        host = host_facts(self._config, now, status, central, listing)
         host = replace(host, holders=slot_holders(self._config, central), config_faults=self._config_faults)
         if first is not None and first.host is not None:
             host = replace(host, clock=_further(host.clock, first.host.clock))
-        found = Examination(now, word.state)
+        found = Examination(now, status.state)
         of_sessions: list[Diagnosis] = []
-        failing, near = _failing(word), _near_limits(word)
+        failing, near = _failing(status), _near_limits(status)
         keys = central.known() if only is None else [key for key in central.known() if key == only]
         keys += [key for key in _strays_only(listing, central) if only in (None, key)]
         if only is not None and not keys:
@@ -183,7 +183,7 @@ class Doctor:
         own = next((one for one in listed if _is_recorded(one, live)), None)
         strays = tuple(one for one in listed if one is not own)
         if central.missing or central.error is not None:
-            strays = ()  # which containers are supervised is not known
+            strays = ()  # without central.db nobody knows which containers are supervised
         row = central.sessions.get(key)
         if row is None and not folder.root.is_dir():
             facts = SessionFacts(*key, registered=False, containers=strays)
@@ -202,7 +202,7 @@ class Doctor:
             _with_words(folder, one, facts.crashing) if one.code == "MESSAGE_RETRYING" else one
             for one in diagnose_session(host, facts)
         ]
-        # The files of a quarantined session are not to be believed until it is released.
+        # Do not believe the files of a quarantined session.
         if seen.facts.quarantined_at is None:
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
             told += [_with_words(folder, one, one.message_id) for one in of_runs if one is not None]
@@ -210,7 +210,7 @@ class Doctor:
 
 
 def _with_words(folder: SessionFolder, one: Diagnosis, message_id: str | None) -> Diagnosis:
-    """Add what the agent last said in the turn of the message that the finding is about."""
+    """Add the last words of the agent in this message's turn to the finding's evidence."""
     words = agent_words(folder, message_id) if message_id is not None else []
     if not words:
         return one
@@ -218,7 +218,7 @@ def _with_words(folder: SessionFolder, one: Diagnosis, message_id: str | None) -
 
 
 def _passing(found: Examination) -> frozenset[Key]:
-    """Return the sessions with a finding that may pass by itself."""
+    """Return the sessions with a finding that may be temporary."""
     return frozenset(
         (one.agent, one.session)
         for one in found.diagnoses
@@ -227,7 +227,7 @@ def _passing(found: Examination) -> frozenset[Key]:
 
 
 def _both(first: Examination, second: Examination) -> Examination:
-    """Merge two examinations: keep temporary findings only if both have them, and take the other sessions from the first."""
+    """Merge two examinations. Keep a temporary finding only if both have it; take the sessions without any from the first."""
     again = _passing(first)
     seen = {_subject(one) for one in first.diagnoses}
     kept = [one for one in second.diagnoses if one.code not in _PASSING or _subject(one) in seen]
@@ -242,13 +242,13 @@ def _both(first: Examination, second: Examination) -> Examination:
     )
 
 
-def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
-    """Return the facts about the host now. Never write in order to find out whether it could."""
-    live = word.live or {}
+def host_facts(config: Config, now: int, status: DaemonStatus, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
+    """Return the facts about the host. Write nothing, not even to test whether writing works."""
+    live = status.live or {}
     sweep: Mapping[str, Any] = live.get("last_sweep") or {}
     jump: Mapping[str, Any] = live.get("clock") or {}
     room = free_room(config.data_dir)
-    holder_pid = _holder_pid(config, word)
+    holder_pid = _holder_pid(config, status)
     ahead = max(0, (central.newest_at or 0) - now)
     file_errors = mailbox_errors(config.data_dir)
     layout = Layout(config.data_dir)
@@ -256,9 +256,9 @@ def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSee
     return HostFacts(
         now=now,
         data_dir=str(config.data_dir),
-        daemon=word.state,
-        daemon_detail=word.detail,
-        # Before the first start there is none to miss.
+        daemon=status.state,
+        daemon_detail=status.detail,
+        # Before the first start there is no central.db.
         registry_missing=central.missing and (config.data_dir / VERSION_NAME).exists(),
         registry_error=central.error,
         file_errors=file_errors,
@@ -286,7 +286,7 @@ def host_facts(config: Config, now: int, word: DaemonStatus, central: CentralSee
         max_open_answers=config.delivery.max_open_answers,
         write_error=_write_error(config, room),
         clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
-        degraded=_degraded(word),
+        degraded=_degraded(status),
         last_sweep_at=sweep.get("at"),
         sweep_interval_ms=_ms(config.sweep.interval_s),
         claim_stuck_ms=_ms(config.sweep.claim_stuck_s),
@@ -316,7 +316,7 @@ def slot_holders(config: Config, central: CentralSeen) -> tuple[Holder, ...]:
 
 
 def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
-    """Return why mailbox.db cannot be used; empty when it can, or was never made."""
+    """Return why mailbox.db cannot be used; nothing if it can, or does not exist yet."""
     path = Layout(data_dir).mailbox_db
     if not path.exists():
         return ()
@@ -327,10 +327,10 @@ def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
         return (f"{error.code}: {error}",)
 
 
-def _failing(word: DaemonStatus) -> dict[Key, tuple[Failing, ...]]:
-    """Return what the daemon says that it fails at, by session."""
+def _failing(status: DaemonStatus) -> dict[Key, tuple[Failing, ...]]:
+    """Return the failing work that the daemon reports, by session."""
     found: dict[Key, tuple[Failing, ...]] = {}
-    for one in (word.live or {}).get("troubles") or ():
+    for one in (status.live or {}).get("troubles") or ():
         key = (str(one["agent"]), str(one["session"]))
         failing = Failing(
             str(one["code"]), str(one["sentence"]), int(one["since"]), int(one["times"]), one.get("resource")
@@ -339,51 +339,51 @@ def _failing(word: DaemonStatus) -> dict[Key, tuple[Failing, ...]]:
     return found
 
 
-def _near_limits(word: DaemonStatus) -> dict[Key, str]:
-    """Return what the daemon says of out/ and home/ folders near a limit, by session."""
-    told = (word.live or {}).get("near_limits") or ()
+def _near_limits(status: DaemonStatus) -> dict[Key, str]:
+    """Return the daemon's sentence about an out/ or home/ folder that is near its limit, by session."""
+    told = (status.live or {}).get("near_limits") or ()
     return {(str(one["agent"]), str(one["session"])): str(one["sentence"]) for one in told}
 
 
 def _is_busy(*errors: str) -> bool:
-    """Return whether one of them says that another process locks a file."""
+    """Return whether one of the texts says that another process locks a file."""
     return any(FileBusyError.code in text or "database is locked" in text for text in errors)
 
 
-def _degraded(word: DaemonStatus) -> tuple[Degradation, ...]:
-    """Return what the daemon says does not work. An error instead of its status is the first such thing."""
-    if word.code is not None:
-        what = "storage" if word.code in _SHORTAGES else "control socket"
-        return (Degradation(what, word.detail or word.code, None, word.code),)
+def _degraded(status: DaemonStatus) -> tuple[Degradation, ...]:
+    """Return the degraded parts that the daemon reports; or one for the error that it returned instead of its status."""
+    if status.code is not None:
+        what = "storage" if status.code in _SHORTAGES else "control socket"
+        return (Degradation(what, status.detail or status.code, None, status.code),)
     return tuple(
         Degradation(str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"), one.get("resource"))
-        for one in (word.live or {}).get("degraded") or ()
+        for one in (status.live or {}).get("degraded") or ()
     )
 
 
-def _holder_pid(config: Config, word: DaemonStatus) -> int | None:
-    """Return the process of the daemon, which may be unable to say so itself."""
-    if word.live is not None and isinstance(pid := word.live.get("pid"), int):
+def _holder_pid(config: Config, status: DaemonStatus) -> int | None:
+    """Return the daemon's process id, from its status, or from the folder's lock if it does not answer."""
+    if status.live is not None and isinstance(pid := status.live.get("pid"), int):
         return pid
-    holder = live_holder(config.data_dir) if word.state is not DaemonState.DOWN else None
+    holder = live_holder(config.data_dir) if status.state is not DaemonState.DOWN else None
     return holder.pid if holder is not None else None
 
 
 def _write_error(config: Config, room: FreeRoom | None) -> str | None:
-    """Return why nothing can be written although there is room."""
+    """Return why writing fails although the disk has room, or None."""
     if room is None:
         return f"{config.data_dir}: its file system does not answer."
     return f"{config.data_dir} is mounted read-only." if room.read_only else None
 
 
 def _strays_only(listing: RuntimeSeen, central: CentralSeen) -> list[Key]:
-    """Return the sessions that are known only from a running container."""
+    """Return the sessions that only a running container shows."""
     known = set(central.known())
     return sorted({(one.agent, one.session) for one in listing.containers or ()} - known)
 
 
 def _is_recorded(one: Container, live: Mapping[str, Any] | None) -> bool:
-    """Return whether this very container is the one that central.db has; another one may carry its labels."""
+    """Return whether central.db records exactly this container; another one may carry the same labels."""
     return (
         live is not None
         and live["id"] == one.incarnation
@@ -392,13 +392,14 @@ def _is_recorded(one: Container, live: Mapping[str, Any] | None) -> bool:
 
 
 def _further(one: ClockFacts, other: ClockFacts) -> ClockFacts:
-    """Return the stronger of two pieces of evidence: a waiting message is stronger than a date."""
+    """Return the stronger of two pieces of evidence for a clock jump: a waiting message beats a date."""
     if (other.message_id is not None, other.ahead_ms) <= (one.message_id is not None, one.ahead_ms):
         return one
     return replace(other, jumped_at=one.jumped_at, by_ms=one.by_ms)
 
 
 def _subject(one: Diagnosis) -> tuple[str | None, ...]:
+    """Return what makes two findings the same."""
     return one.code, one.agent, one.session, one.message_id, one.incarnation
 
 

@@ -69,7 +69,7 @@ def explain(
     """Return the most pressing reason to attend to this session on one line, or None: by doctor's own rules.
 
     `live` is the row of its unconfirmed incarnation. Whether that container lives is taken from the registry: no runtime is
-    asked. `stopped`: the agents whose budget of today is used up, and what of it.
+    asked. `stopped`: the agents whose daily budget is used up, and what of it.
     """
     return _sentence(most_pressing(_host(now_ms, stopped), _facts(registry, live, queues)))
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownSessionError
 from daemon.inspect.trusted_files import open_current
-from daemon.store.rebuild import REMAKE_HINT, found_sessions
+from daemon.store.rebuild import REBUILD_HINT, found_sessions
 from daemon.store.verified_idle import still_idle
 from schema.errors import StorageError
 from schema.handles import Reader
@@ -29,7 +29,7 @@ def open_registry(data_dir: Path) -> Reader:
         ) from error
     if not present:
         if _has_sessions(data_dir / "sessions"):
-            raise RegistryGoneError(f"{path} is lost; the sessions are there.", hint=REMAKE_HINT)
+            raise RegistryGoneError(f"{path} is lost; the sessions are there.", hint=REBUILD_HINT)
         raise DataFolderError(f"{data_dir} has no {CENTRAL_DB} yet.", hint="Start the daemon once: `clawbus serve`.")
     return open_current(path)
 

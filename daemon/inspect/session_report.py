@@ -1,10 +1,10 @@
-"""Reports on one session, and the list of all. They work while the daemon is down; its API answers with them too.
+"""Reports on one session, and the list of all. They work while the daemon is down; its API returns them too.
 
-Read-only and bounded in rows and time. A session whose file is missing, locked or corrupt is one line in the report
-and never the end of it. Times are epoch milliseconds; every value fits JSON.
+Read-only and bounded in rows and time. A session whose file is missing, locked or corrupt is one line of the report and
+does not end it. Times are epoch milliseconds; every value fits JSON.
 
-Closing a file drops this process's POSIX locks on it (fcntl(2)). So inside the daemon `session_report`, which opens
-outbound.db, runs where the session's other readers run one at a time.
+Closing a file drops this process's POSIX locks on it (fcntl(2)). `session_report` opens outbound.db, so the daemon runs it
+in the queue of the session's other reads.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from schema.plain_file import ReadLimits
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One session as a report saw it: its rows in central.db, its state and its queues."""
+    """One session as a report found it: its rows in central.db, its state and its queues."""
 
     registry: Mapping[str, Any]
     live: Mapping[str, Any] | None
     state: str
     queues: Queues | None  # None: there was no time to read them
     at: int
-    changed_at: int | None  # when one of its files changed last, epoch ms
+    changed_at: int | None  # when one of its files last changed, epoch ms
 
 
 def sessions_report(
@@ -54,7 +54,7 @@ def sessions_report(
 ) -> list[dict[str, Any]]:
     """Return one entry for each session, those with work first. Raise DataFolderError, RegistryGoneError.
 
-    `stopped`: the agents whose budget of today is used up, and what of it.
+    `stopped`: {agent: what is used up} of the agents that have used up their daily budget.
     """
     with open_registry(data_dir) as central:
         return [_summary(one, stopped) for one in examine_registered(data_dir, central, clock, limit, budget_s)]
@@ -73,7 +73,7 @@ def session_report(
 ) -> dict[str, Any]:
     """Return everything about one session, `limit` rows of each kind. Raise UnknownSessionError, DataFolderError, RegistryGoneError.
 
-    `held` says why the container's file must not be opened now; the report is then of the host's own files alone.
+    `held` says why the container's file must not be opened now; the report then covers the host's own files alone.
     """
     folder = folder_of(data_dir, (agent, session))
     now = clock.now_ms()
@@ -115,7 +115,7 @@ def session_report(
 
 
 def examine_registered(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: float) -> list[Examined]:
-    """Return the registered sessions, with the queues of as many as the time allows; those with work come first."""
+    """Return the registered sessions, those with work first, with the queues of as many as there is time for."""
     live = {(row["agent"], row["session"]): dict(row) for row in central.all(LIVE_INCARNATIONS)}
     rows = central.all(
         "SELECT * FROM sessions ORDER BY active DESC, quarantined_at IS NULL, agent, session LIMIT ?", (limit,)

@@ -30,7 +30,7 @@ def status_report(
 ) -> dict[str, Any]:
     """Return sessions by state, queues, dead letters, live incarnations and what needs attention.
 
-    `stopped`: the agents whose budget of today is used up, and what of it. Raise DataFolderError, RegistryGoneError.
+    `stopped`: the agents whose daily budget is used up, and what of it. Raise DataFolderError, RegistryGoneError.
     """
     now = clock.now_ms()
     with open_registry(data_dir) as central:

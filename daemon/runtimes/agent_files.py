@@ -21,7 +21,7 @@ from daemon.core.errors import AgentFileError, EnvFileError, MountSourceError, S
 from daemon.runtimes.protocol import Mount
 from schema.layout import CONTAINER_SECRETS
 
-_MOST: Final = 64 * 1024
+_MAX: Final = 64 * 1024
 _LINE: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)\Z", re.DOTALL)
 
 
@@ -91,13 +91,13 @@ def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise error_class(f"{where}: {path} is not a regular file.")
-        raw = os.read(descriptor, _MOST + 1)
+        raw = os.read(descriptor, _MAX + 1)
     except OSError as error:
         raise error_class(f"{where}: {path} cannot be read: {error.strerror}.") from error
     finally:
         os.close(descriptor)
-    if len(raw) > _MOST:
-        raise error_class(f"{where}: {path} has more than {_MOST} bytes.")
+    if len(raw) > _MAX:
+        raise error_class(f"{where}: {path} has more than {_MAX} bytes.")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

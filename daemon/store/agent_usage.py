@@ -20,7 +20,7 @@ class AgentUsage:
     refills: dict[Key, AgentDay]
 
     def left_to_count(self, day: str, agent: str) -> AgentDay:
-        """Return what counts towards an agent's budget of a day."""
+        """Return what counts towards an agent's daily budget."""
         key = (day, agent)
         return self.days.get(key, AgentDay(day, agent)).since(self.refills.get(key))
 
@@ -42,7 +42,7 @@ def write(db: Writer, days: Iterable[AgentDay], before: str) -> None:
 
 
 def refill(db: Writer, day: str, agent: str, at: int, by: str, reason: str | None) -> AgentDay:
-    """Let the agent's budget of a day begin again, and return what had been used. Call inside a transaction."""
+    """Let the agent's daily budget begin again, and return what had been used. Call inside a transaction."""
     row = db.one(f"SELECT {_COLUMNS} FROM agent_usage WHERE day = ? AND agent = ?", (day, agent))
     used = AgentDay(*row) if row is not None else AgentDay(day, agent)
     db.execute(

@@ -17,7 +17,7 @@ from schema.layout import WORDS, WORDS_BEFORE, SessionFolder
 
 _TAIL: Final = 16 * 1024
 _LONGEST: Final = 300
-_MOST: Final = 50
+_MAX: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def agent_words(folder: SessionFolder, message_id: str | None = None, limit: int
             words = _parsed(line)
             if words is not None and (message_id is None or message_id in words.messages):
                 found.append(words)
-            if len(found) >= min(limit, _MOST):
+            if len(found) >= min(limit, _MAX):
                 return found[::-1]
     return found[::-1]
 
@@ -51,8 +51,8 @@ class NewWords:
         self._seen: frozenset[AgentWords] = frozenset()
 
     def read(self) -> list[AgentWords]:
-        """Return the lines that the last read did not see, oldest first, at most _MOST of them."""
-        found = agent_words(self._folder, limit=_MOST)
+        """Return the lines that the last read did not see, oldest first, at most _MAX of them."""
+        found = agent_words(self._folder, limit=_MAX)
         fresh = [one for one in found if one not in self._seen]
         self._seen = frozenset(found)
         return fresh

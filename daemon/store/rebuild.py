@@ -18,7 +18,7 @@ from schema.ids import check_name, session_of_folder
 from schema.layout import SessionFolder
 from schema.os_faults import host_error, read_own_file
 
-REMAKE_HINT: Final = "Start the daemon once (`clawbus serve`): it remakes it from the session folders."
+REBUILD_HINT: Final = "Start the daemon once (`clawbus serve`): it rebuilds central.db from the session folders."
 _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
 
 
@@ -34,20 +34,20 @@ def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:
     return install_id
 
 
-def remake(registry: Registry, sessions_dir: Path, memory: Memory, now_ms: int) -> int:
-    """Bring back a registry that vanished under the daemon; the number of session folders. Raise StorageError."""
+def rebuild(registry: Registry, sessions_dir: Path, memory: Memory, now_ms: int) -> int:
+    """Rebuild a registry that vanished while the daemon runs. Return the number of session folders. Raise StorageError."""
     if not sessions_dir.is_dir():
-        # A disk that is not mounted any more has lost nothing: no new registry may come up in its place.
+        # An unmounted disk has lost nothing, so do not create a new registry in its place.
         raise StorageError(
             f"{sessions_dir} is gone.", hint="Mount the data folder's disk again, then restart the daemon."
         )
     found = list(found_sessions(sessions_dir))
-    registry.remake(found, memory, now_ms)
+    registry.rebuild(found, memory, now_ms)
     return len(found)
 
 
 def found_sessions(sessions_dir: Path) -> Iterator[SessionKey]:
-    """Return every `<agent>/<session>/in/inbound.db` whose names are valid. Raise StorageError."""
+    """Yield the session of every `<agent>/<session>/in/inbound.db` whose names are valid. Raise StorageError."""
     try:
         for agent in _folders(sessions_dir, _is_agent):
             for folder in _folders(agent, lambda name: session_of_folder(name) is not None):

@@ -296,7 +296,7 @@ class Registry:
         if self._anchor is not None and not self._anchor.holds(self._path):
             raise RegistryGoneError(f"{self._path.name} was deleted, emptied or replaced while the daemon runs.")
 
-    def remake(self, keys: Iterable[SessionKey], memory: Memory, now_ms: int) -> None:
+    def rebuild(self, keys: Iterable[SessionKey], memory: Memory, now_ms: int) -> None:
         """Use the file that exists now, or create one, and update it with what the running daemon knows.
 
         Missing sessions are added as having work. Incarnations without a slot are recorded as ended.

@@ -62,7 +62,7 @@ class ScheduleRow:
     sent: int
     changed_at: int
     changed_by: str
-    failures: int = 0  # above 0: it was paused after so many failures in a row
+    failures: int = 0  # above 0: it was paused after this many failures in a row
 
 
 def find(db: Reader, key: str) -> ScheduleRow | None:

@@ -16,7 +16,7 @@ from schema.rows import Ack, AckStatus, ToolCall, TurnUsage
 _COUNTS: Final = ("input_tokens", "output_tokens", "cached_tokens")
 _COLUMNS: Final = ", ".join((*_COUNTS, "cost", "currency"))
 _NEEDED: Final = frozenset({"message_id", "incarnation", *_COUNTS, "cost", "currency"})
-_MOST: Final = 10**12
+_MAX: Final = 10**12
 _MAX_ROWS: Final = 10_000
 _MAX_TOOLS: Final = 100
 _MAX_TOOLS_TEXT: Final = 100_000  # characters
@@ -80,7 +80,7 @@ def _sum(first: int | None, second: int | None) -> int | None:
 def _usage(row: sqlite3.Row) -> TurnUsage:
     counts = _count(row["input_tokens"]), _count(row["output_tokens"]), _count(row["cached_tokens"])
     cost, currency = row["cost"], row["currency"]
-    if not isinstance(cost, int | float) or not 0 <= cost <= _MOST:
+    if not isinstance(cost, int | float) or not 0 <= cost <= _MAX:
         return TurnUsage(*counts)
     if not isinstance(currency, str) or not _CURRENCY.match(currency):
         return TurnUsage(*counts)
@@ -118,4 +118,4 @@ def _call(value: object) -> ToolCall | None:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and 0 <= value <= _MOST else None
+    return value if isinstance(value, int) and 0 <= value <= _MAX else None

@@ -81,22 +81,22 @@ class Metrics:
         self.duplicates = counter("messages_duplicate", "Messages that had been stored before.", "agent", "channel")
         self.refused = counter("messages_refused", "Messages refused; nothing was stored.", "code")
         self.finished = counter(
-            "messages_finished", "Messages with an end: completed, failed (by the agent), dead_lettered.", "agent", "outcome"
+            "messages_finished", "Messages that ended: completed, failed (by the agent), dead_lettered.", "agent", "outcome"
         )  # fmt: skip
-        self.retries = counter("message_retries", "Tries that ended with their container.", "agent")
+        self.retries = counter("message_retries", "Tries that ended because their container did.", "agent")
         self.wait = histogram("message_wait_seconds", "From accepted, or due, to claimed.", "agent", buckets=_LONG)
         self.turn = histogram("turn_duration_seconds", "From claimed to acked.", "agent", buckets=_LONG)
-        self.tokens = counter("agent_tokens", "Tokens that agents say they used.", "agent", "kind")
-        self.cost = counter("agent_cost", "What agents say they cost, in the currency.", "agent", "currency")
+        self.tokens = counter("agent_tokens", "Tokens that agents report.", "agent", "kind")
+        self.cost = counter("agent_cost", "Cost that agents report, in the currency.", "agent", "currency")
         self.tools = histogram(
             "tool_duration_seconds", "From a tool's start to its end, of turns that ended.", "agent", buckets=_LONG
         )
-        self.budget_stops = counter("agent_budget_stops", "Budgets of a day that were used up.", "agent")
+        self.budget_stops = counter("agent_budget_stops", "Daily budgets that were used up.", "agent")
         self.delivered = counter("answers_delivered", "Answers with a receipt.", "agent", "channel")
         self.delivery_failures = counter(
             "delivery_failures", "Sends that failed and are tried again.", "channel", "code"
         )
-        self.in_doubt = counter("sends_in_doubt", "Sends of which it is unknown whether they arrived.", "channel")
+        self.in_doubt = counter("sends_in_doubt", "Sends that may or may not have arrived.", "channel")
         self.answers_buried = counter("answers_dead_lettered", "Answers given up.", "agent", "code")
         self.delivery = histogram(
             "delivery_duration_seconds", "Duration of a send, whatever its outcome.", "channel", buckets=_MOMENTS
@@ -116,13 +116,13 @@ class Metrics:
         self.swept_at = Gauge(
             "clawbus_sweep_last_completed_timestamp_seconds", "When the last pass ended (Unix time).", registry=self.registry
         )  # fmt: skip
-        self.lag = histogram("event_loop_lag_seconds", "How late the event loop came to a timer.", buckets=_MOMENTS)
+        self.lag = histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", buckets=_MOMENTS)
         self.quarantines = counter("sessions_quarantined", "Sessions taken out of service.", "agent")
         self.egress = counter(
             "egress_requests", "Requests at the gate: answered, or the refusal's code.", "agent", "route", "outcome"
         )
-        self.egress_tokens = counter("egress_tokens", "Tokens of models.", "agent", "route", "direction")
-        self.egress_bytes = counter("egress_bytes", "Bodies through the gate.", "agent", "route", "direction")
+        self.egress_tokens = counter("egress_tokens", "Tokens that models report.", "agent", "route", "direction")
+        self.egress_bytes = counter("egress_bytes", "Bytes of bodies through the gate.", "agent", "route", "direction")
         self.deploys = counter("deploys", "Deploys that ended while this daemon ran, by their state.", "state")
         self.spans = counter("trace_spans", "Spans handed to the collector: exported, failed, dropped.", "outcome")
 

@@ -1,4 +1,4 @@
-"""An agent's budget of a day, with a real daemon and the real command line: what is over waits, is explained, and goes on."""
+"""An agent's daily budget, with a real daemon and the real command line: what is over waits, is explained, and goes on."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_is_over_the_budget_waits_untried_until_a_refill_a_raised_limit_or_
     assert "2 of 2 turns" in daemon.people("agent", "show", "echo")
     for view in ("status", "top"):
         assert "echo: 2 of 2 turns of today" in daemon.people(view)
-    why = "Its agent's budget of the day is used up. echo has used 2 of 2 turns"
+    why = "Its agent's daily budget is used up. echo has used 2 of 2 turns"
     (session,) = daemon.cli("session", "list").result["sessions"]
     assert session["explanation"].startswith(why)
     assert daemon.cli("session", "show", "echo/s").result["held_up"].startswith(why)

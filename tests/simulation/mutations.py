@@ -332,7 +332,7 @@ def _seq_of_the_copy() -> contextlib.AbstractContextManager[Any]:
 
     def store(*arguments: Any) -> Any:
         kept = real(*arguments)
-        return replace(kept, known=replace(kept.known, seq=kept.counts.seq))
+        return replace(kept, known=replace(kept.known, seq=kept.effective.seq))
 
     return mock.patch.object(daemon.engine.ingress, "store", store)
 

@@ -1,6 +1,6 @@
 """A data folder as a daemon and its agents leave it, and the forensics looking at it. No daemon, nothing sleeps.
 
-Sessions are SessionWorlds (the product's own functions write the host's side); the runtime's listing and the daemon's word
+Sessions are SessionWorlds (the product's own functions write the host's side); the runtime's listing and the daemon's status
 are given by the test.
 """
 
@@ -108,10 +108,12 @@ class ForensicWorld:
             schedule_retry(db, message_id, 1, until, self.clock.now, incarnation=by, reason="it ended")
 
     def look(self, session: tuple[str, str] | None = None) -> Examination:
-        word = DaemonStatus(self.state, self.live)
+        status = DaemonStatus(self.state, self.live)
         if self.refusal is not None:
-            word = DaemonStatus(self.state, None, f"{self.refusal}: this request could not be answered.", self.refusal)
-        doctor = Doctor(self.config, self.clock, lambda: word, runtime=lambda *_: self.listing())
+            status = DaemonStatus(
+                self.state, None, f"{self.refusal}: this request could not be answered.", self.refusal
+            )
+        doctor = Doctor(self.config, self.clock, lambda: status, runtime=lambda *_: self.listing())
         return doctor.examine(session, pause=self._pause)
 
     def codes(self) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from schema.rows import TurnUsage
 
-_MOST: Final = 10**12
+_MAX: Final = 10**12
 _CURRENCY: Final = 3
 
 
@@ -42,7 +42,7 @@ class Meter:
         amount, currency = cost.get("amount"), cost.get("currency")
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not math.isfinite(amount):
             return
-        if not isinstance(currency, str) or len(currency) != _CURRENCY or not 0 <= amount <= _MOST:
+        if not isinstance(currency, str) or len(currency) != _CURRENCY or not 0 <= amount <= _MAX:
             return
         if amount < self.total or currency != self.currency:
             self._before = 0.0
@@ -77,7 +77,7 @@ def tokens_of(response: Mapping[str, object]) -> TurnUsage | None:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX else None
 
 
 def _mapping(value: object) -> Mapping[str, object]:

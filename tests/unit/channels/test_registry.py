@@ -108,7 +108,7 @@ def test_the_result_cannot_be_changed(tmp_path: Path) -> None:
 
 
 WRONG: list[tuple[dict[str, dict[str, Any]], type[ClawbusError], str]] = [
-    ({"telex": {}}, ChannelError, r"channels\.telex: unknown channel type 'telex' \(there is: .*local.*webhook"),
+    ({"telex": {}}, ChannelError, r"channels\.telex: unknown channel type 'telex' \(known: .*local.*webhook"),
     ({"x": {"type": "telex"}}, ChannelError, r"channels\.x\.type: unknown channel type 'telex'"),
     ({"x": {"type": 7}}, ConfigError, r"channels\.x\.type: "),
     ({"../x": {}}, ConfigError, r"channels\.\.\./x: "),

@@ -113,7 +113,7 @@ class TestFromTheFiles:
 
     def test_an_empty_mailbox_names_those_that_hold_something(self, cli: CommandLine, files: Path) -> None:
         Mailbox(files / "mailbox.db").put_many([NewEntry("a", "o", "echo", "demo", "m1", "chat", None, "{}", NOW)])
-        assert "mailbox clo holds nothing. There is something in: a, cli." in cli("mailbox", "clo", "--pretty").out
+        assert "mailbox clo holds nothing. Mailboxes with entries: a, cli." in cli("mailbox", "clo", "--pretty").out
 
     def test_a_mailbox_that_begins_with_a_dash_is_named_so_that_the_command_takes_it(
         self, cli: CommandLine, files: Path

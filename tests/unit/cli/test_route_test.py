@@ -144,7 +144,7 @@ def test_an_event_is_explained(
 
 @pytest.mark.parametrize(
     ("channel", "said"),
-    [("webhok", "did you mean webhook?"), ("nope", "there is: local, webhook.")],
+    [("webhok", "did you mean webhook?"), ("nope", "known: local, webhook.")],
 )
 def test_a_channel_that_there_is_not_is_a_usage_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], channel: str, said: str

@@ -259,7 +259,7 @@ def test_a_preview_without_a_registry_is_refused_and_makes_none(
     (home / "data" / "central.db").unlink()
     envelope = cli("sweep", "stale").envelope
     assert envelope["error"]["code"] == "REGISTRY_GONE"
-    assert "remakes it" in envelope["fix"]
+    assert "rebuilds central.db" in envelope["fix"]
     assert not (home / "data" / "central.db").exists()
 
 

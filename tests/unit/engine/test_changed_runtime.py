@@ -92,7 +92,7 @@ async def test_a_runtime_that_nobody_knows_cannot_be_asked(other: Other) -> None
 
 
 async def test_plain_processes_are_found_without_a_record_too(other: Other) -> None:
-    """central.db was lost and remade."""
+    """central.db was lost and rebuilt."""
     await other.start()
     with pytest.raises(RuntimeChangedError, match='"process"'):
         await refuse_changed_runtime("docker", [], other.build)

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from daemon.core.errors import RegistryGoneError
 from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.slots import Phase
-from daemon.store.rebuild import agree_on_install_id, found_sessions, remake
+from daemon.store.rebuild import agree_on_install_id, found_sessions, rebuild
 from daemon.store.registry import Memory, Registry
 from schema.errors import StorageError
 from schema.rows import Address
@@ -74,7 +74,7 @@ async def test_a_container_of_the_lost_registry_is_ended_before_another_one_star
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "replaced", "restored"])
-async def test_a_registry_lost_under_the_daemon_is_remade_with_its_live_containers(
+async def test_a_registry_lost_under_the_daemon_is_rebuilt_with_its_live_containers(
     kit: BusKit, central: Path, damage: str
 ) -> None:
     async with kit.running():
@@ -119,7 +119,7 @@ async def test_a_registry_lost_under_the_daemon_is_remade_with_its_live_containe
 
 
 @pytest.mark.anyio
-async def test_while_it_cannot_be_remade_nothing_is_accepted_and_status_says_so(kit: BusKit, central: Path) -> None:
+async def test_while_it_cannot_be_rebuilt_nothing_is_accepted_and_status_says_so(kit: BusKit, central: Path) -> None:
     async with kit.running():
         await kit.send(message_id="m1")
         central.unlink()
@@ -219,5 +219,5 @@ def test_an_unmounted_disk_gets_no_new_registry(tmp_path: Path) -> None:
     with pytest.raises(RegistryGoneError):
         registry.with_work()
     with pytest.raises(StorageError, match="is gone"):
-        remake(registry, tmp_path / "sessions", Memory("i", frozenset(), {}, ()), NOW)
+        rebuild(registry, tmp_path / "sessions", Memory("i", frozenset(), {}, ()), NOW)
     assert not (tmp_path / "central.db").exists()

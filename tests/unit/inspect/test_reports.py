@@ -209,7 +209,7 @@ class TestStatus:
         for report in (sessions_report, dead_letters_report):
             with pytest.raises(RegistryGoneError, match="is lost") as caught:
                 report(data.path, FixedClock())
-            assert "remakes it" in caught.value.hint
+            assert "rebuilds central.db" in caught.value.hint
 
 
 class TestExplanations:
