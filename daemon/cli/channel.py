@@ -32,7 +32,8 @@ def register(app: typer.Typer) -> None:
 def list_(invocation: Invocation) -> Outcome:
     """List the channels that are configured or have answers: type, whether they work, and what waits on each.
 
-    Use it when answers do not arrive. The daemon says whether a channel works; without a daemon that is `unknown`. The queues come from the files.
+    Use it when answers do not arrive. Only a running daemon knows whether a channel works. The queues are read from the
+    files.
 
     \b
     Example:

@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 PATIENCE_S: Final = 5.0
 # A daemon checks every three seconds whether its socket is still there, and recreates it.
-_REMAKE_S: Final = 8.0
-_REMAKE_LOOK_S: Final = 0.2
+_RECREATE_S: Final = 8.0
+_RECREATE_LOOK_S: Final = 0.2
 
 
 def daemon_status(invocation: Invocation) -> DaemonStatus:
@@ -31,7 +31,7 @@ def daemon_status(invocation: Invocation) -> DaemonStatus:
 def settled_status(invocation: Invocation) -> DaemonStatus:
     """Return the same, but wait for a daemon that lives and is not listening: it starts, or recreates its lost socket."""
     clock = SystemClock()
-    deadline = clock.monotonic() + _REMAKE_S
+    deadline = clock.monotonic() + _RECREATE_S
     while True:
         status, listening = _status(invocation)
         if status.state is not DaemonState.SILENT or listening:
@@ -39,7 +39,7 @@ def settled_status(invocation: Invocation) -> DaemonStatus:
         if clock.monotonic() > deadline:
             lost = "" if invocation.place.control_socket.exists() else " The socket is gone, and it makes no new one."
             return replace(status, detail=f"{status.detail}{lost}")
-        time.sleep(_REMAKE_LOOK_S)
+        time.sleep(_RECREATE_LOOK_S)
 
 
 def _status(invocation: Invocation) -> tuple[DaemonStatus, bool]:

@@ -1,5 +1,7 @@
 """Examines the host, every session and every doubtful run, and reports problems. Changes nothing.
 
+`host_facts.py` reads what the host shows, `session_facts.py` what a session shows; rules in `core` judge them.
+
 While a daemon runs, some problems last only for a moment. They are reported only if a second look finds them too.
 """
 
@@ -8,27 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 from daemon.config.models import Config
-from daemon.config.policies import claim_max_s, read_limits
+from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.daemon_status import DaemonStatus
 from daemon.core.diagnoses import diagnose_host, diagnose_run, diagnose_session
 from daemon.core.diagnosis import Diagnosis
 from daemon.core.errors import UnknownSessionError
-from daemon.core.facts import (
-    ClockFacts,
-    Container,
-    DaemonState,
-    Degradation,
-    Failing,
-    Holder,
-    HostFacts,
-    SessionFacts,
-)
-from daemon.inspect.budget_reading import agents_stopped
+from daemon.core.facts import ClockFacts, Container, DaemonState, Failing, HostFacts, SessionFacts
 from daemon.inspect.central_reading import (
     CentralSeen,
     Key,
@@ -38,20 +29,14 @@ from daemon.inspect.central_reading import (
     without_registry,
 )
 from daemon.inspect.containers import RuntimeSeen, context_of, install_id_of, look_at_runtime
-from daemon.inspect.egress_reading import budgets_used_up, secret_errors
+from daemon.inspect.host_facts import host_facts, is_busy
 from daemon.inspect.idle_check import IdleSessions
 from daemon.inspect.lock_owners import container_processes, foreign_holders
-from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
 from daemon.inspect.reading import read_suspect_runs
 from daemon.inspect.route_findings import route_findings
-from daemon.inspect.session_facts import oldest_claim, run_facts, session_facts
-from daemon.inspect.trusted_files import open_current
+from daemon.inspect.session_facts import run_facts, session_facts
 from daemon.store.agent_words import agent_words
-from daemon.store.data_layout import VERSION_NAME, Layout
-from daemon.store.folder_lock import live_holder
-from daemon.store.free_room import LOW_BYTES, FreeRoom, free_room
-from daemon.systemd.service import unit_of
-from schema.errors import ClawbusError, FileBusyError, HostTroubleError, SchemaTooNewError, StorageError
+from schema.errors import SchemaTooNewError
 from schema.layout import SessionFolder
 
 BUDGET_S: Final = 60.0  # for all sessions; a few seconds do where the daemon has recorded which are idle
@@ -64,9 +49,6 @@ _PASSING: Final = frozenset(
         *("RESTART_POLICY", "FILE_LOCKED"),
     }
 )
-
-# Codes of errors that say that the host lacks something now.
-_SHORTAGES: Final = frozenset({HostTroubleError.code, StorageError.code})
 
 LookAtRuntime = Callable[[Config, str | None], RuntimeSeen]
 
@@ -134,7 +116,7 @@ class Doctor:
             central = without_registry(self._config.data_dir, error)
         listing = self._runtime(self._config, install_id_of(self._config.data_dir, central.install_id))
         host = host_facts(self._config, now, status, central, listing)
-        host = replace(host, holders=slot_holders(self._config, central), config_faults=self._config_faults)
+        host = replace(host, config_faults=self._config_faults)
         if first is not None and first.host is not None:
             host = replace(host, clock=_further(host.clock, first.host.clock))
         found = Examination(now, status.state)
@@ -191,7 +173,7 @@ class Doctor:
         runs = read_suspect_runs(folder, context, read_limits(self._config))
         seen = session_facts(key, folder, row, live, own, strays, context, runs)
         facts = replace(seen.facts, failing=by_daemon.failing, near_limit=by_daemon.near_limit, folder=str(folder.root))
-        if _is_busy(*facts.errors, *(one.code for one in facts.failing)):
+        if is_busy(*facts.errors, *(one.code for one in facts.failing)):
             containers = (
                 facts.live.container_id if facts.live is not None else None,
                 *(one.container_id for one in listed),
@@ -242,91 +224,6 @@ def _both(first: Examination, second: Examination) -> Examination:
     )
 
 
-def host_facts(config: Config, now: int, status: DaemonStatus, central: CentralSeen, listing: RuntimeSeen) -> HostFacts:
-    """Return the facts about the host. Write nothing, not even to test whether writing works."""
-    live = status.live or {}
-    sweep: Mapping[str, Any] = live.get("last_sweep") or {}
-    jump: Mapping[str, Any] = live.get("clock") or {}
-    room = free_room(config.data_dir)
-    holder_pid = _holder_pid(config, status)
-    ahead = max(0, (central.newest_at or 0) - now)
-    file_errors = mailbox_errors(config.data_dir)
-    layout = Layout(config.data_dir)
-    busy = _is_busy(central.error or "", *file_errors, *(str(one.get("why")) for one in live.get("degraded") or ()))
-    return HostFacts(
-        now=now,
-        data_dir=str(config.data_dir),
-        daemon=status.state,
-        daemon_detail=status.detail,
-        # Before the first start there is no central.db.
-        registry_missing=central.missing and (config.data_dir / VERSION_NAME).exists(),
-        registry_error=central.error,
-        file_errors=file_errors,
-        lock_holders=foreign_holders((layout.central_db, layout.mailbox_db), {holder_pid or 0}, writing=not busy),
-        runtime=config.runtime.kind,
-        runtime_error=listing.error if not central.missing or listing.other_kind else None,
-        other_runtime=listing.other_kind,
-        runtime_repair=listing.repair,
-        other_engine=listing.other_engine,
-        copied_from=listing.copied_from,
-        image_error=listing.image_error,
-        image_repair=listing.image_repair,
-        image_others=listing.image_others,
-        images_checked=listing.images_checked,
-        unit=unit_of(config.data_dir),
-        holder_pid=holder_pid,
-        used_up=open_files_used_up(holder_pid) if holder_pid is not None else None,
-        limits=limits_of(holder_pid) if holder_pid is not None else (),
-        max_machine_files=machine_files(),
-        mount=mount_of(config.data_dir),
-        denied=access_repair(config.data_dir, holder_pid) if holder_pid is not None else None,
-        free_bytes=room.bytes if room is not None else None,
-        free_inodes=room.inodes if room is not None and room.few_inodes else None,
-        low_bytes=room.low_bytes if room is not None else LOW_BYTES,
-        max_open_answers=config.delivery.max_open_answers,
-        write_error=_write_error(config, room),
-        clock=ClockFacts(ahead, "The newest incarnation" if ahead else None, jump.get("jumped_at"), jump.get("by_ms")),
-        degraded=_degraded(status),
-        last_sweep_at=sweep.get("at"),
-        sweep_interval_ms=_ms(config.sweep.interval_s),
-        claim_stuck_ms=_ms(config.sweep.claim_stuck_s),
-        ceiling_ms=_ms(config.sweep.ceiling_s),
-        max_declared_ms=_ms(config.sweep.max_declared_s),
-        claim_max_ms={
-            "": _ms(claim_max_s(config, None)),
-            **{name: _ms(claim_max_s(config, agent)) for name, agent in config.agents.items()},
-        },
-        max_containers=config.runtime.max_containers,
-        secret_errors=secret_errors(config),
-        budgets_used_up=budgets_used_up(config, now),
-        agents_stopped=agents_stopped(config, now),
-    )
-
-
-def slot_holders(config: Config, central: CentralSeen) -> tuple[Holder, ...]:
-    """Return the sessions that hold the container slots, longest first; none while a slot is free."""
-    if len(central.live) < config.runtime.max_containers:
-        return ()
-    found: list[Holder] = []
-    for key, row in central.live.items():
-        claimed = oldest_claim(folder_of(config.data_dir, key))
-        message_id, since = claimed if claimed is not None else (None, int(row["started_at"] or row["created_at"]))
-        found.append(Holder(*key, since, message_id))
-    return tuple(sorted(found, key=lambda one: one.since))
-
-
-def mailbox_errors(data_dir: Path) -> tuple[str, ...]:
-    """Return why mailbox.db cannot be used; nothing if it can, or does not exist yet."""
-    path = Layout(data_dir).mailbox_db
-    if not path.exists():
-        return ()
-    try:
-        with open_current(path):
-            return ()
-    except ClawbusError as error:
-        return (f"{error.code}: {error}",)
-
-
 def _failing(status: DaemonStatus) -> dict[Key, tuple[Failing, ...]]:
     """Return the failing work that the daemon reports, by session."""
     found: dict[Key, tuple[Failing, ...]] = {}
@@ -343,37 +240,6 @@ def _near_limits(status: DaemonStatus) -> dict[Key, str]:
     """Return the daemon's sentence about an out/ or home/ folder that is near its limit, by session."""
     told = (status.live or {}).get("near_limits") or ()
     return {(str(one["agent"]), str(one["session"])): str(one["sentence"]) for one in told}
-
-
-def _is_busy(*errors: str) -> bool:
-    """Return whether one of the texts says that another process locks a file."""
-    return any(FileBusyError.code in text or "database is locked" in text for text in errors)
-
-
-def _degraded(status: DaemonStatus) -> tuple[Degradation, ...]:
-    """Return the degraded parts that the daemon reports; or one for the error that it returned instead of its status."""
-    if status.code is not None:
-        what = "storage" if status.code in _SHORTAGES else "control socket"
-        return (Degradation(what, status.detail or status.code, None, status.code),)
-    return tuple(
-        Degradation(str(one.get("what")), str(one.get("why")), one.get("since"), one.get("code"), one.get("resource"))
-        for one in (status.live or {}).get("degraded") or ()
-    )
-
-
-def _holder_pid(config: Config, status: DaemonStatus) -> int | None:
-    """Return the daemon's process id, from its status, or from the folder's lock if it does not answer."""
-    if status.live is not None and isinstance(pid := status.live.get("pid"), int):
-        return pid
-    holder = live_holder(config.data_dir) if status.state is not DaemonState.DOWN else None
-    return holder.pid if holder is not None else None
-
-
-def _write_error(config: Config, room: FreeRoom | None) -> str | None:
-    """Return why writing fails although the disk has room, or None."""
-    if room is None:
-        return f"{config.data_dir}: its file system does not answer."
-    return f"{config.data_dir} is mounted read-only." if room.read_only else None
 
 
 def _strays_only(listing: RuntimeSeen, central: CentralSeen) -> list[Key]:
@@ -401,7 +267,3 @@ def _further(one: ClockFacts, other: ClockFacts) -> ClockFacts:
 def _subject(one: Diagnosis) -> tuple[str | None, ...]:
     """Return what makes two findings the same."""
     return one.code, one.agent, one.session, one.message_id, one.incarnation
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)

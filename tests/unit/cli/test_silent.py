@@ -67,7 +67,7 @@ def test_doctor_waits_for_a_daemon_that_makes_its_lost_socket_anew(
 def test_doctor_says_that_the_socket_is_gone_if_it_stays_so(
     cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon_status, "_REMAKE_S", 0.0)
+    monkeypatch.setattr(daemon_status, "_RECREATE_S", 0.0)
     with DataFolder.open(home / "data"):
         (first, *_) = cli("doctor").envelope["result"]["findings"]
     assert first["code"] == "DAEMON_SILENT"
