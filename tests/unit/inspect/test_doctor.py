@@ -219,7 +219,7 @@ def test_a_broken_image(world: ForensicWorld) -> None:
     found = one(world, "IMAGE_UNUSABLE")
     assert found.command == "clawbus image build --tag postgres:16"
     assert any("takes the name away" in line for line in found.evidence)
-    assert any("Correct that key" in line for line in found.evidence)
+    assert any("correct that key" in line for line in found.evidence)
 
 
 def test_every_unusable_image_is_named_with_the_command_that_builds_it(world: ForensicWorld) -> None:
@@ -509,7 +509,7 @@ def test_a_channel_that_failed(world: ForensicWorld) -> None:
     world.live["degraded"] = [{"what": "channel webhook", "why": "its port is taken", "since": NOW}]
     found: Any = one(world, "CHANNEL_FAILING")
     assert found.evidence[0] == "channel webhook: its port is taken"
-    assert "end what has taken its address" in found.evidence[1]
+    assert "end the program that has taken its address" in found.evidence[1]
     assert found.command == "ss -ltnp"
 
 

@@ -148,7 +148,7 @@ def test_a_copy_with_a_broken_index_is_not_verified(source: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_code(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackupFailedError, match="cannot be made"):
+    with pytest.raises(BackupFailedError, match="cannot be created"):
         back_up(source, NOW, folder=tmp_path / "none")
 
 
