@@ -1,6 +1,6 @@
-"""Runs a deploy in the daemon that serves: the gates up to the cutover in the old one, the bake in the new one.
+"""Runs a deploy in the daemon that serves: the gates and the cutover in the old daemon, the bake in the new one.
 
-The command line only asks for it, so it may be killed at any time. Each step is a new state on disk before it is acted on.
+The command line only asks for a deploy, so it may be killed at any time. Each step is on disk before it has an effect.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from daemon.deploy.standby_client import StandbyClient
 from schema.errors import ClawbusError, StorageError
 from schema.ids import new_id
 
-_ANSWER_S: Final = 10.0  # so long does an operator's verb wait for what it needs
+_ANSWER_S: Final = 10.0  # how long an operator's verb waits for what it needs
 _BACK: Final = "`clawbus deploy rollback` goes back."
 
 
 class Engine(Protocol):
-    """What a deploy asks of the running bus."""
+    """The part of the running bus that a deploy uses."""
 
     def hold(self) -> None:
-        """Start no container and no send until `resume`. Messages are still accepted."""
+        """Start no container and no send until `resume`. The bus still accepts messages."""
         ...
 
     def resume(self) -> None:
@@ -58,15 +58,15 @@ class Engine(Protocol):
         ...
 
     def in_flight(self) -> dict[str, int]:
-        """Return what the daemon itself has under way, which must end before a cutover, by kind."""
+        """Return the number of operations under way in the daemon, by kind. They must end before a cutover."""
         ...
 
     def carried(self) -> int:
-        """Return how many agents run: they are handed over, not ended."""
+        """Return the number of running agents. A cutover hands them over and ends none."""
         ...
 
     def health(self) -> Health:
-        """Return what a bake checks."""
+        """Return the figures that a bake checks."""
         ...
 
     def report(self, deploy: Deploy, at: int) -> None:
@@ -74,13 +74,13 @@ class Engine(Protocol):
         ...
 
     def seen(self, state: SlotState) -> None:
-        """Take note of the state, for the metrics."""
+        """Pass the state of slots on to the metrics."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this daemon serves, and how it hands over. `leave` ends the daemon in order and makes it the standby."""
+    """Where this daemon serves, and how it hands over. `leave` stops the daemon and makes it the standby."""
 
     config: Config
     slot: str
@@ -94,7 +94,7 @@ class Place:
 
 
 class Conductor:
-    """Built once in a daemon that serves from a slot; `run` works until cancelled."""
+    """Carries out the deploys of a daemon that serves from a slot. `run` works until cancelled."""
 
     def __init__(self, place: Place, engine: Engine) -> None:
         self._place = place
@@ -103,15 +103,15 @@ class Conductor:
         self._clock = place.clock
         self._record = SlotRecord(place.data_dir, engine.seen)
         self._wanted = anyio.Event()
-        self._settled = anyio.Event()  # set when what `_carry_out` does is recorded
+        self._settled = anyio.Event()  # set once the end of `_carry_out` is recorded
         self._scope: anyio.CancelScope | None = None
         self._aborted: tuple[str, str] | None = None  # the deploy whose abort was asked for, and by whom
         self._log = structlog.get_logger("deploy")
 
-    # --- what an operator asks
+    # --- requests of an operator
 
     async def status(self) -> dict[str, Any]:
-        """Return the state."""
+        """Return the state of slots as JSON. Raise SlotStateError or StorageError."""
         return as_json(await self._record.read())
 
     async def start(self, release: str, *, force: bool, no_rollback: bool) -> dict[str, Any]:
@@ -131,10 +131,10 @@ class Conductor:
         try:
             return as_json(await self._record.change(begun))
         finally:
-            self._wanted.set()  # whatever the write reported: a deploy that is on disk is carried out, or nobody ends it
+            self._wanted.set()  # also after a reported failure: a deploy that is on disk anyway must be carried out
 
     async def abort(self, by: str) -> dict[str, Any]:
-        """End a deploy that is not cut over; the slot that serves goes on. Raise DeployRefusedError."""
+        """End a deploy before its cutover; the same slot keeps serving. Raise DeployRefusedError."""
         deploy = (await self._record.read()).active
         if deploy is None or deploy.is_cut_over:
             raise DeployRefusedError("no deploy is before its cutover.", hint=_BACK if deploy is not None else None)
@@ -149,7 +149,7 @@ class Conductor:
         return as_json(state)
 
     async def rollback(self, by: str) -> dict[str, Any]:
-        """Go back during the bake. Raise DeployRefusedError."""
+        """Return to the prior release during the bake. Raise DeployRefusedError."""
         deploy = (await self._record.read()).active
         if deploy is None or not deploy.is_cut_over:
             raise DeployRefusedError(
@@ -177,7 +177,7 @@ class Conductor:
     # --- the work
 
     async def run(self) -> None:
-        """Go on with a bake that this daemon's start began, then carry out deploys as they are asked for."""
+        """Finish the bake that this daemon's start began, if any. Then carry out deploys as operators ask for them."""
         deploy = (await self._record.insist(self._record.read)).active
         if deploy is not None and deploy.is_cut_over:
             state = await self._record.insist_on(lambda state: served(state, self._clock.now_ms()))
@@ -194,7 +194,7 @@ class Conductor:
                 await self._carry_out(deploy)
 
     async def _report(self) -> None:
-        """Publish and log how a deploy ended, once: also one that a standby or a start ended, which have neither."""
+        """Publish and log the end of a deploy, once; also of one that a standby or a start ended, because those cannot."""
         state = await self._record.insist(self._record.read)
         if (
             state.deploy is None
@@ -214,7 +214,7 @@ class Conductor:
 
         try:
             await self._record.change(reported)
-        except ClawbusError as error:  # the next start publishes the same spans again
+        except ClawbusError as error:  # the next start publishes and logs it again
             self._log.warning("deploy_not_recorded", error=str(error))
 
     async def _carry_out(self, deploy: Deploy) -> None:
@@ -226,7 +226,7 @@ class Conductor:
         ]  # fmt: skip
         current = gates[0][0]
         with anyio.CancelScope() as self._scope:
-            if self._aborted is not None and self._aborted[0] == deploy.id:  # before there was anything to cancel
+            if self._aborted is not None and self._aborted[0] == deploy.id:  # the abort came before this scope existed
                 self._scope.cancel()
             try:
                 for name, work in gates:
@@ -283,7 +283,7 @@ class Conductor:
         self._place.leave()
 
     async def _bake(self) -> None:
-        """Watch until the window is over; go back at a breach."""
+        """Check the bus until the window is over. Roll back at the first breach."""
         baseline = self._engine.health()
         started = self._clock.monotonic()
         checks, excused = 0, dict[str, None]()
@@ -299,7 +299,7 @@ class Conductor:
             reason, others = judge(baseline, health)
             excused |= dict.fromkeys(others)
             checks += 1
-            if reason is None and not excused:  # what others' troubles held up takes longer, whatever the release
+            if reason is None and not excused:  # trouble elsewhere also slows messages: do not judge the pace then
                 reason = judge_pace(limits, health.pace)
             if reason is not None:
                 await self._record.insist(partial(self._breach, reason, measured(health)))
@@ -370,7 +370,7 @@ def _too_late(state: SlotState) -> DeployRefusedError:
     if deploy is not None and deploy.is_over:
         return DeployRefusedError(f"the deploy had ended before: {deploy.state}.")
     if deploy is not None and deploy.is_cut_over:
-        return DeployRefusedError("the cutover came before the abort, so the deploy goes on.", hint=_BACK)
+        return DeployRefusedError("the cutover came before the abort, so the deploy continues.", hint=_BACK)
     return DeployRefusedError(
         "the abort is not on record yet: the daemon repeats it until the state of slots can be written.",
         hint="`clawbus deploy status` shows it as aborted then; `clawbus doctor` says what is wrong with the disk.",

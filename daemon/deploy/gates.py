@@ -1,11 +1,12 @@
-"""The gates that a release passes before the serving daemon drains: what each measures, and why it fails.
+"""The gates that a release passes before the serving daemon drains: preflight, warm, callback_probe.
 
-Each returns what was measured, and raises GateFailedError. `conductor.py` has their order.
+A gate returns the figures that it measured, or raises GateFailedError. `conductor.py` runs the gates in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from daemon.deploy.standby_client import StandbyClient
 
 
 class GateFailedError(Exception):
-    """A gate did not pass: `measured` is what was seen."""
+    """A gate did not pass. `measured` has the figures that it saw."""
 
     def __init__(self, gate: str, reason: str, measured: Mapping[str, Any] | None = None) -> None:
         super().__init__(reason)
@@ -46,33 +47,57 @@ async def preflight(config: Config, releases: Releases, deploy: Deploy) -> dict[
 
 async def warm(limits: Limits, clock: Clock, standby: StandbyClient, deploy: Deploy) -> dict[str, Any]:
     """Wait until the standby has run the release without a break for the window."""
-    started = clock.monotonic()
-    since: float | None = None
-    process: str | None = None
-    misses, answered = 0, False
+    watch = WarmWatch(deploy.to_release, deploy.to_slot, clock.monotonic(), limits.warm_s, limits.warm_limit_s)
     while True:
         now = clock.monotonic()
-        seen = await anyio.to_thread.run_sync(standby.look)
-        answered = answered or seen is not None
-        if seen is not None and seen.get("release") == deploy.to_release:
-            if process is not None and seen["process"] != process:
-                raise GateFailedError("warm", "the new daemon ended and was started again", {"restarts": 1})
-            process = str(seen["process"])
-            since = now if since is None else since
-            if now - since >= limits.warm_s:
-                return {"ready_s": round(now - since, 1), "waited_s": round(now - started, 1), "misses": misses}
-        else:
-            misses += since is not None
-            since = None
-        if now - started > limits.warm_limit_s:
-            slot = deploy.to_slot
-            reason = (
-                "the standby did not run this release without a break for the window" if answered
-                else f"no daemon answered in slot {slot}: the release does not start (`journalctl -u clawbus@{slot}` says why),"
-                f" or its unit is not started (`systemctl enable --now clawbus@{slot}`)"
-            )  # fmt: skip
-            raise GateFailedError("warm", reason, {"misses": misses})
+        measured = watch.observe(now, await anyio.to_thread.run_sync(standby.look))
+        if measured is not None:
+            return measured
         await anyio.sleep(min(1.0, max(0.05, limits.warm_s / 4)))
+
+
+@dataclass(slots=True)
+class WarmWatch:
+    """Decides when the standby in `slot` has run `release` for `window_s` without a break. Pure. Times are monotonic seconds."""
+
+    release: str
+    slot: str
+    started: float
+    window_s: float
+    limit_s: float
+    _since: float | None = None
+    _process: str | None = None
+    _misses: int = 0
+    _answered: bool = False
+
+    def observe(self, now: float, seen: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Take note of the standby's answer, None if it gave none. Return the figures once the gate passes, None before.
+
+        Raise GateFailedError if the standby was started again, or `limit_s` is over.
+        """
+        self._answered = self._answered or seen is not None
+        if seen is not None and seen.get("release") == self.release:
+            if self._process is not None and seen["process"] != self._process:
+                raise GateFailedError("warm", "the new daemon ended and was started again", {"restarts": 1})
+            self._process = str(seen["process"])
+            self._since = now if self._since is None else self._since
+            if now - self._since >= self.window_s:
+                ready_s, waited_s = round(now - self._since, 1), round(now - self.started, 1)
+                return {"ready_s": ready_s, "waited_s": waited_s, "misses": self._misses}
+        else:
+            self._misses += self._since is not None
+            self._since = None
+        if now - self.started > self.limit_s:
+            raise GateFailedError("warm", self._failure(), {"misses": self._misses})
+        return None
+
+    def _failure(self) -> str:
+        if self._answered:
+            return "the standby did not run this release without a break for the window"
+        return (
+            f"no daemon answered in slot {self.slot}: the release does not start (`journalctl -u clawbus@{self.slot}`"
+            f" says why), or its unit is not started (`systemctl enable --now clawbus@{self.slot}`)"
+        )
 
 
 async def callback_probe(limits: Limits, standby: StandbyClient) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The state of slots, as the daemon that serves reads and replaces it: one change at a time, each on disk before it counts."""
+"""The state of slots, as the daemon that serves reads and changes it: one change at a time, each on disk before it has an effect."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _T = TypeVar("_T")
 
 
 class SlotRecord:
-    """The state in a data folder. `seen` is told each state that is read or written."""
+    """The state in a data folder. `seen` is called with every state that is read or written."""
 
     def __init__(self, data_dir: Path, seen: Callable[[SlotState], None]) -> None:
         self._data_dir, self._seen = data_dir, seen
-        # An operator's verb and the gates change the state in tasks of their own, and each change is of what was read.
+        # Operators and gates change the state in different tasks; no change may come between another's read and write.
         self._lock = anyio.Lock()
         self._log = structlog.get_logger("deploy")
 
@@ -38,9 +38,9 @@ class SlotRecord:
         return state
 
     async def change(self, change: Callable[[SlotState], SlotState]) -> SlotState:
-        """Replace the state by what `change` makes of it, and return that.
+        """Replace the state by `change` of it, and return the new one.
 
-        Raise what `change` raises, SlotStateError and StorageError; after these two the state is usually the former one.
+        Raise the errors of `change`. Raise SlotStateError or StorageError; then the new state is usually not on disk.
         """
         async with self._lock:
             found = await self.read()
@@ -64,5 +64,5 @@ class SlotRecord:
             await anyio.sleep(_RETRY_S)
 
     async def insist_on(self, change: Callable[[SlotState], SlotState]) -> SlotState:
-        """Do as `change` does, however long the host needs. No operator waits for it."""
+        """Change the state, and retry until the host can do it. No operator waits for it."""
         return await self.insist(lambda: self.change(change))

@@ -353,7 +353,7 @@ async def test_what_an_operator_dropped_is_worked_on_when_its_sender_sends_it_ag
 async def test_a_message_may_expire(kit: BusKit) -> None:
     now = kit.clock.now_ms()
     for not_after, process_after in ((now, None), (now - 1, None), (now + 5, now + 5)):
-        with pytest.raises(MessageError, match="before the message is due"):
+        with pytest.raises(MessageError, match="at which the message is due"):
             await kit.send(not_after=not_after, process_after=process_after)
     await kit.send(message_id="m1", process_after=now + 5_000, not_after=now + 6_000)
     assert (await kit.message("m1"))["not_after"] == to_text(now + 6_000)
