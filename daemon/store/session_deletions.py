@@ -11,14 +11,18 @@ from schema.handles import Reader, Writer
 
 
 def begin(db: Writer, deletion: str, key: SessionKey, now_ms: int, operator: Operator) -> None:
-    """Delete the session and its ended incarnations, and record that it is being deleted."""
+    """Delete the session and its incarnations, and record that it is being deleted.
+
+    The caller knows that none of its containers runs. One whose end nobody recorded would be adopted by the next start,
+    which would make the session anew for it.
+    """
     db.execute(
         "INSERT INTO session_deletions(id, agent, session, at, by, reason) VALUES (?, ?, ?, ?, ?, ?)",
         (deletion, *key, now_ms, operator.name, operator.reason),
     )
     db.execute("DELETE FROM sessions WHERE agent = ? AND session = ?", key)
     db.execute("DELETE FROM verified_idle WHERE agent = ? AND session = ?", key)
-    db.execute("DELETE FROM incarnations WHERE agent = ? AND session = ? AND ended_at IS NOT NULL", key)
+    db.execute("DELETE FROM incarnations WHERE agent = ? AND session = ?", key)
 
 
 def forget(db: Writer, deletion: str) -> None:

@@ -189,3 +189,18 @@ def test_any_tree_is_removed(tmp_path: Path) -> None:
         folder.mkdir()
     assert (elsewhere / "kept").exists()
     remove_trash(tmp_path, "D")
+
+
+def test_one_whose_agent_died_with_its_daemon_does_not_come_back(make_daemon: Make) -> None:
+    """As after a power cut: central.db still has the incarnation, and nothing runs."""
+    daemon = make_daemon(obedient())
+    daemon.start()
+    daemon.ask("say up", agent="prog", session="s")
+    daemon.kill()
+    daemon.end_agents()
+    assert deleted(daemon, "s")["removed"] is True
+    daemon.start()
+    eventually("adopted", lambda: daemon.status()["live"] is not None)
+    assert daemon.cli("session", "show", "prog", "s").error == "UNKNOWN_SESSION"
+    assert not daemon.folder("prog", "s").exists()
+    assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
