@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import EntryPoint
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from daemon.core.zones import zone
 from daemon.egress.gate import Gate
 from daemon.egress.ledger import Ledger
 from daemon.engine.agent_channel import AgentChannel, AgentChannelParts
+from daemon.engine.awake import Awake
 from daemon.engine.background import Background
 from daemon.engine.budgets import Budgets
 from daemon.engine.delivery import Delivery
@@ -142,10 +143,15 @@ class Bus:
         ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, _UsageKeeper(lambda: self.sessions))
         self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
         self.gate.subscribe(events)
+        self.awake = Awake(clock)
         self.grants = Grants(self.agents, lambda: self.router.table)
         specs = SpecMaker(config, folder, self.agents, install_id, self.gate, self.elsewhere, self.grants.places)
         self.sessions = Sessions(
-            folder.sessions_dir, registry, clock, _session_settings(config, specs.owner, self.agents), events
+            folder.sessions_dir,
+            registry,
+            clock,
+            _session_settings(config, specs.owner, self.agents, self.awake),
+            events,
         )
         engine = EngineGuard(InstallFile(folder.install_record), install_id, runtime)
         self.supervisor = Supervisor(
@@ -206,6 +212,7 @@ class Bus:
             head_rules(config),
             random.Random().random,  # noqa: S311 - spreads retries; nothing secret
             self.grants.addresses,
+            self.awake.since,
         )
         between_agents = AgentChannel(
             AgentChannelParts(
@@ -294,14 +301,16 @@ class _UsageKeeper:
         await self.sessions().central(lambda registry: registry.write_egress(rows, before))
 
 
-def _session_settings(config: Config, owner: tuple[int, int] | None, agents: Mapping[str, Agent]) -> SessionSettings:
+def _session_settings(
+    config: Config, owner: tuple[int, int] | None, agents: Mapping[str, Agent], awake: Awake
+) -> SessionSettings:
     return SessionSettings(
         read_limits(config),
         owner,
         # A container can block one thread for as long as it likes, with a lock. One more for each keeps the rest free.
         threads=_THREADS + config.runtime.max_containers,
         operation_s=config.sweep.session_timeout_s * 0.8,  # an operation gives up before the sweep gives up on it
-        fate_of=lambda name: fate_of(agents.get(name), config),
+        fate_of=lambda name: replace(fate_of(agents.get(name), config), trying_since=awake.since()),
         schedule_limits_of=lambda name: schedule_limits_of(agents.get(name), config),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from daemon.core.giving_up import tried_long_enough
 from schema.ids import time_of
 from schema.instants import from_text
 from schema.rows import Ack, AckStatus, Deferral, MessageIn
@@ -28,11 +29,13 @@ class Fate:
     """An agent's rules. `strict`: a message that waits for its next try holds back the later ones of its session.
 
     `later_for`: how long an agent may go on saying "later" about one message; `later_base`: the first wait. Milliseconds.
+    `trying_since`: since when this daemon can have it tried (epoch milliseconds).
     """
 
     strict: bool = True
     later_for: int = 24 * 3_600_000
     later_base: int = 5_000
+    trying_since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def deferred(message: MessageIn, ack: Ack, first_at: int | None, fate: Fate, now
     """Decide what an agent's "later" means. `first_at`: when it first said so about this message, epoch ms."""
     asked = ack.deferral or Deferral(message.deferrals + 1)
     since = min(first_at, now) if first_at is not None else now
-    if now - since >= fate.later_for:
+    if tried_long_enough(now + 1, since, fate.trying_since, fate.later_for):
         return GiveUp(message.id, ack.incarnation, asked.number, now - since, asked.reason)
     doublings = min(message.deferrals, _MAX_DOUBLINGS)
     wait = min(fate.later_base * 2**doublings, _LONGEST_WAIT)

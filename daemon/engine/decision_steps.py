@@ -61,7 +61,7 @@ def write_decision(db: Writer, decision: Decision, means: DeliveryContext, now: 
             now, candidate.attempts + 1, base_s=means.config.retry_base_s, max_s=means.config.retry_max_s,
             retry_after_s=None, jitter=means.jitter,
         )  # fmt: skip
-        if now - candidate.first_at > means.config.retry_for_s * 1000:
+        if means.tried_long_enough(now, candidate.first_at):
             deliveries.make_dead_letter(
                 db, candidate.row, now, decision.reason, decision.error, notify_agent=not candidate.from_host
             )

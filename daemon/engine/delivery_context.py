@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.attachments import NO_FILES, IntakeLimits
 from daemon.core.delivery_plan import ChannelRules
+from daemon.core.giving_up import tried_long_enough
 from daemon.core.message_fate import Fate
 from daemon.core.schedule_limits import ScheduleLimits
 
@@ -21,7 +22,7 @@ class DeliveryContext:
     to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
     although nothing was sent; `collect` maintains it. `granted`: the places that configuration and routes let the agent
     write to now, None while they are not known; `lost`: those that its running container lost. `schedules`: what the agent may ask for with its own. `intake` limits
-    the files of answers.
+    the files of answers. `trying_since`: since when this daemon can send (epoch milliseconds).
     """
 
     channels: Mapping[str, ChannelRules]
@@ -40,3 +41,8 @@ class DeliveryContext:
     granted: frozenset[tuple[str, str]] | None = None
     lost: frozenset[tuple[str, str]] = frozenset()
     intake: IntakeLimits = NO_FILES
+    trying_since: int = 0
+
+    def tried_long_enough(self, now: int, first_at: int) -> bool:
+        """Return whether an answer that was first tried at `first_at` is given up if it fails again."""
+        return tried_long_enough(now, first_at, self.trying_since, int(self.config.retry_for_s * 1000))

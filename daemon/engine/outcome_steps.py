@@ -67,7 +67,7 @@ def _failed(db: Writer, outcome: Outcome, means: DeliveryContext, now: int) -> D
         return DeadLetterDecision(send.candidate, code, error, send.address) if state == "dead" else None
     attempts = send.candidate.attempts + 1
     first_at = send.candidate.first_at or now
-    if outcome.permanent or now - first_at > means.config.retry_for_s * 1000:
+    if outcome.permanent or means.tried_long_enough(now, first_at):
         text = error if outcome.permanent else f"gave up after {attempts} attempts: {error}"
         deliveries.make_dead_letter(db, send.candidate.row, now, code, text, notify_agent=not send.candidate.from_host)
         return DeadLetterDecision(send.candidate, code, text, send.address)

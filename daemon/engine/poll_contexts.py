@@ -21,7 +21,7 @@ class DeliverySettings:
 
     `config` is [delivery]. `intake` limits one answer and its files. `head_rules` says for each channel how long a failing
     answer blocks those behind it. `jitter` returns the random number that spreads retries. `granted` returns the places
-    that an agent may write to now, None while they are not known.
+    that an agent may write to now, None while they are not known. `trying_since` returns since when the daemon can send.
     """
 
     config: DeliveryConfig
@@ -29,6 +29,7 @@ class DeliverySettings:
     head_rules: Mapping[str, HeadRule] = field(default_factory=dict[str, HeadRule])
     jitter: Callable[[], float] = random.random
     granted: Callable[[str], frozenset[tuple[str, str]] | None] = lambda _agent: None
+    trying_since: Callable[[], int] = lambda: 0
 
 
 class PollContexts:
@@ -91,4 +92,5 @@ class PollContexts:
             unconfirmed=session.unconfirmed,
             granted=self._settings.granted(session.key.agent),
             lost=session.lost_places,
+            trying_since=self._settings.trying_since(),
         )

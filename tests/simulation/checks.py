@@ -291,7 +291,10 @@ def _schedules(daemon: SimDaemon, witness: Witness, key: SessionKey) -> Iterator
     outbound = _rows(daemon, key, "SELECT id, kind, content FROM messages_out", outbound=True)
     written = [*outbound, *witness.of(key, "messages_out")]
     kept = _rows(daemon, key, "SELECT id, seq FROM messages_in")
-    for text in broken(lambda sql: _rows(daemon, key, sql), written, witness.of(key, "messages_in"), kept):
+    records_gone = witness.of(key, "schedule_runs"), witness.of(key, "message_history")
+    for text in broken(
+        lambda sql: _rows(daemon, key, sql), written, witness.of(key, "messages_in"), kept, records_gone
+    ):
         yield f"{key}: {text}"
 
 

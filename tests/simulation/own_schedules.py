@@ -51,20 +51,28 @@ def still_active(inbound: Callable[[str], Sequence[Any]]) -> str | None:
 
 
 def broken(
-    inbound: Callable[[str], Sequence[Row]], outbound: Sequence[Row], gone: Sequence[Row], kept: Sequence[Row]
+    inbound: Callable[[str], Sequence[Row]],
+    outbound: Sequence[Row],
+    gone: Sequence[Row],
+    kept: Sequence[Row],
+    records_gone: tuple[Sequence[Row], Sequence[Row]],
 ) -> Iterator[str]:
     """What is wrong with a session's schedules.
 
     `inbound` runs SQL on its inbound.db. `outbound`: every row that its containers wrote, also those that are pruned. `gone`:
-    messages that retention took; `kept`: those that are there.
+    messages that retention took; `kept`: those that are there. `records_gone`: what it took of the schedules' runs, and of the
+    session's own history.
     """
+    runs_gone, history_gone = records_gone
     sent: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in inbound(_SENT):
+    runs = {(row["key"], row["due"]): row for row in (*runs_gone, *inbound(_SENT)) if row["message_id"] is not None}
+    for row in runs.values():
         sent[row["key"]].append(row)
     # A deletion that a crash took back is seen twice, and its row is still there.
     stored = {(str(row["id"]), int(row["seq"])) for row in (*gone, *kept)}
     messages = Counter(identity for identity, _ in stored if identity.startswith(_SERIES))
-    told = _told(inbound("SELECT * FROM message_history WHERE message_id = '@session' ORDER BY id"))
+    history = (*history_gone, *inbound("SELECT * FROM message_history WHERE message_id = '@session' ORDER BY id"))
+    told = _told(list({(row["id"], row["at"]): row for row in history}.values()))
     yield from _occurrences(sent, messages)
     lives = Counter(identity for identity, _ in stored)
     yield from _requests(told, outbound, lives, inbound)

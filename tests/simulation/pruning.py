@@ -18,6 +18,7 @@ import container_runner.retention
 import daemon.maintenance.retention
 from daemon.config.models import Retention
 from daemon.core.session_key import SessionKey
+from daemon.store.transitions import SESSION
 from schema.handles import Writer
 from tests.simulation.receivers import Receivers
 from tests.simulation.world import World
@@ -25,6 +26,7 @@ from tests.simulation.world import World
 Row = dict[str, Any]
 _TABLES: Final = {
     "messages_in": "id", "messages_out": "id", "processing_ack": "message_id", "dead_letters_closed": "id",
+    "message_history": "message_id", "schedule_runs": "message_id",
 }  # fmt: skip
 _OVER: Final = ("completed", "failed", "cancelled")
 
@@ -80,6 +82,11 @@ class Witness:
 
     def _judge(self, db: Writer, key: SessionKey, table: str, row: Row) -> None:
         identity = row[_TABLES[table]]
+        if table in ("message_history", "schedule_runs"):
+            # The rest of the history goes with its messages, which are judged.
+            if table == "schedule_runs" or identity == SESSION:
+                self.rows.setdefault((key, table), []).append(row)
+            return
         if table == "processing_ack":
             if row["status"] == "processing":
                 return  # a claim that is given back
