@@ -196,13 +196,13 @@ def roll_back(
 
 
 def returned(deploy: Deploy, now: int) -> Deploy:
-    """Return a deploy whose prior slot's daemon is ready again: the rollback, where one is under way, has passed."""
+    """Return a deploy whose prior slot's daemon is ready again: the rollback, where one is under way, has passed and ends it."""
     gate = deploy.gate("rollback")
-    if gate.status != "running":
+    if gate.status != "running" or gate.since is None:
         return deploy
-    return deploy.with_gate(
-        "rollback", status="pass", ended=now, measured={"took_ms": max(0, now - (gate.since or now))}
-    )
+    end = max(now, gate.since)
+    passed = deploy.with_gate("rollback", status="pass", ended=end, measured={"took_ms": end - gate.since})
+    return replace(passed, ended_at=end)
 
 
 def passed(state: SlotState, now: int, measured: Mapping[str, Any]) -> SlotState:

@@ -14,6 +14,7 @@ import structlog
 from daemon.core.slots import Deploy, Gate
 
 _END: Final = "deploy.runtime"
+_UNLOGGED: Final = ("bake", "rollback")  # gates whose pass is the end of the deploy, or comes with it
 _EVENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "preflight": "deploy.runtime.preflight",
@@ -36,7 +37,7 @@ def log_gate(deploy: Deploy, gate: Gate) -> None:
 def log_end(deploy: Deploy) -> None:
     """Log how a deploy ended: the gates that its end ended, which nobody has logged, then the deploy."""
     for gate in deploy.gates:
-        if gate.ended is not None and gate.ended == deploy.ended_at:
+        if gate.ended is not None and (gate.status != "pass" or gate.name in _UNLOGGED):
             log_gate(deploy, gate)
     took = {"took_ms": (deploy.ended_at or deploy.started_at) - deploy.started_at}
     _say(_END, deploy, deploy.state, deploy.reason, took, bad=deploy.state not in {"passed", "aborted"})

@@ -337,3 +337,34 @@ def test_the_tool_is_killed_and_the_deploy_goes_on_and_the_old_daemon_is_killed_
     second.communicate(timeout=60)
     eventually("passed", lambda: (d := host.state().deploy) is not None and d.state == "passed", 60)
     assert host.state().epoch == before.epoch + 1
+
+
+def test_a_breach_with_nobody_in_the_prior_slot_leaves_the_new_release_serving(host: SlotHost) -> None:
+    host.configure(bake_s=60.0, cutover_s=2.0)
+    host.ready()
+    for slot in ("blue", "green"):  # the new limits are read at a start
+        host.kill(slot)
+    host.ready()
+    before = host.state()
+    assert before.serving is not None
+    new = "green" if before.serving == "blue" else "blue"
+    release = host.variant("# nobody to go back to")
+    assert host.bus.cli("deploy", "start", release.name, "--detach").ok
+    eventually("bake", lambda: (d := host.state().active) is not None and d.gate("bake").status == "running", 60)
+    host.wait_standby(before.serving)
+    host.kill(before.serving, again=False)
+    refused = host.bus.cli("deploy", "rollback")
+    assert refused.error == "DEPLOY_STATE"
+    assert f"systemctl start clawbus@{before.serving}" in refused.envelope["fix"]
+    host.kill(new)
+    state = eventually("over", lambda: over(host, release.name), 90)
+    assert state.deploy is not None
+    assert (state.deploy.state, state.serving, state.epoch) == ("unhealthy", new, before.epoch + 1)
+    assert state.deploy.gate("rollback").status == "fail"
+    eventually("it serves", host.bus.listens, 60)
+    assert host.bus.ask("on", agent="echo", session="after", wait_s=60)["text"] == "on"
+    said = host.bus.cli("deploy", "verify-runtime")
+    assert (said.code, f"no daemon answers in slot {before.serving}" in said.envelope["error"]["message"]) == (1, True)
+    host.configure()
+    host.start(before.serving)
+    host.ready()

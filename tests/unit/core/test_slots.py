@@ -303,6 +303,7 @@ def test_a_rollback_has_passed_only_when_the_prior_slot_is_ready() -> None:
     assert (back.gate("rollback").status, back.gate("rollback").since) == ("running", 6)
     ready = returned(back, 11)
     assert (ready.gate("rollback").status, ready.gate("rollback").measured) == ("pass", {"took_ms": 5})
+    assert (back.ended_at, ready.ended_at) == (6, 11), "the deploy ends with it"
     assert returned(ready, 99) == ready
     assert returned(back, 1).gate("rollback").measured == {"took_ms": 0}, "a clock that was set back"
 
