@@ -13,7 +13,7 @@ from hashlib import sha256
 from daemon.core.schedules import next_cron
 from daemon.store import messages
 from daemon.store.transitions import record
-from schema.handles import Writer
+from schema.handles import Reader, Writer
 from schema.instants import from_text, to_text
 from schema.rows import MessageIn, MessageStatus
 
@@ -30,8 +30,8 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
             record(db, message.id, "series_ended", now, detail={"recurrence": message.recurrence})
             continue
         series = message.series_id or message.id
-        identity = occurrence_id(series, instant)
-        if messages.find(db, identity) is not None:
+        identity, stored = free_occurrence(db, series, instant)
+        if stored:
             continue
         following = replace(
             message,
@@ -61,8 +61,23 @@ def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | No
     return instant + max(0, message.not_after - scheduled)
 
 
+def free_occurrence(db: Reader, series: str, instant: int) -> tuple[str, bool]:
+    """Return the id of an occurrence, and whether it is stored already.
+
+    A sender may choose any id, so also this one. That message is none of the series, and takes no occurrence's place.
+    """
+    identity, number = occurrence_id(series, instant), 0
+    candidate = identity
+    while (known := messages.find(db, candidate)) is not None:
+        if known.series_id == series:
+            return candidate, True
+        number += 1
+        candidate = f"{identity}+r{number}"
+    return candidate, False
+
+
 def occurrence_id(series: str, instant: int) -> str:
-    """Return the only id that this occurrence can have. It has at most 200 characters; long series ids must not collide."""
+    """Return the id of an occurrence: the same at any time. It has at most 200 characters; long series ids must not collide."""
     if len(series) > 150:
         series = f"{series[:117]}-{sha256(series.encode()).hexdigest()[:32]}"
     return f"{series}@{instant}"

@@ -15,7 +15,7 @@ from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
 from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, check, check_key, fire, lost_zone, next_after, set_back
 from daemon.core.session_key import SessionKey
-from daemon.engine.recurrence import occurrence_id
+from daemon.engine.recurrence import free_occurrence
 from daemon.store import host_messages, messages, schedules
 from daemon.store.dead_letters import Operator
 from daemon.store.schedules import CONFIG, OPERATOR, Scheduled, ScheduleRow, ScheduleState
@@ -127,11 +127,8 @@ def _pause_failing(db: Writer, row: ScheduleRow, failures: int, now: int) -> Sch
 def _store(db: Writer, row: ScheduleRow, instant: int, now: int) -> MessageIn | None:
     """Store the message of an occurrence; None if it was stored before, by a clock that was set back since."""
     series = f"schedule:{row.key}"
-    identity = occurrence_id(series, instant)
-    if (
-        not schedules.note_run(db, row.key, instant, now, message_id=identity)
-        or messages.find(db, identity) is not None
-    ):
+    identity, stored = free_occurrence(db, series, instant)
+    if not schedules.note_run(db, row.key, instant, now, message_id=identity) or stored:
         return None
     address = row.what.address
     message = MessageIn(

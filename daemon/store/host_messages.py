@@ -44,7 +44,10 @@ def notify_sender(db: Writer, message: MessageIn, address: Address, code: str, t
 
 def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) -> None:
     """Queue the host's own answer to a message, in the caller's transaction."""
-    notice = _notice(db, f"said:{message.id}", address, {"text": text}, at, replies_to=message)
+    notice_id = f"said:{message.id}"
+    if known(db, [notice_id]):  # the container has used that id for a row of its own
+        notice_id = f"{notice_id}:{new_id(at)}"
+    notice = _notice(db, notice_id, address, {"text": text}, at, replies_to=message)
     _queue_notice(db, notice, address, at)
 
 

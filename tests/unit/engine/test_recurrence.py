@@ -183,3 +183,15 @@ def test_a_time_of_the_epoch_is_a_time(world: SessionWorld) -> None:
     with world.files.inbound() as db, db.transaction():
         (following,) = rearm(db, [replace(message, process_after=0)], 1000, "UTC")
     assert following.process_after == 9 * 3_600_000
+
+
+def test_a_senders_message_with_the_next_occurrences_id_does_not_end_the_series(world: SessionWorld) -> None:
+    world.accept("m1", process_after=NOW, recurrence="0 * * * *")
+    following = next_cron("0 * * * *", NOW, "UTC")
+    world.accept(f"m1@{following}")
+    with world.files.inbound() as db, db.transaction():
+        change_status(db, "m1", MessageStatus.COMPLETED, "completed", NOW)
+        finished = messages.to_rearm(db)
+        (armed,) = rearm(db, finished, NOW, "UTC")
+        assert rearm(db, finished, NOW, "UTC") == [], "and it does not fork"
+    assert (armed.id, armed.series_id) == (f"m1@{following}+r1", "m1")

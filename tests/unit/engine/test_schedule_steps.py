@@ -335,3 +335,20 @@ def test_a_death_while_it_is_paused_leaves_it_due(world: SessionWorld, monkeypat
                 sweep(world)
         assert (row(world).state, notices(world)) == (ScheduleState.ACTIVE, [])
     assert len(sweep(world).failing) == 1
+
+
+def test_a_senders_message_with_an_occurrences_id_takes_no_occurrences_place(world: SessionWorld) -> None:
+    """A sender may choose any id, and a schedule's times can be known."""
+    put(world, hourly())
+    due = row(world).next_at
+    assert due is not None
+    world.accept(f"schedule:k@{due}")
+    world.now = due
+    (fired,) = sweep(world).fired
+    assert (fired.id, fired.series_id) == (f"schedule:k@{due}+r1", "schedule:k")
+    with world.files.inbound() as db:
+        assert [one["message_id"] for one in schedules.runs(db, "k", 9)] == [fired.id]
+    finish(world)
+    world.now += HOUR
+    (following,) = sweep(world).fired
+    assert following.id == f"schedule:k@{due + HOUR}"
