@@ -106,6 +106,12 @@ def record_plain_reply(
     return record_reply(files, Reply(mine[0].id, said.text), message_id, place, rule, person, now)
 
 
+def is_known(files: SessionFiles, message_id: str) -> bool:
+    """Return whether the session has taken this id, as a message or as the answer to a question."""
+    with files.inbound() as db:
+        return messages.find(db, message_id) is not None or questions.decided_with(db, message_id) is not None
+
+
 def answer_by_operator(files: SessionFiles, question_id: str, said: str | None, by: str, now: int) -> dict[str, object]:
     """Record an operator's answer (None: declined). Return {id, outcome, choice, text, message_id, notify, asks_for}.
 

@@ -38,6 +38,7 @@ from daemon.core.routing import (
 )
 from daemon.core.user_commands import Command, CommandRule, command_of, generation_name, is_command
 from daemon.engine.background import Background
+from daemon.engine.earlier_sessions import EarlierSessions
 from daemon.engine.events import Events
 from daemon.engine.ingress import Ingress
 from daemon.engine.sessions import Sessions
@@ -98,7 +99,8 @@ class Router:
         self._refused: dict[store.RefusedKind, store.RefusedCount] = {}
         self._flushing = False
         self._pairings: dict[tuple[str, str, str, str], Pairing] = {}
-        self._generations: dict[tuple[str, str], int] = {}
+        self._earlier = EarlierSessions(sessions, clock)
+        self._generations: dict[tuple[str, str], conversations.Generation] = {}
         self._commands: CommandRunner | None = None
         self._after_load: Callable[[], Awaitable[None]] | None = None
         self._log = structlog.get_logger("router")
@@ -135,7 +137,9 @@ class Router:
         configured = [one.route() for one in self._configured]
         now = self._clock.now_ms()
 
-        def read(db: Reader) -> tuple[Directory, list[str], list[Pairing], dict[tuple[str, str], int]]:
+        def read(
+            db: Reader,
+        ) -> tuple[Directory, list[str], list[Pairing], dict[tuple[str, str], conversations.Generation]]:
             directory, unusable = store.read_directory(db, configured, stored_route)
             return directory, unusable, people.open_pairings(db, now), conversations.generations(db)
 
@@ -188,11 +192,18 @@ class Router:
 
     def _current(self, target: RouteTarget) -> RouteTarget:
         """Return the target with its session's current generation."""
-        generation = self._generations.get((target.agent, target.session), 1)
-        return replace(target, base=target.session, session=generation_name(target.session, generation))
+        generation = self._generations.get((target.agent, target.session), conversations.Generation())
+        return replace(target, base=target.session, session=generation_name(target.session, generation.number))
+
+    async def _where_it_was(self, event: PlaceEvent, target: RouteTarget) -> RouteTarget:
+        """Return the target with the session that took the event before its conversation began anew, if one did."""
+        generation = self._generations.get((target.agent, target.base), conversations.Generation())
+        before = await self._earlier.that_took(target.agent, target.base, generation, event_message_id(event))
+        return target if before is None else replace(target, session=before)
 
     async def _take(self, message: PlaceMessage, target: RouteTarget) -> Accepted:
         """Store the event for one agent; or, if it is a command, have the bus answer it."""
+        target = await self._where_it_was(message.event, target)
         runner, event = self._commands, message.event
         command = command_of(event, runner.rules) if runner is not None and target.trigger else None
         if runner is None or command is None:

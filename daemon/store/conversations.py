@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from schema.handles import Reader, Writer
 
 
-def generations(db: Reader) -> dict[tuple[str, str], int]:
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A session's current generation, counted from 1, and when it began (epoch milliseconds)."""
+
+    number: int = 1
+    begun_at: int = 0
+
+
+def generations(db: Reader) -> dict[tuple[str, str], Generation]:
     """Return the current generation of each session that was started over, by (agent, session)."""
-    return {(row["agent"], row["session"]): int(row["generation"]) for row in db.all("SELECT * FROM conversations")}
+    return {
+        (row["agent"], row["session"]): Generation(int(row["generation"]), int(row["begun_at"]))
+        for row in db.all("SELECT * FROM conversations")
+    }
 
 
 def begin(db: Writer, key: tuple[str, str], by: str, now: int) -> None:

@@ -176,3 +176,26 @@ async def test_an_operator_s_command_becomes_a_message(kit: BusKit) -> None:
         assert json.loads(row["content"])["text"] == "Sum up today"
         (accepted,) = (await write(kit, "/usr/bin is full", sender="stranger")).accepted
         assert (await kit.message(accepted.message_id, "fake:room"))["trigger"] == 1
+
+
+async def test_what_came_before_a_new_beginning_and_is_handed_in_again_is_done_once(kit: BusKit) -> None:
+    """A platform that got no answer repeats an event minutes later, and its sender may have begun anew meanwhile."""
+    async with kit.running():
+        await people(kit)
+        await write(kit, "pay the bill", identity="pay")
+        await write(kit, "/stop", identity="stop")
+        await write(kit, "/new", identity="new")
+        await write(kit, "write a poem", identity="poem")
+        (again,) = (await write(kit, "pay the bill", identity="pay")).accepted
+        assert (again.session, again.duplicate) == ("fake:room", True)
+        (again,) = (await write(kit, "/stop", identity="stop")).accepted
+        assert again.duplicate
+        (again,) = (await write(kit, "/new", identity="new")).accepted
+        assert again.duplicate
+        rows = await kit.inbound("SELECT content, status FROM messages_in", session="fake:room~2")
+        assert [(json.loads(row["content"])["text"], row["status"]) for row in rows] == [("write a poem", "pending")]
+        await write(kit, "/new", identity="once more")
+        (again,) = (await write(kit, "pay the bill", identity="pay")).accepted
+        assert (again.session, again.duplicate) == ("fake:room", True)
+        (fresh,) = (await write(kit, "and another", identity="fresh")).accepted
+        assert fresh.session == "fake:room~3"
