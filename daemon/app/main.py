@@ -30,7 +30,7 @@ from daemon.core.clock import Clock, SystemClock
 from daemon.core.deploy_errors import FencedError, NotServingError
 from daemon.core.errors import DataFolderLockedError
 from daemon.deploy.conductor import Conductor, Place
-from daemon.deploy.state_file import read_state
+from daemon.deploy.state_file import read_state, state_path
 from daemon.engine.installation import Start, settle_install
 from daemon.engine.supervisor.changed_runtime import refuse_changed_engine, refuse_changed_runtime
 from daemon.logs.pipeline import LogPipeline, configure
@@ -106,7 +106,8 @@ def _refuse_beside_slots(config: Config) -> None:
     if serving is not None:
         raise NotServingError(
             f"slot {serving} serves {config.data_dir}, and this daemon was started without --slot.",
-            hint=f"Start the slot: `systemctl start clawbus@{serving}`, or `clawbus serve --slot {serving}`.",
+            hint=f"Start the slot: `systemctl start clawbus@{serving}`, or `clawbus serve --slot {serving}`. To do without slots"
+            f" from now on, stop both and remove {state_path(config.data_dir)}.",
         )
 
 

@@ -18,6 +18,7 @@ from daemon.cli.command import add
 from daemon.cli.envelope import Outcome
 from daemon.cli.global_options import Globals
 from daemon.cli.invocation import Invocation
+from daemon.core.slots import SLOTS
 
 if TYPE_CHECKING:
     from daemon.inspect.central_reading import Key
@@ -80,6 +81,10 @@ def _offered(parameter: Any, beside: set[str]) -> Callable[[Any, Any, str], list
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
     if parameter.name == "agent" and argument and "session" in beside:
         return lambda ctx, _, begun: _fitting(begun, lambda: ["/".join(key) for key in _sessions(ctx)])
+    if parameter.name == "release" and argument:
+        return lambda ctx, _, begun: _fitting(begun, lambda: _releases(ctx))
+    if parameter.name == "slot":
+        return lambda _ctx, _parameter, begun: _fitting(begun, lambda: SLOTS)
     if parameter.name == "key" and "text" not in beside:
         return lambda ctx, _, begun: _fitting(begun, lambda: _schedules(ctx))
     if parameter.name == "agent":
@@ -125,6 +130,12 @@ def _ids(ctx: Any) -> list[str]:
     from daemon.inspect.finding import newest_ids  # noqa: PLC0415
 
     return newest_ids(_invocation(ctx).place.data_dir, _sessions(ctx)[:_SESSIONS], _IDS)
+
+
+def _releases(ctx: Any) -> list[str]:
+    from daemon.deploy.releases import Releases  # noqa: PLC0415
+
+    return Releases(_invocation(ctx).config.deploy.root).names()
 
 
 def _schedules(ctx: Any) -> list[str]:

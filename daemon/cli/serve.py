@@ -15,6 +15,7 @@ from daemon.core.deploy_errors import (
     EXIT_FENCED,
     DuplicateOwnershipError,
     FencedError,
+    NotServingError,
     ReleaseInvalidError,
     ReleasesUnusedError,
     SourceOutsideError,
@@ -64,7 +65,7 @@ def serve(
             code = _serve(invocation, signals, slot, developer=developer)
         except (SourceOutsideError, ReleaseInvalidError, DuplicateOwnershipError) as error:
             return Outcome(problem=problem_of(error), exit_code=EXIT_CONFIG)
-        except FencedError as error:
+        except (FencedError, NotServingError) as error:
             return Outcome(problem=problem_of(error), exit_code=EXIT_FENCED)
     if code:
         problem = Problem("DAEMON_FAILED", f"the daemon ended with exit code {code}.", "`clawbus logs -n 50` says why.")

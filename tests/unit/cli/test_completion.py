@@ -10,6 +10,7 @@ import pytest
 from daemon.core.session_key import SessionKey
 from daemon.store.registry import Registry
 from tests.support.command_line import CommandLine
+from tests.support.releases import small_release
 from tests.support.session_world import SessionWorld
 
 ID = "01M8FHSNAY52PJVXWFNW2C10N7"
@@ -58,10 +59,20 @@ def offered(line: str) -> list[str]:
         ("message retry 01", [ID]),
         ("dead drop m", ["m2"]),
         ("--config /nowhere.toml session show ", []),
+        ("release link g", ["green"]),
+        ("serve --slot ", ["blue", "green"]),
+        ("deploy start ", []),
     ],
 )
 def test_a_shell_is_offered_what_fits(line: str, wanted: list[str]) -> None:
     assert offered(line) == wanted
+
+
+def test_releases_are_offered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLAWBUS_DEPLOY__ROOT", str(folder / "opt"))
+    made = small_release(folder / "opt").name
+    for command in ("deploy start", "release show", "release link blue"):
+        assert offered(f"{command} {made[:3]}") == [made]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

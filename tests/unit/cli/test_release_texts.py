@@ -119,3 +119,14 @@ def test_a_state_that_only_another_user_may_read_is_not_to_be_removed(
     assert said["error"]["code"] == "SLOT_STATE"
     assert "as root" in said["fix"]
     assert json.dumps(str(root))
+
+
+def test_a_daemon_without_a_slot_is_refused_beside_slots_and_its_hint_leads_out(cli: CommandLine, home: Path) -> None:
+    """A folder that was moved to a host without releases names a slot all the same."""
+    write_state(home / "data", claim(SlotState(), GREEN, "r", 1, "boot"))
+    refused = cli("serve")
+    assert (refused.code, refused.envelope["error"]["code"]) == (75, "NOT_SERVING")
+    assert "systemctl start clawbus@green" in refused.envelope["fix"]
+    (named,) = [word.rstrip(".") for word in refused.envelope["fix"].split() if word.endswith("state.json.")]
+    Path(named).unlink()
+    assert read_state(home / "data").serving is None
