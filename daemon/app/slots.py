@@ -21,6 +21,7 @@ from daemon.core.errors import DataFolderLockedError, SocketInUseError
 from daemon.deploy.releases import Releases
 from daemon.deploy.state_file import read_state
 from daemon.workers.source import Origin
+from schema.errors import ClawbusError
 
 _RETRY_S: Final = 0.05
 
@@ -42,6 +43,7 @@ def run_slot(
             say("standby_changes_release", slot=slot)
             _start_again(config, slot)
         rollback = standby.reason or "the new daemon did not run" if step == "roll_back" else ""
+        config = _current(config, reload)
         own = config.deploy
         lease = Lease(config.data_dir, slot, source.release or "", clock, own.cooldown_s, rollback, own.cutover_s)
         try:
@@ -53,6 +55,19 @@ def run_slot(
         if not lease.handed_over:
             return code
         _start_again(config, slot)
+
+
+def _current(config: Config, reload: Callable[[], Config] | None) -> Config:
+    """Return the configuration as its file is now: a standby has waited, and what served meanwhile may have read it again.
+
+    One that cannot be used is logged and left: whoever is to serve must.
+    """
+    try:
+        found = reload() if reload is not None else config
+    except ClawbusError as error:
+        say("standby_keeps_configuration", error=str(error))
+        return config
+    return found if found.data_dir == config.data_dir else config
 
 
 def _start_again(config: Config, slot: str) -> None:

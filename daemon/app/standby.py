@@ -31,7 +31,7 @@ from daemon.app.signals import RELOAD, SignalInbox
 from daemon.config.models import Config
 from daemon.core.clock import Clock
 from daemon.core.deploy_errors import SlotStateError
-from daemon.core.slot_steps import Seen, standby_step
+from daemon.core.slot_steps import Seen, may_go_back, standby_step
 from daemon.core.slots import SlotState
 from daemon.deploy.probe import Probe, own_command
 from daemon.deploy.releases import Releases
@@ -71,6 +71,8 @@ class Standby:
     notifier: Notifier = field(default_factory=lambda: Notifier(os.environ))
     reason: str = ""
     _process: str = ""
+    _blind: str = ""  # why the state could not be read at the last look
+    _asked: str = ""  # the operator's rollback that is to be carried out, as its reason
     _watching: Watching = field(default_factory=Watching)
     _command: int | None = None  # the process of a command on the files that this standby waits for
     _probing: Probe | None = None
@@ -116,7 +118,9 @@ class Standby:
         except SlotStateError as error:
             if not self._process:
                 raise
-            say("standby_blind", error=str(error))
+            if str(error) != self._blind:
+                say("standby_blind", error=str(error))
+            self._blind = str(error)
             return None
 
     def _look_now(self) -> str | None:
@@ -126,6 +130,9 @@ class Standby:
         own = self.config.deploy
         step = standby_step(state, self.slot, self._see(state), own.cutover_s, own.unready_s)
         holder = live_holder(self.config.data_dir)
+        if self._asked and holder is None and may_go_back(state, self.slot):
+            self.reason = self._asked
+            return "roll_back"
         if step == "end_holder" and holder is not None:
             self._end_holder(holder.pid)
             return None
@@ -197,7 +204,25 @@ class Standby:
             limit = min(_MAX_PROBE_S, max(1.0, float(request.query_params.get("limit_s", "60"))))
             return JSONResponse(await self._probe_alone(self._probe(limit)))
 
-        return Starlette(routes=[Route("/healthz", healthz), Route("/probe", probe, methods=["POST"])])
+        async def rollback(request: Request) -> JSONResponse:
+            by = request.query_params.get("by", "")
+            return JSONResponse(await anyio.to_thread.run_sync(self.ask_rollback, by))
+
+        routes = [Route("/probe", probe, methods=["POST"]), Route("/rollback", rollback, methods=["POST"])]
+        return Starlette(routes=[Route("/healthz", healthz), *routes])
+
+    def ask_rollback(self, by: str) -> dict[str, Any]:
+        """Go back with the next look, where the deploy's new daemon is gone and may not come again; {ok, reason}."""
+        try:
+            state = read_state(self.config.data_dir)
+        except SlotStateError as error:
+            return {"ok": False, "reason": str(error)}
+        if not may_go_back(state, self.slot):
+            return {"ok": False, "reason": "no deploy that may go back is in its bake"}
+        if live_holder(self.config.data_dir) is not None:
+            return {"ok": False, "reason": "a process holds the data folder"}
+        self._asked = f"asked for by {by}"
+        return {"ok": True, "reason": ""}
 
     def report(self) -> dict[str, Any]:
         """Return what the standby is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,6 +16,7 @@ from daemon.cli.verify_runtime import verify_runtime
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import DeployRefusedError
 from daemon.core.deploy_verdict import verdict
+from daemon.core.errors import DaemonDownError
 from daemon.core.slot_steps import refuse_deploy
 from daemon.core.slots import SlotState, as_json, other
 
@@ -169,8 +170,13 @@ def _ask(invocation: Invocation, word: str) -> Outcome:
     from daemon.deploy.releases import Releases  # noqa: PLC0415
 
     Releases(invocation.config.deploy.root)  # without releases there is nothing to end
-    with invocation.client() as client:
-        result = client.deploy(word, {"by": user()})
+    try:
+        with invocation.client() as client:
+            result = client.deploy(word, {"by": user()})
+    except DaemonDownError:
+        if word != "rollback":
+            raise
+        result = _rollback_by_standby(invocation, user())
     deploy = result["deploy"]
 
     def people(console: Console) -> None:
@@ -183,6 +189,20 @@ def _ask(invocation: Invocation, word: str) -> Outcome:
         )
 
     return Outcome(result, people, (NextAction("clawbus deploy verify-runtime", "whether all is well"),))
+
+
+def _rollback_by_standby(invocation: Invocation, by: str) -> dict[str, Any]:
+    """Have the prior slot's standby go back, where the new daemon is gone. Raise DaemonDownError where that is impossible."""
+    from daemon.deploy.standby_client import StandbyClient  # noqa: PLC0415
+    from daemon.deploy.state_file import read_state  # noqa: PLC0415
+
+    deploy = read_state(invocation.config.data_dir).active
+    if deploy is None or not deploy.is_cut_over:
+        raise DaemonDownError("no daemon answers, and no deploy is in its bake.")
+    said = StandbyClient(invocation.config.data_dir, deploy.from_slot).rollback(by)
+    if not said.get("ok"):
+        raise DaemonDownError(f"no daemon answers, and slot {deploy.from_slot} does not go back: {said.get('reason')}.")
+    return as_json(_follow(invocation, deploy.id))
 
 
 def _outcome(state: SlotState) -> Outcome:

@@ -246,6 +246,12 @@ class Seen:
     not_ready_s: float = 0.0
 
 
+def may_go_back(state: SlotState, slot: str) -> bool:
+    """Return whether the slot's standby may take the folder back from the deploy's new slot."""
+    deploy = state.active
+    return deploy is not None and deploy.from_slot == slot and deploy.is_cut_over and not deploy.no_rollback
+
+
 def standby_step(state: SlotState, slot: str, seen: Seen, cutover_s: float, unready_s: float) -> str | None:
     """Return what the standby must do: `serve`, `roll_back`, `end_holder`; None: go on waiting.
 
@@ -256,7 +262,7 @@ def standby_step(state: SlotState, slot: str, seen: Seen, cutover_s: float, unre
     if state.serving in (None, slot):
         return "end_holder" if seen.not_ready_s > cutover_s else "serve"
     deploy = state.active
-    if deploy is None or deploy.from_slot != slot or not deploy.is_cut_over or deploy.no_rollback:
+    if deploy is None or not may_go_back(state, slot):
         return None
     limit_s = unready_s if deploy.gate("cutover").status == "pass" else cutover_s
     if seen.lock_free_s > limit_s and not deploy.stopped:

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 from typing import Any, Final, cast
+from urllib.parse import urlencode
 
 _LOOK_S: Final = 2.0
 _ANSWER_S: Final = 10.0  # seconds to wait for the answer in addition to the probe's own limit
@@ -53,6 +54,11 @@ class StandbyClient:
                 return f"no daemon answers in slot {self._slot}"
             time.sleep(_AGAIN_S)
         return ""
+
+    def rollback(self, by: str) -> dict[str, Any]:
+        """Have it take the folder back, as no daemon serves; {ok, reason}."""
+        found = get_over(self._path, f"/rollback?{urlencode({'by': by})}", _LOOK_S, "POST")
+        return found if found is not None else {"ok": False, "reason": f"no daemon answers in slot {self._slot} either"}
 
     def probe(self, limit_s: float) -> dict[str, Any]:
         """Have it probe its release; {ok, reason, plain, interrupted}."""

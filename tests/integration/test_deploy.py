@@ -368,3 +368,29 @@ def test_a_breach_with_nobody_in_the_prior_slot_leaves_the_new_release_serving(h
     host.configure()
     host.start(before.serving)
     host.ready()
+
+
+def test_a_new_daemon_that_was_stopped_and_stays_down_is_taken_back_by_hand(host: SlotHost) -> None:
+    """Its stop was asked for, so nothing goes back by itself: the prior slot's standby does it when it is asked."""
+    host.configure(bake_s=60.0)
+    host.ready()
+    for slot in ("blue", "green"):  # the new length of the bake is read at a start
+        host.kill(slot)
+    host.ready()
+    before = host.state()
+    assert before.serving is not None
+    new = "green" if before.serving == "blue" else "blue"
+    release = host.variant("# stopped in its bake")
+    assert host.bus.cli("deploy", "start", release.name, "--detach").ok
+    eventually("bake", lambda: (d := host.state().active) is not None and d.gate("bake").status == "running", 60)
+    host.wait_standby(before.serving)
+    assert host.terminate(new, again=False) == 0
+    said = host.bus.cli("deploy", "rollback", timeout_s=60)
+    assert said.ok, said.envelope
+    assert (said.result["serving"], said.result["deploy"]["state"]) == (before.serving, "rolled_back")
+    eventually("it serves", host.bus.listens, 60)
+    assert host.bus.ask("back", agent="echo", session="after", wait_s=60)["text"] == "back"
+    host.releases().link(new, host.releases().find(host.first.name))
+    host.configure()
+    host.start(new)
+    host.ready()

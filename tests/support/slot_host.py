@@ -105,9 +105,12 @@ class SlotHost:
             self._processes[slot].kill()
             self._processes[slot].wait(timeout=60)
 
-    def terminate(self, slot: str) -> int:
-        """SIGTERM; return the exit code. It is started again."""
-        process = self._processes[slot]
+    def terminate(self, slot: str, *, again: bool = True) -> int:
+        """SIGTERM; return the exit code. It is started again, unless without `again`."""
+        with self._lock:
+            if not again:
+                self._kept.discard(slot)
+            process = self._processes[slot]
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout=60)
 

@@ -10,13 +10,16 @@ import anyio
 import pytest
 
 import daemon.app.standby as module
+from daemon.app import slots
+from daemon.app.lease import Lease
 from daemon.app.signals import SignalInbox
 from daemon.app.standby import Standby
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
+from daemon.core.errors import ConfigError
 from daemon.core.slot_steps import claim, cut_over, new_deploy, served, stopped
 from daemon.core.slots import BLUE, GREEN, SlotState
-from daemon.deploy.state_file import write_state
+from daemon.deploy.state_file import read_state, state_path, write_state
 from daemon.store.data_folder import DataFolder
 from daemon.store.folder_lock import Holder
 from daemon.workers.source import Origin
@@ -117,3 +120,59 @@ async def test_a_second_probe_stops_the_first_and_runs_alone(config: Config) -> 
             await until(lambda: bool(done))
             standby._stop_probe()
     assert (len(done), FakeProbe.most) == (2, 1)
+
+
+def test_an_operator_s_rollback_is_carried_out_where_the_new_daemon_is_gone(config: Config) -> None:
+    """It was stopped in order, which is no breach, and does not start any more: nobody else would go back."""
+    DataFolder.open(config.data_dir).close()
+    write_state(config.data_dir, baking())
+    standby = standby_of(config, BLUE)
+    assert standby._look_now() is None
+    with DataFolder.open(config.data_dir, is_daemon=True):
+        assert not standby.ask_rollback("ann")["ok"]
+    assert standby.ask_rollback("ann")["ok"]
+    assert (standby._look_now(), standby.reason) == ("roll_back", "asked for by ann")
+    lease = Lease(config.data_dir, BLUE, OLD, SystemClock(), 1.0, standby.reason)
+    lease.take(0)
+    state = read_state(config.data_dir)
+    assert state.deploy is not None
+    assert (state.serving, state.deploy.state, state.deploy.reason) == (BLUE, "rolled_back", "bake: asked for by ann")
+
+
+@pytest.mark.parametrize(("slot", "state"), [(GREEN, baking()), (BLUE, serving())], ids=["the new slot", "no deploy"])
+def test_a_rollback_that_is_not_a_standby_s_is_refused(config: Config, slot: str, state: SlotState) -> None:
+    DataFolder.open(config.data_dir).close()
+    write_state(config.data_dir, state)
+    standby = standby_of(config, slot)
+    assert not standby.ask_rollback("ann")["ok"]
+
+
+def test_a_state_that_cannot_be_read_is_said_once(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    DataFolder.open(config.data_dir).close()
+    write_state(config.data_dir, baking())
+    standby = standby_of(config, BLUE)
+    standby._process = "p"
+    state_path(config.data_dir).write_text("{")
+    for _ in range(3):
+        assert anyio.run(standby._look) is None
+    assert capsys.readouterr().err.count("standby_blind") == 1
+
+
+def test_whoever_takes_over_has_the_configuration_of_now(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standby may have waited for weeks, and the daemon that served has read its configuration again."""
+    fresh = config.model_copy(update={"timezone": "Europe/Vienna"})
+    taken: list[Config] = []
+    monkeypatch.setattr(slots.main, "run", lambda one, *_: taken.append(one) or 0)
+    monkeypatch.setattr(Standby, "run", serve_at_once)
+
+    def broken() -> Config:
+        raise ConfigError("unknown key")
+
+    elsewhere = config.model_copy(update={"data_dir": config.data_dir / "other"})
+    for reload in (lambda: fresh, broken, lambda: elsewhere, None):
+        assert slots.run_slot(config, reload, SignalInbox(), Origin(Path("/"), None, ""), BLUE) == 0
+    assert taken == [fresh, config, config, config]
+
+
+async def serve_at_once(_: Standby) -> str:
+    return "serve"
