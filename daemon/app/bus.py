@@ -112,7 +112,7 @@ class Registered(Protocol):
 
 
 class Bus:
-    """Everything that lives for as long as the daemon does. Nothing runs yet."""
+    """Everything that lives for as long as the daemon does. Building it starts nothing."""
 
     def __init__(
         self,
@@ -134,16 +134,25 @@ class Bus:
         self.registration: Registered | None = None  # None until the daemon is registered
         self.channels: Channels = build_channels(config, clock, overrides.types)
         self.telemetry = _telemetry(config, self.channels, runtime, install_id, clock)
-        self.events = events = Events()
-        EngineLog(events)
-        self.telemetry.subscribe(events)
+        self.events = Events()
+        EngineLog(self.events)
+        self.telemetry.subscribe(self.events)
         self.background = Background()
         self.schedule = Schedule(clock)
+        self.awake = Awake(clock)
+        specs = self._build_containers(folder, install_id, overrides)
+        held_files = self._build_held_files(folder)
+        self.delivery, self.sweeper, self.keeper = self._build_engine(held_files)
+        self._build_intake(held_files, specs)
+        self._build_maintenance(folder)
+
+    def _build_containers(self, folder: DataFolder, install_id: str, overrides: Overrides) -> SpecMaker:
+        """Build the gate, the sessions and their supervisor. Return what makes the containers' specifications."""
+        config, clock, events = self.config, self.clock, self.events
         registry = overrides.registry or Registry(folder.central_db)
         ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, _UsageKeeper(lambda: self.sessions))
         self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
         self.gate.subscribe(events)
-        self.awake = Awake(clock)
         self.grants = Grants(self.agents, lambda: self.router.table)
         specs = SpecMaker(config, folder, self.agents, install_id, self.gate, self.elsewhere, self.grants.places)
         self.sessions = Sessions(
@@ -153,7 +162,7 @@ class Bus:
             _session_settings(config, specs.owner, self.agents, self.awake),
             events,
         )
-        engine = EngineGuard(InstallFile(folder.install_record), install_id, runtime)
+        engine = EngineGuard(InstallFile(folder.install_record), install_id, self.runtime)
         self.supervisor = Supervisor(
             engine, self.sessions, config.runtime, clock, specs, self.schedule, events, overrides.timings
         )
@@ -161,8 +170,11 @@ class Bus:
         self.budgets = Budgets(
             self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events
         )
-        held_files = self._build_held_files(folder)
-        self.delivery, self.sweeper, self.keeper = self._build_engine(held_files)
+        return specs
+
+    def _build_intake(self, held_files: HeldFiles, specs: SpecMaker) -> None:
+        """Build what takes messages and events in, and what follows from them: waking, watching, typing signs."""
+        config, clock, events = self.config, self.clock, self.events
         self.ingress = Ingress(
             self.sessions, self.agents, clock, held_files,
             limits=intake_limits(config), tracing=self.telemetry, events=events, elsewhere=self.elsewhere,
@@ -178,6 +190,10 @@ class Bus:
         )
         live_destinations.subscribe(events)
         self.router.follow_changes_with(live_destinations.bring_up_to_date)
+
+    def _build_maintenance(self, folder: DataFolder) -> None:
+        """Build what carries out the verbs of operators and users, and what deletes and verifies."""
+        config, clock, events = self.config, self.clock, self.events
         self.executor = DaemonExecutor(
             self.sessions, self.supervisor, clock, self.sweeper.poke, events, self.router, self.budgets
         )

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -80,7 +81,7 @@ def run(
         folder.make_agents(config.agents)
         pipeline = configure(config.logs, config.data_dir, sys.stderr, clock)
         try:
-            anyio.run(partial(_main, config, folder, pipeline, clock, reload, signals, source, lease))
+            anyio.run(_main, _Start(config, folder, pipeline, clock, reload, signals, source, lease))
         except BaseExceptionGroup as group:
             refusal = _refusal(group)
             if refusal is None:
@@ -136,23 +137,29 @@ def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
     return first
 
 
-async def _main(
-    config: Config,
-    folder: DataFolder,
-    pipeline: LogPipeline,
-    clock: Clock,
-    reload: Callable[[], Config] | None,
-    signals: SignalInbox,
-    source: Origin | None,
-    lease: Lease | None,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What `run` hands to the event loop: the parts that exist before the bus does."""
+
+    config: Config
+    folder: DataFolder
+    pipeline: LogPipeline
+    clock: Clock
+    reload: Callable[[], Config] | None
+    signals: SignalInbox
+    source: Origin | None
+    lease: Lease | None
+
+
+async def _main(start: _Start) -> None:
+    """Build the bus, serve until a signal, and close what was opened."""
+    config, folder, clock = start.config, start.folder, start.clock
     log = structlog.get_logger("daemon")
     if folder.was_open:
         log.warning("data_folder_was_open", data=str(folder.root), closed=list(folder.was_open))
-    notifier = Notifier(os.environ)
     registry = Registry(folder.central_db)
-    with signals.interruptible_start() as beginning:
-        install_id = await _take_installation(config, folder, registry, clock, lease)
+    with start.signals.interruptible_start() as beginning:
+        install_id = await _take_installation(config, folder, registry, clock, start.lease)
     if beginning.cancelled_caught:
         log.info("daemon_stopped")
         return
@@ -160,37 +167,14 @@ async def _main(
     pulse = Pulse(clock)
     # A sweep waits for its slowest session, which may take its whole timeout.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
-    bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry, source=source))
-    registration = Registration(bus, registry, source, lease.epoch if lease is not None else 0, install_id)
+    bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry, source=start.source))
+    epoch = start.lease.epoch if start.lease is not None else 0
+    registration = Registration(bus, registry, start.source, epoch, install_id)
     await registration.begin()
     bus.registration = registration
-    monitoring = Monitoring(bus.watched(), bus.telemetry)
     log.info("daemon_starting", data=str(config.data_dir), runtime=runtime.name, pid=os.getpid())
     try:
-        async with anyio.create_task_group() as tasks:
-            with signals.interruptible_start() as starting:
-                fence = registry.confirm_epoch if lease is not None else None
-                tasks.start_soon(_keep_lock, folder, clock, fence, name="data folder lock")
-                await bring_up(
-                    bus,
-                    tasks,
-                    monitoring,
-                    partial(reload_as_asked, bus, pipeline, notifier, reload),
-                    pipeline,
-                    pulse,
-                    notifier,
-                    _conductor(bus, lease, signals),
-                )
-            if not starting.cancelled_caught:
-                tasks.start_soon(registration.run, name="registration")
-                await _serve_signals(bus, pipeline, notifier, reload, signals, tasks)
-            if lease is None or not lease.handed_over:
-                notifier.stopping()
-            left = len(bus.supervisor.alive())
-            hint = {"hint": "`clawbus session kill --all` ends them, too"} if left else {}
-            log.info("daemon_stopping", containers_left_running=left, **hint)
-            monitoring.health.started = False
-            await stop_bus(bus, tasks, _SHUTDOWN_GRACE_S)
+        await _serve(start, bus, registration, registry)
     finally:
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_SHUTDOWN_GRACE_S):
@@ -198,6 +182,37 @@ async def _main(
             await registration.end()
             await bus.telemetry.tracer.aclose()
     log.info("daemon_stopped")
+
+
+async def _serve(start: _Start, bus: Bus, registration: Registration, registry: Registry) -> None:
+    """Start every part in one task group, serve until a signal or a hand-over, then stop them in order."""
+    pipeline, reload, signals, lease = start.pipeline, start.reload, start.signals, start.lease
+    notifier = Notifier(os.environ)
+    monitoring = Monitoring(bus.watched(), bus.telemetry)
+    async with anyio.create_task_group() as tasks:
+        with signals.interruptible_start() as starting:
+            fence = registry.confirm_epoch if lease is not None else None
+            tasks.start_soon(_keep_lock, start.folder, start.clock, fence, name="data folder lock")
+            await bring_up(
+                bus,
+                tasks,
+                monitoring,
+                partial(reload_as_asked, bus, pipeline, notifier, reload),
+                pipeline,
+                bus.pulse,
+                notifier,
+                _conductor(bus, lease, signals),
+            )
+        if not starting.cancelled_caught:
+            tasks.start_soon(registration.run, name="registration")
+            await _serve_signals(bus, pipeline, notifier, reload, signals, tasks)
+        if lease is None or not lease.handed_over:
+            notifier.stopping()
+        left = len(bus.supervisor.alive())
+        hint = {"hint": "`clawbus session kill --all` ends them, too"} if left else {}
+        structlog.get_logger("daemon").info("daemon_stopping", containers_left_running=left, **hint)
+        monitoring.health.started = False
+        await stop_bus(bus, tasks, _SHUTDOWN_GRACE_S)
 
 
 async def _take_installation(
