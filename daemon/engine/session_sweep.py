@@ -117,7 +117,7 @@ class SessionSweep:
                 self._unmade.discard(key)
 
     async def sweep(self, key: SessionKey) -> None:
-        """Read one session's files, decide and act. Raise what opening its files raises; the caller tries again."""
+        """Read one session's files, decide and act. Raise the errors of opening its files, after which the caller tries again."""
         session = await self._sessions.get(key)
         if session.quarantined is not None:
             return
@@ -138,21 +138,8 @@ class SessionSweep:
                         occupied=occupied, floor=floor, last_tool=session.tool, members=self._read_trouble.held_files.members_of(session),
                     )
                 )  # fmt: skip
-                session.use, session.home_use = swept.use, swept.home_use
-                if container is not None:
-                    session.shows_tool(swept.tool, now)
-                if swept.held:
-                    session.held_at = now
-                session.consecutive_timeouts.pop("sweep", None)
-                session.unreadable_since = None
-                await self._prove_writable(session)
-                idle = slot is None and not unknown and not session.sending and self._supervisor.slot(key) is None
-                idle = (
-                    idle
-                    and not session.files.write_refused
-                    and swept.next_at != 0
-                    and (swept.next_at is None or swept.next_at > now)
-                )
+                await self._take_note(session, swept, now, running=container is not None)
+                idle = slot is None and not unknown and self._is_idle(session, swept, now)
                 if idle:
                     await self._sessions.retire(session, swept.next_at, swept.dead, swept.schedules)
                 else:
@@ -175,6 +162,23 @@ class SessionSweep:
         await self._act(session, swept, now, container.incarnation if container is not None else None)
         if not idle:  # a retired session has nothing to deliver either, and a poll costs half as much as the sweep
             self._delivery.poke(session)
+
+    async def _take_note(self, session: Session, swept: Swept, now: int, *, running: bool) -> None:
+        """Keep in memory what the sweep saw of the session's folders, tool, held messages and files."""
+        session.use, session.home_use = swept.use, swept.home_use
+        if running:
+            session.shows_tool(swept.tool, now)
+        if swept.held:
+            session.held_at = now
+        session.consecutive_timeouts.pop("sweep", None)
+        session.unreadable_since = None
+        await self._prove_writable(session)
+
+    def _is_idle(self, session: Session, swept: Swept, now: int) -> bool:
+        """Return whether the session may be retired: nothing runs or is sent, its files are fine, and no work is due."""
+        if session.sending or self._supervisor.slot(session.key) is not None or session.files.write_refused:
+            return False
+        return swept.next_at is None or swept.next_at > now
 
     async def _prove_writable(self, session: Session) -> None:
         """After a refused write, test whether a write succeeds now. The session itself records a failure."""

@@ -50,13 +50,14 @@ from schema.rows import AckStatus, MessageIn, MessageStatus, ToolInFlight
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What one sweep of a session did, and what is left to do.
+    """What one sweep of a session did, and what is left to do. Times are epoch milliseconds.
 
-    `next_at`: when the earliest known work is due (epoch ms), 0 for now, None for none. `due`: number of messages that wait
-    for an agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: 1
-    if the session has any, else 0; `schedule_at`: when the next of them is due. `fired`: the messages that they sent now; `failing`: those that were paused now.
-    `decided`: the questions that ended without an answer. `stop_at`: when to check a cancelled turn again; `stopped`: those
-    that have stopped. `begun`: turns that this sweep saw first, after their end.
+    `next_at`: when the earliest known work is due; 0 for now, None for none. `due`: number of messages that wait for an
+    agent. `dead`: number of open dead letters. `tool`: the tool in flight that the container declared. `schedules`: 1 if the
+    session has any schedule, else 0; `schedule_at`: when the next one is due. `fired`: the messages that schedules sent now;
+    `failing`: the schedules that were paused now. `decided`: the questions that ended without an answer. `stop_at`: when to
+    check a cancelled turn again; `stopped`: the cancelled turns that have stopped. `begun`: the number of turns that this
+    sweep learned of after their end.
     """
 
     actions: tuple[Action, ...]
@@ -133,7 +134,7 @@ def sweep_files(
     last_tool: ToolInFlight | None = None,
     members: Callable[[], Iterable[int] | None] | None = None,
 ) -> Swept:
-    """Read the files, decide and apply. Raise what opening the files raises; then nothing has changed.
+    """Read the files, decide and apply. Raise the errors of opening the files; then nothing has changed.
 
     `last_tool` is the tool at the last sweep: a different one is progress. `members` returns the container's processes. When
     no container is running, recover a leftover journal first: there was a confirmed exit, or never a container.
@@ -147,50 +148,30 @@ def sweep_files(
     with files.inbound() as db, db.looking():
         fired = schedule_steps.sweep(db, settings.configured, now, settings.policy.schedule_failures)
         found = _read(db, files, container, now, settings, occupied=occupied, floor=floor, last_tool=last_tool)
-        seen = found.seen
-        actions = decide(seen, settings.policy)
-        begun = unseen_turns(db, [one for one in actions if isinstance(one, Settle)], seen.acks)
+        actions = decide(found.seen, settings.policy)
+        begun = unseen_turns(db, [one for one in actions if isinstance(one, Settle)], found.seen.acks)
         rearmed, closed = _write(db, found, actions, settings)
-        # An answer that delivery has not recorded yet is work, so its session must not be retired.
-        next_at = 0 if found.news else next_work(db, now)
-        late = any(item.worked_on_by is not None for item in found.too_late)
-        stop_at = now + STOP_LOOK if found.stopping.going_on or late else None
-        due, dead = messages.count_due(db, now), count_dead(db)
-        ended = endings(db, seen.pending, seen.acks, actions, now)
-        expiry = messages.next_expiry(db)
-        kept, schedule_at = int(schedules.stored(db)), schedules.next_at(db)
-    if (due or found.void or closed or late) and container is not None:
+        swept = _outcome(db, found, actions, now)
+    if (swept.due or found.void or closed or found.late) and container is not None:
         files.ring()  # a message may have come due by the clock alone, without a commit that would notify the runner
-    return Swept(
-        actions=tuple(actions),
-        rearmed=tuple(rearmed),
-        next_at=next_at,
-        due=due,
+    return replace(
+        swept,
         recovered=recovered,
-        dead=dead,
-        endings=ended,
-        tool=seen.container.tool if seen.container is not None else None,
-        use=use,
-        verdicts=found.verdicts,
-        expires_at=expiry + EXPIRY_GRACE if expiry is not None else None,
-        held=held_from(seen.pending, now) is not None,
-        schedules=kept,
-        schedule_at=schedule_at,
+        rearmed=tuple(rearmed),
+        decided=tuple(closed),
         fired=fired.messages,
         failing=fired.paused,
-        home_use=home_use,
-        decided=tuple(closed),
-        stop_at=stop_at,
-        stopped=found.stopping.over,
         begun=begun,
+        use=use,
+        home_use=home_use,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a session's files show at a sweep, and what was decided about its messages so far. Nothing of it is written yet.
+    """What a session's files show at a sweep, and the first verdicts about its messages. Nothing of this is written yet.
 
-    `seen`: what the other decisions are made from. `missed`: messages of a series that expired and must be rearmed. `news`:
+    `seen`: the input of the other decisions. `missed`: messages of a series that expired and must be rearmed. `news`:
     whether delivery has rows to record. `stopping`: the turns of cancelled messages.
     """
 
@@ -201,6 +182,11 @@ class _Found:
     missed: Sequence[MessageIn]
     news: bool
     stopping: CancelledTurns
+
+    @property
+    def late(self) -> bool:
+        """Whether an agent still works on a message that has expired."""
+        return any(item.worked_on_by is not None for item in self.too_late)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -266,6 +252,29 @@ def _write(
         # After the loops above, so that a series whose occurrence was just settled is rearmed in this transaction.
         rearmed = recurrence.rearm(db, [*found.missed, *messages.to_rearm(db)], now, settings.timezone)
     return rearmed, closed
+
+
+def _outcome(db: Reader, found: _Found, actions: Sequence[Action], now: int) -> Swept:
+    """Return the decisions, and what is left to do after they were written."""
+    seen = found.seen
+    expiry = messages.next_expiry(db)
+    return Swept(
+        actions=tuple(actions),
+        rearmed=(),
+        # An answer that delivery has not recorded yet is work, so its session must not be retired.
+        next_at=0 if found.news else next_work(db, now),
+        due=messages.count_due(db, now),
+        dead=count_dead(db),
+        endings=endings(db, seen.pending, seen.acks, actions, now),
+        tool=seen.container.tool if seen.container is not None else None,
+        verdicts=found.verdicts,
+        expires_at=expiry + EXPIRY_GRACE if expiry is not None else None,
+        held=held_from(seen.pending, now) is not None,
+        schedules=int(schedules.stored(db)),
+        schedule_at=schedules.next_at(db),
+        stop_at=now + STOP_LOOK if found.stopping.going_on or found.late else None,
+        stopped=found.stopping.over,
+    )
 
 
 def _as_it_shows(
