@@ -79,9 +79,8 @@ def logs(
             _follow(invocation, found, _new_lines(path, unit if journal else None), wanted, raw=raw)
     except PermissionError as error:
         raise DataFolderError(f"{path} may not be read.", hint="Run this as the daemon's user.") from error
-    if named is not None and not found and not session_path(invocation.place.data_dir / "sessions", *named).is_dir():
-        raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log does not mention it.")
     if not found:
+        _refuse_unknown_session(invocation, named)
         _refuse_unknown_events(events)
     if raw:
         for line in found:
@@ -90,6 +89,12 @@ def logs(
     parsed = [parse_event(line) for line in found]
     place = {"source": "journal", "unit": unit} if journal else {"source": "files", "file": str(path)}
     return Outcome({**place, "events": parsed}, lambda console: _print(console, parsed))
+
+
+def _refuse_unknown_session(invocation: Invocation, named: tuple[str, str] | None) -> None:
+    """Raise UnknownSessionError for a session without a folder, which the log does not mention."""
+    if named is not None and not session_path(invocation.place.data_dir / "sessions", *named).is_dir():
+        raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log does not mention it.")
 
 
 def _refuse_unknown_events(patterns: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _MAX_NAMES: Final = 10
+_FROM_FILES: Final = "(the daemon does not answer: read from the files)"
 
 
 def register(app: typer.Typer) -> None:
@@ -72,17 +73,16 @@ def mailbox(
     results = _results(invocation, entries, save)
     result = {"source": source, "mailbox": name, "entries": results, "next_after": cursor}
 
-    others = _others(invocation) if not entries and not after else ""
+    empty = ""
+    if not entries:
+        empty = f"mailbox {name} holds nothing" + (f" after cursor {after}." if after else f".{_others(invocation)}")
 
     def people(console: Console) -> None:
         from daemon.cli.present import say  # noqa: PLC0415
 
         for entry, answer in zip(entries, results, strict=True):
             _print(console, entry, answer)
-        if not entries:
-            say(console, f"mailbox {name} holds nothing{f' after cursor {after}' if after else ''}.{others}")
-        if source == "files":
-            say(console, "(the daemon does not answer: read from the files)")
+        say(console, *filter(None, [empty, _FROM_FILES if source == "files" else ""]))
 
     more = (
         (NextAction(f"clawbus mailbox --after {cursor} {operand(name)}", "what came after these"),) if entries else ()

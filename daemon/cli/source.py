@@ -13,7 +13,11 @@ from daemon.core.deploy_errors import SourceUnknownError
 from daemon.core.errors import DaemonDownError, DaemonSilentError, RemoteError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
+
+    from daemon.deploy.drift import SourceReport
 
 
 def register(app: typer.Typer) -> None:
@@ -50,17 +54,7 @@ def source(
     result = {**found.as_json(), "repaired": done}
 
     def people(console: Console) -> None:
-        from daemon.cli.present import say, say_wrapped  # noqa: PLC0415
-
-        say(console, f"release  {(found.release or 'none runs')[:12]}")
-        for one in done:
-            say_wrapped(console, "repaired  ", one)
-        for one in found.drifts:
-            say_wrapped(console, "drift  ", one)
-        for one in (*found.unchecked, *found.absent):
-            say_wrapped(console, "unknown  ", one)
-        if not found.drifts:
-            say(console, "no drift in what could be checked" if found.unchecked else "one source: no drift")
+        _show(console, found, done)
 
     if not found.drifts and found.unchecked:
         why = "; ".join(one.rstrip(".") for one in found.unchecked)
@@ -73,6 +67,20 @@ def source(
     problem = Problem("SOURCE_DRIFT", "; ".join(str(one) for one in found.drifts) + ".", _fix(found.drifts))
     steps = (NextAction("clawbus source --repair", "repair it"),) if any(one.repairable for one in found.drifts) else ()
     return Outcome(result, people, steps, problem)
+
+
+def _show(console: Console, found: SourceReport, repaired: Iterable[str]) -> None:
+    from daemon.cli.present import say, say_wrapped  # noqa: PLC0415
+
+    say(console, f"release  {(found.release or 'none runs')[:12]}")
+    for one in repaired:
+        say_wrapped(console, "repaired  ", one)
+    for one in found.drifts:
+        say_wrapped(console, "drift  ", one)
+    for one in (*found.unchecked, *found.absent):
+        say_wrapped(console, "unknown  ", one)
+    if not found.drifts:
+        say(console, "no drift in what could be checked" if found.unchecked else "one source: no drift")
 
 
 def _fix(drifts: tuple[Any, ...]) -> str:

@@ -78,18 +78,11 @@ def session_report(
     folder = folder_of(data_dir, (agent, session))
     now = clock.now_ms()
     with open_registry(data_dir) as central:
-        row = central.one("SELECT * FROM sessions WHERE agent = ? AND session = ?", (agent, session))
-        if row is None and not is_session(folder):
-            raise UnknownSessionError(f"there is no session {agent}/{session}.")
-        incarnations = [
-            dict(found)
-            for found in central.all(
-                "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?",
-                (agent, session, limit),
-            )
-        ]
+        row, incarnations = _registered(central, (agent, session), limit)
+    if row is None and not is_session(folder):
+        raise UnknownSessionError(f"there is no session {agent}/{session}.")
     live = next((one for one in incarnations if one["ended_at"] is None), None)
-    registry = dict(row) if row is not None else unregistered(agent, session)
+    registry = row if row is not None else unregistered(agent, session)
     queues = read_queues(folder, now)
     examined = Examined(registry, live, state_of(registry, live, queues, now), queues, now, _changed_at(folder))
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
@@ -112,6 +105,15 @@ def session_report(
         "pruned": detail.pruned,
         "errors": detail.errors,
     }
+
+
+def _registered(central: Reader, key: Key, limit: int) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return a session's row of central.db, None without one, and its newest incarnations."""
+    row = central.one("SELECT * FROM sessions WHERE agent = ? AND session = ?", key)
+    incarnations = central.all(
+        "SELECT * FROM incarnations WHERE agent = ? AND session = ? ORDER BY created_at DESC LIMIT ?", (*key, limit)
+    )
+    return dict(row) if row is not None else None, [dict(one) for one in incarnations]
 
 
 def examine_registered(data_dir: Path, central: Reader, clock: Clock, limit: int, budget_s: float) -> list[Examined]:
