@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
+from daemon.channels.file_room import FileRoom
 from daemon.channels.protocol import Outgoing, Receipt, Typing
 from daemon.channels.signatures import retry_after_s, sign_at
 from daemon.channels.webhook_bodies import encoded
@@ -39,6 +40,8 @@ from schema.rows import Address
 TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 # Permanent server errors. Any other 5xx (507, a proxy's 52x) may be transient, and a retry costs less than a lost answer.
 PERMANENT_5XX: Final = frozenset({501, 505})
+_FILE_BYTES: Final = 32 * 1024**2  # of files in memory at once; a send needs about five times its own
+_FILE_WAIT_S: Final = 3.0  # so that it and the send itself fit into delivery.send_timeout_s
 _MAX_RESPONSE_BYTES: Final = 64 * 1024
 _RESPONSE_S: Final = 2.0
 _MAX_ID: Final = 200
@@ -56,6 +59,7 @@ class WebhookOut:
         self._keys = keys
         self._clock = clock
         self._pool: HttpPool | None = None
+        self._room = FileRoom(_FILE_BYTES, _FILE_WAIT_S)
         self._agent = f"clawbus/{_version()}"
 
     @asynccontextmanager
@@ -94,18 +98,22 @@ class WebhookOut:
             raise self._no_route(hook_name[:64], hook)
         if self._pool is None:
             raise TransientDeliveryError(f"channel {self._name} is not running.")
+        where = url.get_secret_value()
         if message.files == NONE:
-            post = made_post(hook, message)
-        else:
+            return await self._post(self._pool, where, hook_name, message, key, made_post(hook, message))
+        async with self._room.hold(sum(one.size for one in message.files.files)):
             try:
                 with typed_host_errors("the answer's files cannot be read"):
                     post = await anyio.to_thread.run_sync(made_post, hook, message)
             except StorageError as error:
                 raise TransientDeliveryError(str(error), hint=error.hint) from error
-        async with self._pool.lease() as client:
-            request = client.build_request(
-                "POST", url.get_secret_value(), content=post.body, headers=self._headers(message, key, post)
-            )
+            return await self._post(self._pool, where, hook_name, message, key, post)
+
+    async def _post(
+        self, pool: HttpPool, url: str, hook_name: str, message: Outgoing, key: bytes | None, post: Post
+    ) -> Receipt:
+        async with pool.lease() as client:
+            request = client.build_request("POST", url, content=post.body, headers=self._headers(message, key, post))
             return await self._send(client, request, f"{hook_name} ({request.url.host})")
 
     def shows_typing(self, address: Address) -> bool:
