@@ -54,8 +54,11 @@ def logs(
     raw: Annotated[bool, typer.Option("--raw", help="Print the lines unchanged.")] = False,
     journal: Annotated[bool, typer.Option("--journal", help="From the systemd journal instead of the file.")] = False,
     unit: Annotated[
-        str, typer.Option("--unit", metavar="NAME", help="With --journal: the service's name.")
-    ] = "clawbus",
+        str | None,
+        typer.Option(
+            "--unit", metavar="NAME", help="With --journal: the service. Default: this folder's, or both slots'."
+        ),
+    ] = None,
 ) -> Outcome:
     """Show what the daemon logged, from its log file or the journal; with --follow also what it logs from now on.
 
@@ -74,9 +77,10 @@ def logs(
     events = tuple(event or ())
     wanted = _Wanted(EventFilter("/".join(named) if named is not None else None, message, level, agent, begun, events))
     try:
-        found = _from_journal(unit, lines, wanted) if journal else last_lines(path, lines, wanted)
+        services = (unit or _services(invocation)) if journal else None
+        found = _from_journal(services, lines, wanted) if services else last_lines(path, lines, wanted)
         if follow:
-            _follow(invocation, found, _new_lines(path, unit if journal else None), wanted, raw=raw)
+            _follow(invocation, found, _new_lines(path, services), wanted, raw=raw)
     except PermissionError as error:
         raise DataFolderError(f"{path} may not be read.", hint="Run this as the daemon's user.") from error
     if not found:
@@ -87,7 +91,7 @@ def logs(
             _write_raw(line)
         return Outcome(silent=True)
     parsed = [parse_event(line) for line in found]
-    place = {"source": "journal", "unit": unit} if journal else {"source": "files", "file": str(path)}
+    place = {"source": "journal", "unit": services} if services else {"source": "files", "file": str(path)}
     return Outcome({**place, "events": parsed}, lambda console: _print(console, parsed))
 
 
@@ -95,6 +99,12 @@ def _refuse_unknown_session(invocation: Invocation, named: tuple[str, str] | Non
     """Raise UnknownSessionError for a session without a folder, which the log does not mention."""
     if named is not None and not session_path(invocation.place.data_dir / "sessions", *named).is_dir():
         raise UnknownSessionError(f"there is no session {'/'.join(named)}, and the log does not mention it.")
+
+
+def _services(invocation: Invocation) -> str:
+    """Return the unit of the data folder's daemon, as journalctl takes it: both slots where slots are used."""
+    found = invocation.unit or "clawbus"
+    return f"{found.partition('@')[0]}@*" if "@" in found else found
 
 
 def _refuse_unknown_events(patterns: tuple[str, ...]) -> None:

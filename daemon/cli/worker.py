@@ -60,7 +60,7 @@ def list_(
     result = {
         **report,
         "workers": [one for one in report["workers"] if every or one["state"] != "ended"],
-        "duplicates": [str(duplicate)] if duplicate is not None else [],
+        "duplicates": [str(duplicate)] if duplicate is not None else _known_none(live),
         "drift": drift,
     }
     problem = problem_of(duplicate) if duplicate is not None else None
@@ -90,6 +90,12 @@ def _duplicate(live: Mapping[str, Any] | None) -> DuplicateOwnershipError | None
     )
 
 
+def _known_none(live: Mapping[str, Any] | None) -> list[str] | None:
+    """Return an empty list where the daemon has looked for other owners; None where nobody has."""
+    worker: Mapping[str, Any] | None = (live or {}).get("worker")
+    return [] if worker is not None and worker.get("duplicate_ids") is not None else None
+
+
 def _drift(invocation: Invocation, live: Mapping[str, Any] | None) -> list[str]:
     """Return each drift of the source, as `clawbus source` names it; none where no releases are used."""
     if not invocation.config.deploy.root:
@@ -110,7 +116,7 @@ def _steps(result: Mapping[str, Any]) -> tuple[NextAction, ...]:
 
 
 def _show(console: Console, result: Mapping[str, Any]) -> None:
-    from daemon.cli.present import age, say, short_ids, table  # noqa: PLC0415
+    from daemon.cli.present import age, say, say_wrapped, short_ids, table  # noqa: PLC0415
 
     now = SystemClock().now_ms()
 
@@ -136,6 +142,8 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
     console.print(
         table(f"{counted(len(shown), 'agent')}", ("agent", "role", "owned here", "last turn", "cadence"), shown)
     )
+    if result["duplicates"] is None:
+        say_wrapped(console, "", "whether another daemon of this host owns a name too is not known: no daemon says it")
     if result["not_examined"]:
         left = counted(result["not_examined"], "session with schedules was", "sessions with schedules were")
         say(console, f"{left} not examined (no time)")

@@ -130,3 +130,27 @@ def test_a_daemon_without_a_slot_is_refused_beside_slots_and_its_hint_leads_out(
     (named,) = [word.rstrip(".") for word in refused.envelope["fix"].split() if word.endswith("state.json.")]
     Path(named).unlink()
     assert read_state(home / "data").serving is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "given", "asked"),
+    [
+        ("clawbus@green", (), "clawbus@*"), ("second-bus", (), "second-bus"), (None, (), "clawbus"),
+        ("clawbus@green", ("--unit", "clawbus@blue"), "clawbus@blue"),
+    ],
+)  # fmt: skip
+def test_the_journal_of_both_slots_is_read(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, unit: str | None, given: tuple[str, ...], asked: str
+) -> None:
+    """What happened before the last cutover is in the other slot's."""
+    names: list[str] = []
+    monkeypatch.setattr("daemon.cli.invocation.unit_of", lambda _: unit)
+    monkeypatch.setattr("daemon.cli.journal.last_entries", lambda name, *_: names.append(name) or [])
+    assert cli("logs", "--journal", *given).result["unit"] == asked
+    assert names == [asked]
+
+
+@pytest.mark.usefixtures("root")
+def test_duplicates_that_nobody_looked_for_are_not_none(cli: CommandLine) -> None:
+    assert cli("worker", "list").result["duplicates"] is None
+    assert "not known" in cli("worker", "list", "--pretty").out
