@@ -47,7 +47,7 @@ class Lease:
             and state.serving != self.slot
         ):
             state = roll_back(state, self.rollback, now, cooldown_ms)
-        elif (breach := breach_at_start(state, self.slot, boot)) is not None:
+        elif (breach := breach_at_start(state, self.slot, self.release, boot)) is not None:
             # Going back to a slot in which nobody waits would leave the folder without a daemon.
             standby = StandbyClient(self.data_dir, other(self.slot))
             barred = standby.why_absent(self.patience_s) if is_reversible(state) else ""

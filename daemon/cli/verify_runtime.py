@@ -171,9 +171,14 @@ def _source(found: SourceReport) -> tuple[str, str]:
 def _serving(state: SlotState, live: Mapping[str, Any]) -> tuple[str, str]:
     """Compare the daemon that answers with the record."""
     said: Mapping[str, Any] = live.get("source") or {}
-    if state.serving is not None and (said.get("slot"), said.get("release")) != (state.serving, state.release):
-        return "fail", f"slot {said.get('slot')} answers, slot {state.serving} is recorded"
+    found, recorded = (said.get("slot"), said.get("release") or ""), (state.serving, state.release or "")
+    if state.serving is not None and found != recorded:
+        return "fail", f"{_named(*found)} answers, {_named(*recorded)} is recorded"
     return "pass", ""
+
+
+def _named(slot: str | None, release: str) -> str:
+    return f"{f'slot {slot}' if slot else 'a daemon without a slot'} with {f'release {release[:12]}' if release else 'no release'}"
 
 
 def _owners(live: Mapping[str, Any]) -> tuple[str, str]:

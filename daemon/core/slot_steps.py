@@ -45,10 +45,14 @@ def served(state: SlotState, now: int) -> SlotState:
     return replace(state, deploy=deploy.with_gate("bake", status="running", since=now))
 
 
-def breach_at_start(state: SlotState, slot: str, boot: str) -> str | None:
+def breach_at_start(state: SlotState, slot: str, release: str, boot: str) -> str | None:
     """Return why the start of this daemon is itself a breach of the bake, or None. `state` is the one before `claim`."""
     deploy = state.active
-    if deploy is None or deploy.to_slot != slot or deploy.stopped or deploy.boot != boot:
+    if deploy is None or deploy.to_slot != slot:
+        return None
+    if release != deploy.to_release:
+        return f"the slot's link was moved: release {release[:12] or 'none'} has passed no gate"
+    if deploy.stopped or deploy.boot != boot:
         return None  # `boot` is empty until the new daemon's first start
     return "the new daemon ended and was started again"
 

@@ -93,7 +93,7 @@ def test_whoever_starts_in_whatever_order_after_a_crash_the_deploy_ends_and_one_
     for name, crashed, order in worlds():
         state = crashed
         for slot in order:
-            if breach_at_start(state, slot, "boot") is not None:
+            if breach_at_start(state, slot, OLD if slot == BLUE else NEW, "boot") is not None:
                 state = roll_back(state, "started again", 9, 1000)
             elif may_serve(state, slot):
                 state = served(claim(state, slot, OLD if slot == BLUE else NEW, 9, "boot"), 9)
@@ -147,13 +147,15 @@ def test_what_serves_is_judged_with_its_last_deploy(name: str, standing: list[st
 
 def test_a_start_in_the_bake_is_a_breach_only_when_nobody_asked_for_it_and_the_machine_stayed_up() -> None:
     baking = dict(STEPS)["baking"]
-    assert breach_at_start(baking, GREEN, "boot") is not None
-    assert breach_at_start(stopped(baking), GREEN, "boot") is None
-    assert breach_at_start(baking, GREEN, "another boot") is None
-    assert breach_at_start(dict(STEPS)["cut over"], GREEN, "boot") is None
-    assert breach_at_start(dict(STEPS)["started"], GREEN, "boot") is not None, "it ended before it was ready"
+    assert breach_at_start(baking, GREEN, NEW, "boot") is not None
+    assert breach_at_start(stopped(baking), GREEN, NEW, "boot") is None
+    assert breach_at_start(baking, GREEN, NEW, "another boot") is None
+    assert breach_at_start(dict(STEPS)["cut over"], GREEN, NEW, "boot") is None
+    assert breach_at_start(dict(STEPS)["started"], GREEN, NEW, "boot") is not None, "it ended before it was ready"
+    assert breach_at_start(dict(STEPS)["cut over"], GREEN, "c" * 64, "boot") is not None, "it has passed no gate"
+    assert breach_at_start(stopped(baking), GREEN, "", "another boot") is not None
     again = claim(stopped(baking), GREEN, NEW, 9, "boot")
-    assert breach_at_start(again, GREEN, "boot") is not None, "what was asked for once excuses one start"
+    assert breach_at_start(again, GREEN, NEW, "boot") is not None, "what was asked for once excuses one start"
 
 
 @pytest.mark.parametrize(
