@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Final
 
 from container_runner.due_messages import DueMessages
 from container_runner.providers.protocol import DeclaredTimeout, Destination, TurnMessage
@@ -20,7 +19,7 @@ from container_runner.shared.errors import ClaimLostError, InboundUnreadableErro
 from container_runner.shared.outbox import Outbox, insert_row, next_seq
 from container_runner.shared.own_schedules import check_program, own_schedules
 from container_runner.shared.reply import Reply
-from container_runner.tool_times import calls_text
+from container_runner.turn_rows import INBOUND, destinations, keep_note, keep_state, keep_usage, routing, write_tool
 from schema.bell import ring
 from schema.connect import open_owner
 from schema.errors import ClawbusError
@@ -31,9 +30,6 @@ from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.migrate import Role
 from schema.rows import AckStatus, Address, Kind, TurnNote, TurnUsage
-
-_INBOUND: Final = "inbound"
-MAX_NOTE: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ class Store:
                     hint="Nothing to do: the daemon ends this container and starts another one.",
                 )
             dropped = db.execute("DELETE FROM processing_ack WHERE status = 'processing'")
-            self._set_tool(db, None)
+            write_tool(db, None, self.now_ms())
             return dropped
 
     def claim(
@@ -131,7 +127,7 @@ class Store:
                     self._doubtful = tuple(message.id for message in messages)
                     self._insert_claims(db, messages)
                     if silence is not None:
-                        self._set_tool(db, silence)
+                        write_tool(db, silence, self.now_ms())
                 batch = self._with_surroundings(db, messages, due) if messages else None
         self._doubtful = ()
         return batch
@@ -168,8 +164,8 @@ class Store:
             self._check_claims(db, acked)
             if self._are_cancelled(db, triggers):
                 self._release(db, [*acked, *released])
-                self._keep_usage(db, usage, to_text(self.now_ms()))
-                self._set_tool(db, None)
+                keep_usage(db, usage, self._incarnation, to_text(self.now_ms()))
+                write_tool(db, None, self.now_ms())
                 return False
             self._insert_rows(db, rows)
             now = to_text(self.now_ms())
@@ -178,12 +174,12 @@ class Store:
                 " VALUES (?, ?, ?, ?)",
                 [(message_id, status.value, now, self._incarnation) for message_id in acked],
             )
-            self._keep_note(db, acked, note, now)
-            self._keep_usage(db, usage, now)
+            keep_note(db, acked, note, self._incarnation, now)
+            keep_usage(db, usage, self._incarnation, now)
             db.executemany("DELETE FROM deferrals WHERE message_id = ?", [(message_id,) for message_id in acked])
             self._release(db, released)
-            self._keep_state(db, state or {}, now)
-            self._set_tool(db, None)
+            keep_state(db, state or {}, now)
+            write_tool(db, None, self.now_ms())
         ring(self._outbound.parent)
         return True
 
@@ -196,13 +192,13 @@ class Store:
         outcome unknown. Raise InboundUnreadableError or ClaimLostError.
         """
         with self._both() as db, db.transaction():
-            if "deferrals" not in db.columns("messages_in", _INBOUND):
+            if "deferrals" not in db.columns("messages_in", INBOUND):
                 return False
             if not self._is_finished(db, acked, AckStatus.LATER):
                 self._check_claims(db, acked)
                 self._insert_deferrals(db, acked, retry_at, reason)
                 self._release(db, released)
-                self._set_tool(db, None)
+                write_tool(db, None, self.now_ms())
         ring(self._outbound.parent)
         return True
 
@@ -213,8 +209,8 @@ class Store:
         """
         with self._own() as db, db.transaction():
             self._release(db, message_ids)
-            self._keep_usage(db, usage, to_text(self.now_ms()))
-            self._set_tool(db, None)
+            keep_usage(db, usage, self._incarnation, to_text(self.now_ms()))
+            write_tool(db, None, self.now_ms())
 
     def release_all(self) -> int:
         """Release every claim of this incarnation and clear the tool in flight, for a runner that must exit.
@@ -222,7 +218,7 @@ class Store:
         Return the number of claims released.
         """
         with self._own() as db, db.transaction():
-            self._set_tool(db, None)
+            write_tool(db, None, self.now_ms())
             return db.execute(
                 "DELETE FROM processing_ack WHERE status = 'processing' AND incarnation = ?", (self._incarnation,)
             )
@@ -230,7 +226,7 @@ class Store:
     def set_tool(self, tool: DeclaredTimeout | None, started_at: int) -> None:
         """Record the tool in flight since `started_at` (epoch milliseconds), or None for no tool."""
         with self._own() as db, db.transaction():
-            self._set_tool(db, tool, started_at)
+            write_tool(db, tool, self.now_ms(), started_at)
 
     def outbound_rows(self, replies: Sequence[Reply]) -> list[OutboundRow]:
         """Give the replies their ids and a timestamp. The commit gives them their seq."""
@@ -244,11 +240,11 @@ class Store:
     def _both(self) -> Generator[Writer]:
         with self._own() as db:
             try:
-                db.attach_reader(self._inbound, _INBOUND)
+                db.attach_reader(self._inbound, INBOUND)
             except ClawbusError as error:
                 raise InboundUnreadableError(str(error)) from error
             yield db
-            db.detach(_INBOUND)
+            db.detach(INBOUND)
 
     def _is_draining(self, db: Writer) -> bool:
         """Return whether the host is replacing this incarnation.
@@ -256,7 +252,7 @@ class Store:
         Read inside the claim's transaction, which holds inbound.db's read lock: after the host has committed the draining
         row, no further claim succeeds.
         """
-        if not db.columns("draining", _INBOUND):
+        if not db.columns("draining", INBOUND):
             return False
         return db.one("SELECT 1 FROM inbound.draining WHERE incarnation = ?", (self._incarnation,)) is not None
 
@@ -276,8 +272,8 @@ class Store:
             alone=due.alone,
             took_all=due.took_all,
             messages=messages,
-            routing=_routing(db),
-            destinations=_destinations(db),
+            routing=routing(db),
+            destinations=destinations(db),
             state={str(row["key"]): str(row["value"]) for row in db.all("SELECT key, value FROM session_state")},
             schedules=tuple(own_schedules(db)),
             check=check_program(db, [message.id for message in messages if message.kind == Kind.TASK]),
@@ -330,77 +326,3 @@ class Store:
             "DELETE FROM processing_ack WHERE message_id = ? AND status = 'processing' AND incarnation = ?",
             [(message_id, self._incarnation) for message_id in released],
         )
-
-    def _keep_note(self, db: Writer, acked: Sequence[str], note: TurnNote | None, now: str) -> None:
-        """Replace the notes for the operator on these messages by this turn's note, if it has one."""
-        db.executemany("DELETE FROM turn_notes WHERE message_id = ?", [(message_id,) for message_id in acked])
-        if note is not None:
-            db.executemany(
-                "INSERT INTO turn_notes(message_id, incarnation, at, code, message) VALUES (?, ?, ?, ?, ?)",
-                [(message_id, self._incarnation, now, note.code, _storable(note.message)) for message_id in acked],
-            )
-
-    def _keep_usage(self, db: Writer, usage: tuple[str, TurnUsage] | None, now: str) -> None:
-        if usage is None:
-            return
-        message_id, used = usage
-        db.execute(
-            "INSERT OR REPLACE INTO turn_usage(message_id, incarnation, at, input_tokens, output_tokens, cached_tokens,"
-            " cost, currency, tools) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(message_id, self._incarnation, now),
-                *(used.input_tokens, used.output_tokens, used.cached_tokens, used.cost, used.currency),
-                calls_text(used.tools),
-            ),
-        )
-
-    def _keep_state(self, db: Writer, state: Mapping[str, str | None], now: str) -> None:
-        for key, value in state.items():
-            if value is None:
-                db.execute("DELETE FROM session_state WHERE key = ?", (key,))
-            else:
-                db.execute(
-                    "INSERT INTO session_state(key, value, updated_at) VALUES (?, ?, ?)"
-                    " ON CONFLICT(key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
-                    (key, value, now),
-                )
-
-    def _set_tool(self, db: Writer, tool: DeclaredTimeout | None, started_at: int | None = None) -> None:
-        now = self.now_ms()
-        declared = None if tool is None or tool.timeout_s is None else int(tool.timeout_s * 1000)
-        started = None if tool is None else to_text(now if started_at is None else started_at)
-        db.execute(
-            "INSERT INTO container_state(id, current_tool, tool_declared_timeout_ms, tool_started_at, updated_at)"
-            " VALUES (1, ?, ?, ?, ?) ON CONFLICT(id) DO UPDATE SET current_tool = excluded.current_tool,"
-            " tool_declared_timeout_ms = excluded.tool_declared_timeout_ms,"
-            " tool_started_at = excluded.tool_started_at, updated_at = excluded.updated_at",
-            (None if tool is None else tool.name, declared, started, to_text(now)),
-        )
-
-
-def _storable(text: str) -> str:
-    """Return the text, cut to MAX_NOTE characters, as SQLite can store it: an exception may quote any bytes."""
-    return text[:MAX_NOTE].encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _routing(db: Writer) -> Address | None:
-    if not db.columns("session_routing", _INBOUND):
-        return None
-    row = db.one("SELECT channel_type, platform_id, thread_id FROM inbound.session_routing WHERE id = 1")
-    if row is None or row["channel_type"] is None or row["platform_id"] is None:
-        return None
-    return Address(row["channel_type"], row["platform_id"], row["thread_id"])
-
-
-def _destinations(db: Writer) -> tuple[Destination, ...]:
-    if not db.columns("destinations", _INBOUND):
-        return ()
-    return tuple(_destination(row) for row in db.all("SELECT * FROM inbound.destinations ORDER BY name"))
-
-
-def _destination(row: sqlite3.Row) -> Destination:
-    """Return a row's destination. Another agent is a place on the channel `agent`, with the id of its agent group."""
-    channel, place = row["channel_type"], row["platform_id"]
-    if row["type"] == "agent" and channel is None:
-        channel, place = "agent", row["agent_group_id"]
-    return Destination(row["name"], row["type"], row["display_name"], channel, place)
