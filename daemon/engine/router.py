@@ -237,6 +237,10 @@ class Router:
             if known is None:
                 why = f"{MAX_WAITING} strangers wait for an approver already"
                 return replace(refusal, reason=RefusalReason.UNKNOWN_SENDER, why=why)
+            if len(self._pairings) > 2 * MAX_WAITING:  # of those that waited, most have expired
+                self._pairings = {
+                    asks: one for asks, one in self._pairings.items() if one.waits(now) or one.is_refused(now)
+                }
             self._pairings[known.asks] = known
             self._log.warning(
                 "pairing_asked", code=known.code, channel=known.channel, sender=known.sender, agent=known.agent,
@@ -251,6 +255,8 @@ class Router:
             note = partial(store.note_mentioned, at=at, now_ms=now)
             await self._sessions.central(lambda registry: registry.with_file(note))
             self._mentioned.add(at)
+            if len(self._mentioned) > 2 * store.MAX_MENTIONED:  # the file has the newest; retention takes the others
+                self._background.later(self._load_until_done)
         return await self._ingress.accept(
             Incoming(
                 agent=target.agent,

@@ -194,3 +194,19 @@ async def test_one_agent_s_trouble_keeps_nothing_from_the_others(kit: BusKit, mo
         with pytest.raises(ClawbusError, match="no room"):
             await happen(kit, mention=True)
         assert len(await kit.inbound("SELECT 1 FROM messages_in", session="fake:room", agent="other")) == 1
+
+
+async def test_what_is_kept_of_strangers_and_mentions_has_an_end(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.engine.router.MAX_WAITING", 2)
+    monkeypatch.setattr(store, "MAX_MENTIONED", 3)
+    asks = RouteTable(name="asks", channel="fake", place="room", agent="third", unknown="ask")
+    kit.config = kit.config.model_copy(update={"routes": (ROUTES[0], asks)})
+    async with kit.running() as bus:
+        for number in range(12):
+            await happen(kit, str(number), mention=True, thread=f"t{number}", sender=f"stranger-{number}")
+            kit.advance(25 * 3600)
+        assert 0 < len(bus.router._pairings) <= 5
+        await kit.settle()
+        assert 0 < len(bus.router._mentioned) <= 7
+        again = await happen(kit, "last", thread="t11", sender="x")
+        assert [one.agent for one in again.accepted] == [AGENT], "the newest mentions count on"
