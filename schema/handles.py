@@ -321,7 +321,7 @@ class Writer(Reader):
         """Attach a trusted file of the other side for reading, under `alias` (one of our own names).
 
         It is attached read-only, so no transaction here writes it: a commit touches one file and needs no super-journal.
-        Read from it at once, so that a hot journal or a missing file fails here. Raise what `open_reader` raises.
+        Read from it at once, so that a hot journal or a missing file fails here. Raise as `open_reader` does.
         """
         try:
             self._connection.execute(f"ATTACH DATABASE ? AS {alias}", (f"{path.absolute().as_uri()}?mode=ro",))

@@ -1,7 +1,7 @@
-"""Reading and copying another program's DELETE-mode file without a lock, again and again until it was left alone meanwhile.
+"""Reads and copies another program's DELETE-mode file without a lock. Retries until nobody wrote meanwhile.
 
-For a file whose writer may have no busy time-out: one lock of ours, for a moment, would lose its commit. Must never: lock or
-write the file, return anything that was read during a write, or retry without end.
+The writer of such a file may have no busy time-out, so that even a short lock of ours would make its commit fail. This module
+never locks or writes the file, returns nothing that was read during a write, and does not retry endlessly.
 """
 
 from __future__ import annotations

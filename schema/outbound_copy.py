@@ -43,7 +43,7 @@ def open_outbound_copy(folder: Path, limits: ReadLimits) -> Reader | None:
 def copy_outbound(folder: Path, target: Path, limits: ReadLimits) -> bool:
     """Copy outbound.db to `target`, which must not exist. Return False if the runner has not created the file yet.
 
-    The copy is neither synced nor checked. Raise what `open_outbound_copy` raises; `target` is then incomplete.
+    The copy is neither synced nor checked. Raise as `open_outbound_copy` does; `target` is then incomplete.
     """
 
     def copy(guard: int, stamp: Stamp) -> bool:

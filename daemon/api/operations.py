@@ -20,7 +20,7 @@ class Operations(Protocol):
     """
 
     async def accept(self, incoming: Incoming) -> Accepted:
-        """Store a message and return once it is durable. Raise what the ingress raises; then nothing is stored."""
+        """Store a message and return once it is durable. Raise the errors of the ingress; then nothing is stored."""
         ...
 
     async def event(self, message: PlaceMessage) -> Routed:

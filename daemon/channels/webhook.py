@@ -75,7 +75,7 @@ class WebhookChannel:
         return self._out.shows_typing(address)
 
     async def typing(self, sign: Typing) -> None:
-        """POST a typing sign to the hook's reply_url. Raise what the request raises."""
+        """POST a typing sign to the hook's reply_url. Raise the errors of the request."""
         await self._out.typing(sign)
 
     def _full(self, turned_away: bool) -> None:

@@ -86,7 +86,7 @@ def _is_data_folder(invocation: Invocation) -> bool:
 
 
 class DaemonClient:
-    """Executes verbs in the running daemon, over the control socket. Raises what the client raises."""
+    """Executes verbs in the running daemon, over the control socket. Raises the errors of the client."""
 
     source = "daemon"
 

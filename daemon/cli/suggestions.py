@@ -96,7 +96,7 @@ def _named(data_dir: Path, code: str, given: Mapping[str, object]) -> list[tuple
 
 
 def _names_there(data_dir: Path, code: str) -> list[str]:
-    """Return the existing names of the kind of thing that the error code says is unknown. Raise what reading a folder raises."""
+    """Return the existing names of the kind of thing that the error code says is unknown. Raise the errors of reading a folder."""
     from daemon.core.clock import SystemClock  # noqa: PLC0415
     from daemon.inspect import central_reading, people_reading, question_reading, schedule_list  # noqa: PLC0415
     from daemon.store.data_layout import Layout  # noqa: PLC0415

@@ -28,7 +28,7 @@ _SOCKET_NAMES: Final = ("docker.sock", "podman.sock", "containerd.sock")
 
 
 class MountTable(Protocol):
-    """[[agents.NAME.mounts]], as far as it is judged here."""
+    """[[agents.NAME.mounts]]: the keys that are checked here."""
 
     @property
     def source(self) -> str:
@@ -42,7 +42,7 @@ class MountTable(Protocol):
 
 
 class AgentTable(Protocol):
-    """[agents.NAME], as far as it is judged here."""
+    """[agents.NAME]: the keys that are checked here."""
 
     @property
     def mounts(self) -> Sequence[MountTable]:

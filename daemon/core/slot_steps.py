@@ -142,7 +142,7 @@ def cut_over(state: SlotState, now: int, pace_ms: Mapping[str, int] | None = Non
 
 
 def failed(state: SlotState, gate: str, reason: str, now: int, measured: Mapping[str, Any] | None = None) -> SlotState:
-    """Return the state after a gate before the cutover failed: the serving slot goes on."""
+    """Return the state after a gate before the cutover failed: the same slot keeps serving."""
     deploy = state.active
     if deploy is None:
         return state
@@ -151,7 +151,7 @@ def failed(state: SlotState, gate: str, reason: str, now: int, measured: Mapping
 
 
 def aborted(state: SlotState, gate: str, by: str, now: int) -> SlotState:
-    """Return the state after an operator ended the deploy in this gate, before the cutover: the serving slot goes on."""
+    """Return the state after an operator ended the deploy in this gate, before the cutover: the same slot keeps serving."""
     deploy = state.active
     if deploy is None:
         return state

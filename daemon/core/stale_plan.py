@@ -195,7 +195,7 @@ def plan(runs: Iterable[Seen], scope: Scope) -> Plan:
 
 
 def check_plan(found: Plan, scope: Scope) -> None:
-    """Raise what refuses the whole of it: StaleAliveError, StaleInconsistentError or StaleScopeTooBroadError."""
+    """Raise the error that refuses the whole sweep: StaleAliveError, StaleInconsistentError or StaleScopeTooBroadError."""
     check_left(found.left, len(found.endings), scope)
 
 

@@ -66,7 +66,7 @@ class Local:
         self._connect = connect
 
     def send(self, nonce: str) -> str | None:
-        """Send over the control socket. Raise what the client raises."""
+        """Send over the control socket. Raise the errors of the client."""
         address = {"channel_type": "local", "platform_id": AGENT}
         message = {"agent": AGENT, "session": self.session, "content": {"text": nonce}, "address": address}
         client = self._connect()

@@ -237,7 +237,7 @@ def with_files(incoming: Incoming, now: int, limits: IntakeLimits) -> Incoming:
 
 
 def check(incoming: Incoming, now: int, max_content_bytes: int) -> MessageIn:
-    """Check a message and return its row, without a seq. Raise what `Ingress.accept` documents."""
+    """Check a message and return its row, without a seq. Raise as `Ingress.accept` does."""
     try:
         content = json.dumps(incoming.content, ensure_ascii=False, allow_nan=False)
         size = len(content.encode("utf-8"))

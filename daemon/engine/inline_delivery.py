@@ -43,7 +43,7 @@ class InlineDelivery:
     ) -> tuple[Collected, dict[str, HandOver]]:
         """Record news and intend sends; then hand over and record what this path can, by destination.
 
-        Raise what `delivery_steps.collect` raises.
+        Raise as `delivery_steps.collect` does.
         """
         handed: dict[str, HandOver] = {}
         failed: set[str] = set()  # channels that failed: do not wait for their lock again while holding the session's

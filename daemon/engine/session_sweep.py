@@ -274,7 +274,7 @@ class SessionSweep:
         )  # fmt: skip
 
     async def drain(self, session: Session, incarnation: str) -> bool:
-        """Ask the incarnation to stop claiming. Return True once it has no open claim. Raise what opening files raises."""
+        """Ask the incarnation to stop claiming. Return True once it has no open claim. Raise the errors of opening files."""
         return await session.call(partial(drain, session.files, incarnation, self._clock.now_ms()))
 
 

@@ -296,7 +296,7 @@ class Sessions:
     async def change(self, session: Session, work: Callable[[int], T]) -> T:
         """Write work into the session's files, after recording the session as active. Retry while a container commits.
 
-        `work` receives the time in epoch milliseconds. Raise what it raises; ReadRaceError only after two seconds of retries.
+        `work` receives the time in epoch milliseconds. Raise its errors; ReadRaceError only after two seconds of retries.
         """
         for _ in range(_RACES):
             try:

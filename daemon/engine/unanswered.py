@@ -13,7 +13,7 @@ _OPEN = (MessageStatus.PENDING, MessageStatus.PAUSED)
 
 
 def unanswered(files: SessionFiles, message_id: str, *, alive: bool) -> str | None:
-    """Return why no answer will arrive; None while one may. Raise what opening the files raises.
+    """Return why no answer will arrive; None while one may. Raise the errors of opening the files.
 
     A finished message's answer was committed together with its ack, so it is already known: delivered, on its way, or given
     up. Any answer of the session that is on its way may be the one. A runner that stamps no incarnation does not follow this

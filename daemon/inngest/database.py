@@ -1,7 +1,7 @@
-"""Opening an Inngest server's `main.db` and knowing what it is. Says which tables and columns this file has.
+"""Opens an Inngest server's `main.db`, checks that it is one, and says which tables and columns it has.
 
-Must never: write (the one writer is `open_writer`'s caller), lock a file in DELETE mode in order to read it, open the file
-but through `schema/`, or take a file for Inngest's by its name. Both journal modes are read as they are.
+It writes nothing (only the caller of `open_writer` does), locks no file in DELETE mode for reading, and opens files only
+through `schema/`. It recognises an Inngest database by its tables, not by its name. It reads both journal modes.
 """
 
 from __future__ import annotations

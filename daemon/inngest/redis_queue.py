@@ -1,6 +1,6 @@
 """Asks a server's Redis which runs its queue or its state still names: such a run continues when the server starts again.
 
-Only SCAN, HSCAN, AUTH and SELECT are sent, so nothing there changes. Must never put the address's password into an error.
+It sends only SCAN, HSCAN, AUTH and SELECT, so it changes nothing there. No error contains the address's password.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Puts a sweep's backup back into an Inngest database: its whole content, in one transaction.
+"""Restores a sweep's backup into an Inngest database: its whole content, in one transaction.
 
-What the server wrote since the backup is lost by that, so it is refused while a process has the file open; what is there now
-is backed up first, and restoring that one undoes this. Must never replace the file itself: it keeps its owner and its mode.
+This loses all rows that the server has written since the backup, so it is refused while a process has the file open. It
+first backs up the present content; restoring that backup undoes it. The file itself stays, with its owner and mode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes the end of one run: terminal history first, then the finish row, then the spans, and the list's status last.
 
-Only inside the sweep's transaction, for candidates that were read in it: the tables have no keys, so that a row is missing
-must be known and no other process able to write. Must never delete or overwrite what the server wrote, but for the list's status.
+Call this only inside the sweep's transaction, for candidates that were read in it: the tables have no keys, so nothing but
+the lock keeps a row from being written twice. Except for the list's status, it never deletes or overwrites a row of the server.
 """
 
 from __future__ import annotations

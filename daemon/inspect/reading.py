@@ -83,7 +83,7 @@ def runs_over(
 ) -> RunsRead:
     """Return the runs of these rows of messages_in, read over an open inbound.db: the one reader of what is judged.
 
-    Raise what reading inbound.db raises; an outbound.db that cannot be read is a missing source.
+    Raise the errors of reading inbound.db; an outbound.db that cannot be read is a missing source.
     """
     found, host = RunsRead(), InboundRows()
     read_host_rows(reader, rows, host)

@@ -46,7 +46,7 @@ def drop_answer(
 ) -> dict[str, Any]:
     """Give an answer up: do not send it any more, and continue with those behind it.
 
-    Return {id, was, attempts}. Raise what `retry_answer` raises.
+    Return {id, was, attempts}. Raise as `retry_answer` does.
     """
     with files.inbound() as db:
         row = _open(db, answer_id)

@@ -1,4 +1,4 @@
-"""Ends containers through their runtime while no daemon runs. Must never report an exit that the runtime has not confirmed."""
+"""Ends containers through their runtime while no daemon runs. Reports only exits that the runtime has confirmed."""
 
 from __future__ import annotations
 

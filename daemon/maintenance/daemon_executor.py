@@ -1,7 +1,7 @@
 """Carries out an operator's verbs in a running daemon: each change under the session's lock, with who and why.
 
-Decides nothing about rows (`row_verbs.py`, `stale_plan.py`, `session_repair.py`). Must never open a session's files
-but through `Session.call`, nor put a session's out/ aside before its container's exit is confirmed.
+It decides nothing about rows (`row_verbs.py`, `stale_plan.py`, `session_repair.py` do). It opens a session's files only through
+`Session.call`, and never puts a session's out/ aside before its container's exit is confirmed.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class DaemonExecutor:
     # --- the stale sweep
 
     async def _stale_preview(self, key: SessionKey, scope: Scope) -> dict[str, Any]:
-        """Return {runs, left, running} of one session. Raise UnknownSessionError or what opening the files raises."""
+        """Return {runs, left, running} of one session. Raise UnknownSessionError or the errors of opening the files."""
         session = await self._sessions.get(key)
         async with session.lock:
             context = await self._context(session)
@@ -228,7 +228,7 @@ class DaemonExecutor:
     async def _stale_apply(
         self, key: SessionKey, scope: Scope, operator: Operator, expected: Sequence[str] | None
     ) -> dict[str, Any]:
-        """Apply a stale sweep to one session and return its report. Raise what `stale_sweep.apply` raises."""
+        """Apply a stale sweep to one session and return its report. Raise as `stale_sweep.apply` does."""
         session = await self._sessions.get(key)
         async with session.lock:
             context = await self._context(session)
@@ -242,7 +242,7 @@ class DaemonExecutor:
         return swept.report()
 
     async def _stale_undo(self, key: SessionKey, backup: str, operator: Operator) -> dict[str, Any]:
-        """Restore a sweep's backup. Raise what `stale_sweep.undo` raises."""
+        """Restore a sweep's backup. Raise as `stale_sweep.undo` does."""
         session = await self._sessions.get(key)
         async with session.lock:
             await self._sessions.activate(session)

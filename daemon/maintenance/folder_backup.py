@@ -1,8 +1,8 @@
-"""A backup of a whole data folder, while the daemon runs or while it is down: each file at one instant, verified.
+"""Backs up a whole data folder, with the daemon up or down. Each file is copied at one instant, and verified.
 
-Read-only, in a separate process, so that no lock of the daemon is dropped. Of a session inbound.db is copied first and
-outbound.db after it: so the copy may know answers that the host has not taken note of, which is what a crash leaves, and
-never the other way round. Must never: name a backup before it is complete, or write into the data folder.
+It reads only, in a process of its own, so that it drops no lock of the daemon. It copies a session's inbound.db first and
+then its outbound.db: the copy may then have answers that the host has not taken note of, as after a crash, and never the
+reverse. It gives a backup its name only when it is complete, and never writes into the data folder.
 """
 
 from __future__ import annotations

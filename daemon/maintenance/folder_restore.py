@@ -1,7 +1,7 @@
-"""Puts a backup of a data folder back: the whole of it, verified first, in place of a folder that no daemon holds.
+"""Restores a backup of a whole data folder, in place of a folder that no daemon holds.
 
-Must never: write over a data folder (what is there is moved aside), begin before every file of the backup is checked, or
-put a folder under containers that still run.
+It checks every file of the backup before it begins. It never overwrites a data folder, but moves it aside. The caller makes
+sure that no container still runs on the folder.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def _is_hosts_database(path: str) -> bool:
 
 
 def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, replace: bool) -> dict[str, Any]:
-    """Make `data_dir` from a backup. `replace`: what is there is moved aside first; the caller holds its lock.
+    """Make `data_dir` from a backup. `replace`: move the existing folder aside first; the caller holds its lock.
 
     Returns {files, sessions, before}. Raise RestoreRefusedError, BackupNotVerifiedError or RestoreFailedError;
-    `data_dir` is as it was then.
+    then `data_dir` is unchanged.
     """
     files = read_manifest(backup)
     check_backup(backup, files, tell)

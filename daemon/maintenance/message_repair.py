@@ -37,7 +37,7 @@ def cancel(
     A turn that works on it sees that and stops; the sweep ends a container that does not. The caller of `kill` ends it at once,
     and for that one a message that is already cancelled is not an error.
 
-    Returns {id, was, running}. Raises UnknownMessageError, MessageFinishedError or what opening the files raises; nothing
+    Returns {id, was, running}. Raises UnknownMessageError, MessageFinishedError or the errors of opening the files; nothing
     has changed then.
     """
     with files.inbound() as db:

@@ -45,7 +45,7 @@ def change_row(
 ) -> dict[str, Any]:
     """Carry out the verb and return its result. `live`: the incarnation whose container runs, None if there is none.
 
-    Raise what the functions it calls raise, and what opening the files raises.
+    Raise the errors of the functions that it calls, and the errors of opening the files.
     """
     operator = operator_of(verb)
     match verb:

@@ -1,8 +1,8 @@
 """The stale sweep over one session's files: check, back up, end the stale runs in one transaction, check again.
 
-Synchronous; the caller holds the session's lock, or the data folder's where no daemon runs. Decides nothing itself
-(`stale_plan.py`). Must never: write before the backup is verified, write what was not checked again inside the
-transaction, or write a status before its history.
+It blocks; the caller holds the session's lock, or the data folder's if no daemon runs. `stale_plan.py` decides. It never
+writes before the backup is verified, never ends a run that it did not check again inside the transaction, and writes the
+history before the status.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Swept:
 
 
 def read_runs(files: SessionFiles, key: SessionKey, context: RuntimeContext) -> list[Seen]:
-    """Return every suspect run of one session, judged. Raise what opening inbound.db raises."""
+    """Return every suspect run of one session, judged. Raise the errors of opening inbound.db."""
     with files.inbound() as db:
         return _runs_in(db, files, key, context)
 
@@ -90,7 +90,7 @@ def _is_open(run: RunRead) -> bool:
 
 
 def preview(files: SessionFiles, key: SessionKey, context: RuntimeContext, scope: Scope) -> Plan:
-    """Return what a sweep would do to one session. Raise what opening inbound.db raises."""
+    """Return what a sweep would do to one session. Raise the errors of opening inbound.db."""
     return plan(read_runs(files, key, context), scope)
 
 

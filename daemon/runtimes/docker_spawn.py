@@ -46,7 +46,7 @@ class Spawner:
         self._forget = forget
 
     def spawn(self, spec: ContainerSpec, image: UsableImage, cancelled: threading.Event) -> Running:
-        """Start the container and return once Docker has started it. Raise what `ContainerRuntime.spawn` raises.
+        """Start the container and return once Docker has started it. Raise as `ContainerRuntime.spawn` does.
 
         When `cancelled` is set before the start, remove the new container and raise SpawnError.
         """

@@ -276,7 +276,7 @@ def mailbox_names(path: Path, limit: int) -> list[str]:
 
 
 def raise_cursors(path: Path, now_ms: int) -> None:
-    """Let a restored mailbox continue above every cursor used since its backup. Raise what `open_owner` raises."""
+    """Let a restored mailbox continue above every cursor used since its backup. Raise as `open_owner` does."""
     with open_owner(path, Role.MAILBOX) as db:
         _raise_cursors(db, now_ms)
 

@@ -39,7 +39,7 @@ class Step:
 def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
     """Delete those of the next `limit` messages after seq `after` that ended before `cutoff` (epoch milliseconds).
 
-    Delete their history, attempts and closed dead letters too. Raise what opening the files raises; then nothing is deleted.
+    Delete their history, attempts and closed dead letters too. Raise the errors of opening the files; then nothing is deleted.
     """
     with files.inbound() as db:
         if after == 0:
@@ -79,7 +79,7 @@ def prune_receipts(files: SessionFiles, cutoff: int, after: int, limit: int, now
 
     Only when the answer is gone from the container's file, or is the host's own; its other records are deleted too. A
     receipt also stays while a message that was accepted before it and was in a turn is not over: after a reset the next
-    turn may ask and say the same, under the same ids. Raise what opening the files raises; then nothing is deleted.
+    turn may ask and say the same, under the same ids. Raise the errors of opening the files; then nothing is deleted.
     """
     with files.inbound() as db:
         cutoff = min(cutoff, _oldest_in_work(db, cutoff))
@@ -143,7 +143,7 @@ _RECORDS: Final = (
 def prune_records(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
     """Delete old schedules that are over, their runs, the session's own history, and questions whose message is gone.
 
-    At most `limit` rows of each. Raise what opening the file raises; then nothing is deleted.
+    At most `limit` rows of each. Raise the errors of opening the file; then nothing is deleted.
     """
     with files.inbound() as db:
         found = [record for record in _RECORDS if db.one(record[2], (cutoff, 1)) is not None]

@@ -140,7 +140,7 @@ class Registry:
             return session_rows.totals(db)
 
     def probe(self) -> None:
-        """Open and read the file, to raise what an operation would raise now."""
+        """Open and read the file, so that it raises the error that an operation would raise now."""
         with self._open() as db:
             db.one("SELECT 1 FROM sessions LIMIT 1")
 

@@ -53,7 +53,7 @@ class Spawner:
             await self._running(slot, running)
 
     async def _try_spawn(self, slot: Slot) -> Running | None:
-        """Start a container, or return None and give the slot up when none is needed. Raise what `spawn` raises."""
+        """Start a container, or return None and give the slot up when none is needed. Raise as `spawn` does."""
         key, now = slot.session.key, slot.spawned_at
         # A sweep that found nothing running may be recovering a journal. It holds the session's lock, so it is done when
         # this call begins, and the next sweep sees the slot.
