@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -14,11 +15,11 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.cli.verify_runtime import verify_runtime
 from daemon.core.clock import SystemClock
-from daemon.core.deploy_errors import DeployRefusedError
+from daemon.core.deploy_errors import DeployFailedError, DeployRefusedError
 from daemon.core.deploy_verdict import verdict
 from daemon.core.errors import DaemonDownError
 from daemon.core.slot_steps import refuse_deploy
-from daemon.core.slots import SlotState, as_json, other
+from daemon.core.slots import SlotState, as_json, deploy_on_record, other
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +102,7 @@ def _mention_missing_standby(invocation: Invocation, slot: str) -> None:
 
 
 def _follow(invocation: Invocation, identity: str) -> SlotState:
-    """Print each gate's change until the deploy is over. Raise SlotStateError."""
+    """Print each gate's change until the deploy is over. Raise SlotStateError, and DeployFailedError where its end is unknown."""
     from daemon.deploy.state_file import read_state  # noqa: PLC0415
 
     shown: dict[str, str] = {}
@@ -110,7 +111,13 @@ def _follow(invocation: Invocation, identity: str) -> SlotState:
         state = read_state(invocation.config.data_dir)
         deploy = state.deploy
         if deploy is None or deploy.id != identity:
-            return state
+            earlier = deploy_on_record(state, identity)
+            if earlier is None:
+                raise DeployFailedError(
+                    f"how deploy {identity} ended is no longer on record.",
+                    hint="`clawbus deploy verify-runtime` judges what serves now.",
+                )
+            return replace(state, deploy=earlier)
         for gate in deploy.gates:
             if gate.status != "pending" and shown.get(gate.name) != gate.status:
                 shown[gate.name] = gate.status

@@ -18,7 +18,7 @@ FAILED: Final = "DEPLOY_FAILED"
 def way_on(state: SlotState) -> str:
     """Return what to do after a deploy that did not pass."""
     deploy = state.deploy
-    if deploy is not None and deploy.gate("rollback").status in ("running", "fail"):
+    if deploy is not None and any(one.name == "rollback" and one.status in ("running", "fail") for one in deploy.gates):
         return (
             f"Start the prior release's slot if it is not started (`systemctl start clawbus@{deploy.from_slot}`); then"
             + (" deploy the prior release." if deploy.state == "unhealthy" else " `clawbus deploy verify-runtime`.")

@@ -100,6 +100,17 @@ class SlotState:
         return self.deploy if self.deploy is not None and not self.deploy.is_over else None
 
 
+def deploy_on_record(state: SlotState, identity: str) -> Deploy | None:
+    """Return an earlier deploy as the history has it, without its gates; None where that has forgotten it."""
+    line = next((one for one in state.history if one["id"] == identity), None)
+    if line is None:
+        return None
+    return Deploy(
+        identity, "", line["from"], "", line["to"], line["at"], (),
+        state=line["state"], ended_at=line["at"], reason=line["reason"],
+    )  # fmt: skip
+
+
 def as_json(state: SlotState) -> dict[str, Any]:
     """Return the content of state.json."""
     return asdict(state)

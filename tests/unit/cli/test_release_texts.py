@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli.deploy import _follow
+from daemon.cli.global_options import Globals
+from daemon.cli.invocation import Invocation
+from daemon.core.deploy_errors import DeployFailedError
 from daemon.core.slot_steps import begin, claim, cut_over, failed, new_deploy, served
 from daemon.core.slots import BLUE, GREEN, SlotState
 from daemon.deploy.releases import Releases
@@ -154,3 +158,13 @@ def test_the_journal_of_both_slots_is_read(
 def test_duplicates_that_nobody_looked_for_are_not_none(cli: CommandLine) -> None:
     assert cli("worker", "list").result["duplicates"] is None
     assert "not known" in cli("worker", "list", "--pretty").out
+
+
+def test_a_deploy_whose_end_is_not_on_record_is_no_pass(home: Path, root: Path) -> None:
+    assert str(root)
+    invocation = Invocation("deploy start", Globals(data=home / "data"))
+    with pytest.raises(DeployFailedError, match="no longer on record"):
+        _follow(invocation, "another")
+    found = _follow(invocation, "D" * 26).deploy
+    assert found is not None
+    assert found.state == "failed"

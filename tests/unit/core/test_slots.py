@@ -27,7 +27,7 @@ from daemon.core.slot_steps import (
     standby_step,
     stopped,
 )
-from daemon.core.slots import BLUE, GATES, GREEN, SlotState, as_json, from_json
+from daemon.core.slots import BLUE, GATES, GREEN, SlotState, as_json, deploy_on_record, from_json
 
 OLD, NEW = "a" * 64, "b" * 64
 FIRST = claim(SlotState(), BLUE, OLD, 1, "boot")
@@ -346,3 +346,17 @@ def test_a_gate_past_its_limit_without_a_daemon_is_no_deploy_under_way(
     running = next(one for one in state.deploy.gates if one.status == "running")
     deploy = without_daemon(state.deploy.with_gate(running.name, limit=limit), (running.since or 0) + later_s * 1000)
     assert runtime_verdict(replace(state, deploy=deploy), ["fail"]) == said
+
+
+def test_a_command_that_was_suspended_judges_its_own_deploy_and_not_the_next_one() -> None:
+    """Its deploy was rolled back, and another one passed, before it looked again."""
+    back = claim(dict(STEPS)["rolled back"], BLUE, OLD, 7, "boot")
+    other = "c" * 64
+    later = begin(back, new_deploy("E", back, other, 8, {}, no_rollback=False), 8, force=False)
+    later = passed(served(claim(cut_over(later, 9), GREEN, other, 10, "boot"), 11), 12, {})
+    assert verdict(later) == ("pass", 0)
+    mine = deploy_on_record(later, "D")
+    assert mine is not None
+    assert verdict(replace(later, deploy=mine)) == ("rolled_back", 1)
+    assert mine.reason == "bake: dead letters"
+    assert deploy_on_record(later, "F") is None
