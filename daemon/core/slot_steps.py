@@ -6,7 +6,7 @@ is the one before or the one after a step, and `serving` names one slot in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,17 +127,23 @@ def check_schema(prior: Mapping[str, int], new: Mapping[str, int], *, no_rollbac
     return None
 
 
-def cut_over(state: SlotState, now: int, pace_ms: Mapping[str, int] | None = None) -> SlotState:
+def cut_over(
+    state: SlotState, now: int, pace_ms: Mapping[str, int] | None = None, degraded: Iterable[str] | None = None
+) -> SlotState:
     """Return the state in which the new slot serves: the one step that moves the work.
 
-    `pace_ms` are the limits of the release's pace, which the bake reads.
+    The bake reads the rest: `pace_ms` are the limits of the release's pace, `degraded` is what does not work already.
     """
     deploy = state.active
     if deploy is None or state.serving != deploy.from_slot:
         raise NotServingError("no deploy is ready for its cutover.")
     moved = deploy.with_gate("cutover", status="running", since=now)
+    limit = dict(deploy.gate("bake").limit)
     if pace_ms:
-        moved = moved.with_gate("bake", limit={**deploy.gate("bake").limit, "p95_ms": dict(pace_ms)})
+        limit["p95_ms"] = dict(pace_ms)
+    if degraded is not None:
+        limit["degraded_before"] = sorted(degraded)
+    moved = moved.with_gate("bake", limit=limit)
     return replace(state, serving=deploy.to_slot, release=deploy.to_release, epoch=state.epoch + 1, deploy=moved)
 
 

@@ -5,7 +5,7 @@ The command line only asks for a deploy, so it may be killed at any time. Each s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -184,7 +184,7 @@ class Conductor:
             if state.deploy is not None:
                 for name in ("cutover", "bake"):
                     log_gate(state.deploy, state.deploy.gate(name))
-            await self._bake()
+            await self._bake(again=deploy.gate("bake").since is not None)
         while True:
             await self._report()
             await self._wanted.wait()
@@ -271,9 +271,12 @@ class Conductor:
 
     async def _cut_over(self) -> None:
         """Write the one state that moves the work, then leave. A failed write leaves this slot serving."""
-        limits = pace_limits(self._engine.health().pace, self._config.slow_s)
+        health = self._engine.health()
+        limits = pace_limits(health.pace, self._config.slow_s)
         try:
-            state = await self._record.change(lambda state: cut_over(state, self._clock.now_ms(), limits))
+            state = await self._record.change(
+                lambda state: cut_over(state, self._clock.now_ms(), limits, health.degraded)
+            )
         except (SlotStateError, StorageError):  # the file may have been replaced all the same
             state = await self._record.insist(self._record.read)
             if state.serving == self._place.slot:
@@ -282,13 +285,17 @@ class Conductor:
             log_gate(state.deploy, state.deploy.gate("cutover"))
         self._place.leave()
 
-    async def _bake(self) -> None:
-        """Check the bus until the window is over. Roll back at the first breach."""
-        baseline = self._engine.health()
+    async def _bake(self, *, again: bool) -> None:
+        """Check the bus until the window is over. Roll back at the first breach. `again`: it began in an earlier daemon."""
         started = self._clock.monotonic()
         checks, excused = 0, dict[str, None]()
         deploy = (await self._record.insist(self._record.read)).active
-        limits: Mapping[str, Any] = (deploy.gate("bake").limit.get("p95_ms") if deploy is not None else None) or {}
+        limit: Mapping[str, Any] = deploy.gate("bake").limit if deploy is not None else {}
+        limits: Mapping[str, Any] = limit.get("p95_ms") or {}
+        first = self._engine.health()
+        before: Iterable[str] = limit.get("degraded_before", first.degraded)  # a prior release may not say what was
+        # What went wrong since this daemon began counts, also before its bake; but not what a stop of the host left behind.
+        baseline = replace(first if again else Health(), degraded=dict.fromkeys(before, ""))
 
         def measured(health: Health) -> dict[str, Any]:
             return {"checks": checks, "not_the_release": list(excused), "pace": pace_json(health.pace)}

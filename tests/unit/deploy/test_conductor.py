@@ -18,7 +18,7 @@ from daemon.core.deploy_errors import DeployRefusedError, DeployRunningError, Sl
 from daemon.core.deploy_pace import ACCEPTANCE, ROUND_TRIP, Pace
 from daemon.core.errors import RuntimeUnavailableError
 from daemon.core.release import ImageFound
-from daemon.core.slot_steps import claim, cut_over, roll_back
+from daemon.core.slot_steps import claim, cut_over, roll_back, served
 from daemon.core.slots import BLUE, Deploy, SlotState
 from daemon.deploy import drift, slot_record
 from daemon.deploy.conductor import Conductor, Place
@@ -270,10 +270,12 @@ async def test_an_abort_before_the_cutover_ends_the_deploy(tmp_path: Path, monke
     assert (state.deploy.state, state.deploy.gate("warm").reason) == ("aborted", "aborted by ann")
 
 
-async def bake(stage: Stage, *, no_rollback: bool = False, limits: dict[str, int] | None = None) -> SlotState:
+async def bake(
+    stage: Stage, *, no_rollback: bool = False, limits: dict[str, int] | None = None, before: list[str] | None = None
+) -> SlotState:
     """The bake in the new slot's daemon, from a cutover on; returns the state after it. `limits`: of its pace."""
     deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=no_rollback)
-    moved = cut_over(replace(stage.state(), deploy=deploy), 2, limits)
+    moved = cut_over(replace(stage.state(), deploy=deploy), 2, limits, before)
     write_state(stage.data, claim(moved, "green", stage.new_id, 3, "boot"))
     conductor = Conductor(Place(stage.config, "green", stage.clock, stage.leave), stage.engine)
     async with anyio.create_task_group() as tasks:
@@ -288,6 +290,55 @@ async def test_a_quiet_bake_passes(stage: Stage) -> None:
     state = await bake(stage)
     assert state.deploy is not None
     assert (state.deploy.state, state.serving, stage.left) == ("passed", "green", False)
+
+
+@pytest.mark.parametrize(
+    ("first", "before", "outcome"),
+    [
+        (Health(dead_letters=1), [], "rolled_back"),
+        (Health(spawn_failures=1), None, "rolled_back"),
+        (Health(degraded={"image": "missing"}), [], "rolled_back"),
+        (Health(degraded={"image": "missing"}), ["image"], "passed"),
+        (Health(degraded={"image": "missing"}), None, "passed"),
+    ],
+    ids=[
+        "a dead letter",
+        "a failed start",
+        "an image",
+        "an image that was missing",
+        "a prior release that does not say",
+    ],
+)
+async def test_what_goes_wrong_while_the_new_daemon_starts_is_the_release_s(
+    stage: Stage, first: Health, before: list[str] | None, outcome: str
+) -> None:
+    """Its first answers and containers are sent and started before its bake begins."""
+    stage.engine.first = stage.engine.later = first
+    state = await bake(stage, before=before)
+    assert state.deploy is not None
+    assert state.deploy.state == outcome, state.deploy.reason
+
+
+async def test_what_a_stop_of_the_host_left_behind_is_not_the_release_s(stage: Stage) -> None:
+    stage.engine.first = stage.engine.later = Health(dead_letters=1)
+    deploy = module.new_deploy("D", stage.state(), stage.new_id, 1, {}, no_rollback=False)
+    moved = claim(cut_over(replace(stage.state(), deploy=deploy), 2), "green", stage.new_id, 3, "boot")
+    write_state(stage.data, claim(served(moved, 4), "green", stage.new_id, 5, "another boot"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Conductor(Place(stage.config, "green", stage.clock, stage.leave), stage.engine).run)
+        with anyio.fail_after(60):
+            await until(lambda: stage.state().active is None)
+        tasks.cancel_scope.cancel()
+    state = stage.state().deploy
+    assert state is not None
+    assert state.state == "passed", state.reason
+
+
+async def test_the_prior_release_says_what_does_not_work_already(stage: Stage) -> None:
+    stage.engine.first = Health(degraded={"image": "missing"})
+    state = await stage.deploy()
+    assert state.deploy is not None
+    assert state.deploy.gate("bake").limit["degraded_before"] == ["image"]
 
 
 async def test_a_breach_in_the_bake_goes_back_with_its_cooldown_in_the_same_state(stage: Stage) -> None:
