@@ -6,10 +6,10 @@ Keys that end in `_s` are seconds, those that end in `_bytes` are bytes. docs/co
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.config.addresses import docker_address_fault, is_loopback, split_listen
@@ -218,12 +218,6 @@ class Deploy(Table):
         if value and not value.startswith("/"):
             raise ValueError("must be an absolute path, such as /opt/clawbus")
         return value
-
-    @model_validator(mode="after")
-    def _warm_can_pass(self) -> Self:
-        if self.warm_limit_s < self.warm_s:
-            raise ValueError("warm_limit_s is shorter than warm_s, so no release could pass the gate")
-        return self
 
 
 class AgentMessages(Table):
