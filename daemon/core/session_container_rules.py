@@ -25,7 +25,7 @@ def orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         return None
     stray = one.containers[0]
     evidence = [
-        f"Container {stray.container_id[:12]} of incarnation {stray.incarnation} runs since {to_text(stray.started_at)}.",
+        f"Container {stray.container_id[:12]} of incarnation {stray.incarnation} has run since {to_text(stray.started_at)}.",
         f"central.db says that {one.live.incarnation} lives."
         if one.live
         else "central.db records no living incarnation of this session.",
@@ -90,16 +90,16 @@ def container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     live = one.live
     if live is None or live.life is not Life.GONE:
         return None
-    # It is recorded before it exists: a daemon that works may be about to start it.
+    # An incarnation is recorded before its container exists: a running daemon may be about to start it.
     if host.daemon is DaemonState.UP and host.now - (live.started_at or live.created_at) < GRACE_MS:
         return None
     evidence = (
-        f"central.db has incarnation {live.incarnation} living since {to_text(live.started_at or live.created_at)}.",
+        f"By central.db, incarnation {live.incarnation} has lived since {to_text(live.started_at or live.created_at)}.",
         f"The runtime {host.runtime} lists no such container.",
     )
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {quoted(one)}"
     return finding(
-        one, "GHOST_CONTAINER", "The registry takes a container for living that is gone.", evidence, command,
+        one, "GHOST_CONTAINER", "central.db says that its container runs, but the container is gone.", evidence, command,
         incarnation=live.incarnation,
     )  # fmt: skip
 
@@ -109,8 +109,8 @@ def hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     lives = one.containers or (one.live is not None and one.live.life is not Life.GONE)
     if not one.journal or lives:
         return None
-    # A release has the session swept at once, and a sweep with nothing running recovers the journal first.
-    evidence = ("out/outbound.db-journal is there and no container runs: its writer died in mid-commit.",)
+    # A release starts a sweep of the session at once; a sweep without a container recovers the journal first.
+    evidence = ("out/outbound.db-journal is there but no container runs: its writer died in mid-commit.",)
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
     return finding(
         one, "HOT_JOURNAL", "A dead container's journal keeps its answers from being read.", evidence, command
@@ -212,6 +212,6 @@ def unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     evidence = (f"{one.due} due for {span(waited)}; the container {one.live.container_id} lives and claims nothing.",)
     # It claims nothing, so a stop costs no message a try; a runner that hangs is killed after the grace.
     return finding(
-        one, "UNCLAIMED", "Its container runs and takes nothing: the runner hangs, or cannot see its folder.", evidence,
+        one, "UNCLAIMED", "Its container runs but takes nothing: the runner hangs, or cannot see its folder.", evidence,
         f"clawbus session stop {quoted(one)}", incarnation=one.live.incarnation,
     )  # fmt: skip

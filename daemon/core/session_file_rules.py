@@ -78,7 +78,7 @@ def failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if not lasting or one.quarantined_at is not None:
         return None
     evidence = [seen.sentence for seen in lasting]
-    summary = "The daemon fails at work on the session."
+    summary = "The daemon's work on the session fails."
     shortage = next((seen for seen in lasting if seen.code == HostTroubleError.code), None)
     cause = host_cause(host, {seen.code for seen in lasting})
     if cause is not None:
@@ -112,7 +112,7 @@ def _failing_by_its_own(one: SessionFacts, evidence: list[str], codes: AbstractS
         Choice("when what it wrote does it", f"clawbus session reset {quoted(one)}"),
     )  # fmt: skip
     return finding(
-        one, "SESSION_FAILING", "The daemon fails at work on the session.", evidence, command, choices=choices
+        one, "SESSION_FAILING", "The daemon's work on the session fails.", evidence, command, choices=choices
     )
 
 
@@ -144,8 +144,8 @@ def unregistered(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report a session folder that central.db does not know."""
     if one.registered or host.registry_missing or host.registry_error is not None:
         return None
-    evidence = ("Its folder exists, and central.db has no row for it.",)
-    summary = "The registry does not know the session; a start, and every full pass, takes it in."
+    evidence = ("Its folder exists, but central.db has no row for it.",)
+    summary = "central.db does not know the session; the daemon adds it at its start and in every full pass."
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
     return finding(one, "UNREGISTERED", summary, evidence, command)
 

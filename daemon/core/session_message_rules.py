@@ -133,7 +133,7 @@ def delivery_stuck(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     return finding(
         one,
         "DELIVERY_STUCK",
-        "Answers are due, and the daemon does not send them.",
+        "Answers are due, but the daemon does not send them.",
         evidence,
         command,
         cause=cause,
@@ -164,14 +164,14 @@ def answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report that the session has as many open answers as it may have."""
+    """Report that the session has reached its limit of open answers."""
     if one.open_answers < host.max_open_answers:
         return None
     evidence = (
         f"{one.open_answers} answers are on their way; further ones wait in the container's own file.",
         "Repair the receiver and retry them, or give answers up with `clawbus delivery drop`.",
     )
-    summary = "The session has as many open answers as it may have (delivery.max_open_answers)."
+    summary = "The session has reached its limit of open answers (delivery.max_open_answers)."
     where = one_word(one.agent, one.session)
     retry = f"clawbus delivery retry --all --session {where} --reason 'the receiver is repaired'"
     choices = [Choice("to see them", f"clawbus delivery list --session {where}")]
