@@ -138,7 +138,7 @@ def test_a_search_in_the_middle_of_a_deletion_finds_nothing(tmp_path: Path) -> N
     registry.activate(KEY, 1)
     registry.begin_deletion("D1", KEY, 1, WHO)
     assert registry.add_sessions([KEY], 2) == []
-    registry.remake([KEY], Memory("i", frozenset(), {}, ()), 3)
+    registry.rebuild([KEY], Memory("i", frozenset(), {}, ()), 3)
     registry.deletion_moved("D1", KEY)
     assert registry.session(KEY) is None
 
