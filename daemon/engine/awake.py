@@ -10,7 +10,7 @@ _JUMP_MS: Final = 60_000  # far more than the wall clock is adjusted by in norma
 
 
 class Awake:
-    """Built at the start. A wall clock that jumps ahead of the monotonic one means sleep, or a clock that was set."""
+    """Built at the start. A wall clock that leaves the monotonic one means sleep, or a clock that was set: time begins anew."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -20,7 +20,7 @@ class Awake:
     def since(self) -> int:
         """Return the instant, in epoch milliseconds."""
         offset = self._behind()
-        if offset - self._offset > _JUMP_MS:
+        if abs(offset - self._offset) > _JUMP_MS:  # set back, the start would lie in the future for as long
             self._since = self._clock.now_ms()
         self._offset = offset
         return self._since
