@@ -35,6 +35,8 @@ from schema.migrate import VERSION, Role
 
 _MAKING: Final = ".making-"
 _RECENT_S: Final = 3600.0
+_EXEC_LOOKS: Final = 200  # a process may have erased its own command line: then it is not waited for any longer
+_EXEC_S: Final = 0.001
 _PACKAGES: Final = ("daemon", "container_runner", "schema")
 _LAUNCHER: Final = """#!/bin/sh
 # clawbus from exactly this release: no user site, no PYTHON* variables, no bytecode written.
@@ -144,7 +146,7 @@ class Releases:
         found: set[str] = set()
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                words = path.read_bytes().split(b"\0")
+                words = _command_line(path).split(b"\0")
             except OSError:  # it ended, or belongs to somebody who hides it
                 continue
             found |= {os.fsdecode(one[len(start) :].split(b"/")[0]) for one in words if one.startswith(start)}
@@ -264,6 +266,25 @@ class Releases:
         for path in self.folder.glob(f"{_MAKING}*"):
             if not _is_recent(path):
                 remove_release(path)
+
+
+def _command_line(path: Path) -> bytes:
+    """Read a process's command line. In the midst of exec it is empty for a moment: then read it again. Raise OSError."""
+    for _ in range(_EXEC_LOOKS):
+        found = path.read_bytes()
+        # Kernel threads and zombies have none either, and no program.
+        if found or not _has_program(path):
+            return found
+        time.sleep(_EXEC_S)
+    return b""
+
+
+def _has_program(command_line: Path) -> bool:
+    try:
+        command_line.with_name("exe").readlink()
+    except OSError:
+        return False
+    return True
 
 
 def _is_same(one: Path, other: Path) -> bool:
