@@ -121,7 +121,8 @@ def allowed(kind: str, death: Death, order: Sequence[str]) -> set[str | None]:
     if before("old warm.pass"):
         return {"passed", "failed"}
     if step == "old callback_probe.pass" and phase == "before":
-        return {"failed", "passed", "rolled_back"}  # the probe has its answers, and the next standby is of the same release
+        # The probe has its answers, and the next standby is of the same release.
+        return {"failed", "passed", "rolled_back"}
     if before("old callback_probe.pass"):
         return {"failed", "passed"} if before("old callback_probe.running") else {"failed"}
     if before("new take.cutover.running"):
