@@ -64,7 +64,7 @@ def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | No
 def free_occurrence(db: Reader, series: str, instant: int) -> tuple[str, bool]:
     """Return the id of an occurrence, and whether it is stored already.
 
-    A sender may choose any id, so also this one. That message is none of the series, and takes no occurrence's place.
+    A sender may choose any id, also this one. Such a message does not belong to the series, and replaces no occurrence.
     """
     identity, number = occurrence_id(series, instant), 0
     candidate = identity

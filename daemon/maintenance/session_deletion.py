@@ -136,9 +136,8 @@ class Deletions:
             raise
         try:
             await self._sessions.central(lambda registry: registry.deletion_moved(deletion, key))
-        except (
-            ClawbusError
-        ) as error:  # the session is gone all the same, and the next start finds its folder in the trash
+        except ClawbusError as error:
+            # The session is gone all the same, and the next start finds its folder in the trash.
             self._log.warning("session_trash_left", deletion=deletion, error=str(error), hint=error.hint)
         finally:
             self._sessions.forget(session)

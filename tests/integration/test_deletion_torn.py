@@ -15,7 +15,7 @@ from daemon.store.routes import note_mentioned, prune_mentioned
 from daemon.store.session_trash import move_to_trash, trash_of
 from schema.errors import FileBusyError, StorageError
 from schema.ids import new_id
-from tests.support.bus_kit import AGENT, BusKit, until
+from tests.support.bus_kit import AGENT, BusKit
 
 pytestmark = pytest.mark.anyio
 KEY = SessionKey(AGENT, "main")
@@ -34,20 +34,6 @@ def kit(tmp_path: Path) -> BusKit:
     return BusKit(tmp_path / "data")
 
 
-async def idle(kit: BusKit) -> None:
-    """A session that has answered and whose container is gone."""
-    await kit.send()
-    await kit.started()
-    batch = kit.agent().claim()
-    assert batch is not None
-    kit.agent().answer(batch)
-    kit.bus.delivery.poke(await kit.session())
-    await until(lambda: bool(kit.fake.sent))
-    await kit.bus.supervisor.end(KEY, "a test", graceful=True)
-    await kit.gone()
-    await until(lambda: len(kit.bus.sessions) == 0)
-
-
 async def delete(kit: BusKit) -> dict[str, object]:
     return await kit.operations.executor.deletions.delete(KEY, WHO, force=False)
 
@@ -60,7 +46,7 @@ async def test_a_session_whose_deletion_could_neither_go_on_nor_be_undone_keeps_
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kit.running():
-        await idle(kit)
+        await kit.rest()
         with monkeypatch.context() as patch:
             patch.setattr(session_deletion, "move_to_trash", failing(StorageError("no room")))
             patch.setattr(Registry, "undo_deletion", failing(StorageError("no room")))
@@ -76,7 +62,7 @@ async def test_a_deletion_that_could_not_be_recorded_has_happened_and_the_name_b
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kit.running():
-        await idle(kit)
+        await kit.rest()
         with monkeypatch.context() as patch:
             for name in ("deletion_moved", "deletion_done"):
                 patch.setattr(Registry, name, failing(FileBusyError("locked")))
@@ -92,7 +78,7 @@ async def test_a_deletion_that_could_not_be_recorded_has_happened_and_the_name_b
 async def test_a_death_beside_the_first_folder_of_the_next_session_keeps_no_start_from_succeeding(kit: BusKit) -> None:
     """The old folder is in the trash, unrecorded; the new one lies in its place, without a row."""
     async with kit.running() as bus:
-        await idle(kit)
+        await kit.rest()
     registry_of(kit).begin_deletion("D1", KEY, 1, WHO)
     move_to_trash(kit.root / "sessions", KEY, "D1")
     bus.sessions.files_of(KEY).create()
@@ -106,7 +92,7 @@ async def test_one_folder_that_cannot_be_moved_keeps_no_daemon_from_starting(
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kit.running():
-        await idle(kit)
+        await kit.rest()
     registry_of(kit).begin_deletion("D1", KEY, 1, WHO)
     with monkeypatch.context() as patch:
         patch.setattr(session_trash, "move_to_trash", failing(StorageError("EACCES")))
@@ -124,7 +110,7 @@ async def test_a_listing_from_before_a_deletion_brings_no_session_back(
 ) -> None:
     """Ten thousand folders take a while to list; a row without a folder would be quarantined, and refuse the next message."""
     async with kit.running() as bus:
-        await idle(kit)
+        await kit.rest()
         await delete(kit)
         monkeypatch.setattr(engine_sessions, "found_sessions", lambda _: iter([KEY]))
         assert await bus.sessions.find_lost() == 0
@@ -147,7 +133,7 @@ async def test_records_of_deletions_and_folders_that_were_left_are_removed_with_
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kit.running() as bus:
-        await idle(kit)
+        await kit.rest()
         with monkeypatch.context() as patch:
             patch.setattr(session_deletion, "remove_trash", failing(StorageError("busy")))
             done = await delete(kit)

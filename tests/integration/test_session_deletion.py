@@ -11,7 +11,7 @@ from daemon.store.dead_letters import Operator
 from daemon.store.registry import Registry
 from daemon.store.session_trash import move_to_trash, remove_trash, trash_of
 from tests.support.agents import obedient
-from tests.support.bus_kit import AGENT, BusKit, until
+from tests.support.bus_kit import AGENT, BusKit
 from tests.support.daemon import RealDaemon, eventually
 from tests.support.nest import nest
 
@@ -68,20 +68,6 @@ def test_without_a_daemon(make_daemon: Make) -> None:
     assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
 
 
-async def idle(kit: BusKit) -> None:
-    """A session that has answered and whose container is gone."""
-    await kit.send()
-    await kit.started()
-    batch = kit.agent().claim()
-    assert batch is not None
-    kit.agent().answer(batch)
-    kit.bus.delivery.poke(await kit.session())
-    await until(lambda: bool(kit.fake.sent))
-    await kit.bus.supervisor.end(SessionKey(AGENT, "main"), "a test", graceful=True)
-    await kit.gone()
-    await until(lambda: len(kit.bus.sessions) == 0)
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize("dies_at", ["move_to_trash", "deletion_moved", "remove_trash", "deletion_done"])
 async def test_a_death_in_the_middle_is_finished_by_the_next_start(
@@ -89,7 +75,7 @@ async def test_a_death_in_the_middle_is_finished_by_the_next_start(
 ) -> None:
     kit = BusKit(tmp_path / "data")
     async with kit.running() as bus:
-        await idle(kit)
+        await kit.rest()
         with monkeypatch.context() as patch:
 
             def die(*_: object) -> None:
@@ -119,7 +105,7 @@ async def test_a_new_session_of_the_name_outlives_the_removal_of_the_old_one(tmp
     """The old folder could not be removed before the daemon ended: the next start touches the trash alone."""
     kit = BusKit(tmp_path / "data")
     async with kit.running():
-        await idle(kit)
+        await kit.rest()
         registry = Registry(kit.root / "central.db")
         key = SessionKey(AGENT, "main")
         session = await kit.bus.sessions.get(key)
@@ -139,7 +125,7 @@ async def test_a_folder_that_cannot_be_put_aside_leaves_the_session_as_it_was(
 ) -> None:
     kit = BusKit(tmp_path / "data")
     async with kit.running() as bus:
-        await idle(kit)
+        await kit.rest()
 
         def full(*_: object) -> None:
             raise session_deletion.StorageError("no room")
@@ -158,7 +144,7 @@ async def test_a_folder_that_cannot_be_put_aside_leaves_the_session_as_it_was(
 async def test_sessions_that_nobody_uses_expire_and_those_with_work_stay(tmp_path: Path) -> None:
     kit = BusKit(tmp_path / "data", retention={"idle_sessions_s": 10 * 86_400.0})
     async with kit.running() as bus:
-        await idle(kit)
+        await kit.rest()
         await kit.send("waits", process_after=kit.clock.now_ms() + 400 * 86_400_000)
         kit.advance(9 * 86_400)
         await bus.retention.prune()

@@ -165,6 +165,19 @@ class BusKit:
         """Wait until the session's container is gone and its exit is settled."""
         await until(lambda: self.slot(session, agent) is None)
 
+    async def rest(self) -> None:
+        """Have one message answered, and wait until the container and the session's object are gone."""
+        await self.send()
+        await self.started()
+        batch = self.agent().claim()
+        assert batch is not None
+        self.agent().answer(batch)
+        self.bus.delivery.poke(await self.session())
+        await until(lambda: bool(self.fake.sent))
+        await self.bus.supervisor.end(SessionKey(AGENT, "main"), "a test", graceful=True)
+        await self.gone()
+        await until(lambda: len(self.bus.sessions) == 0)
+
     async def ended(self, session: str = "main") -> None:
         """Kill the session's container, and wait until it is gone and its exit is settled."""
         with suppress(NotConfirmedError):  # the kit's timeout is short; the end continues anyway
