@@ -28,6 +28,7 @@ from typing import Final
 from daemon.core.deploy_errors import ReleaseInvalidError, ReleaseMakeError, ReleasesUnusedError, UnknownReleaseError
 from daemon.core.release import FILES_NAME, MANIFEST_NAME, Changes, Manifest, find_release, listing_digest, listing_text
 from daemon.core.slots import SLOTS
+from daemon.deploy.running_releases import running_releases
 from daemon.runtimes.image_source import package_folder, source_digest
 from daemon.workers.source import RELEASES, changes_in, hash_files, manifest_in, site_of
 from schema.durable_files import sync_folder
@@ -35,8 +36,6 @@ from schema.migrate import VERSION, Role
 
 _MAKING: Final = ".making-"
 _RECENT_S: Final = 3600.0
-_EXEC_LOOKS: Final = 200  # a process may have erased its own command line: then it is not waited for any longer
-_EXEC_S: Final = 0.001
 _PACKAGES: Final = ("daemon", "container_runner", "schema")
 _LAUNCHER: Final = """#!/bin/sh
 # clawbus from exactly this release: no user site, no PYTHON* variables, no bytecode written.
@@ -140,18 +139,6 @@ class Releases:
         """Return the command of the release in a folder of this name."""
         return self.folder / name / "bin" / "clawbus"
 
-    def running(self) -> set[str]:
-        """Return the names of the releases that a process of this machine was started from, as far as /proc tells."""
-        start = os.fsencode(self.folder.resolve()) + b"/"
-        found: set[str] = set()
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = _command_line(path).split(b"\0")
-            except OSError:  # it ended, or belongs to somebody who hides it
-                continue
-            found |= {os.fsdecode(one[len(start) :].split(b"/")[0]) for one in words if one.startswith(start)}
-        return found
-
     @contextmanager
     def alone(self) -> Generator[None]:
         """Keep other commands from moving links and from removing releases meanwhile: wait for theirs. Raise OSError."""
@@ -250,7 +237,7 @@ class Releases:
     def prune(self, keep: int, needed: Iterable[str]) -> tuple[list[str], list[str]]:
         """Remove all releases but the newest `keep`, those of slots or in `needed`, and what runs. Return (removed, kept) names."""
         self._remove_unfinished()
-        protected = {*self.slots().values(), *needed, *self.running()}
+        protected = {*self.slots().values(), *needed, *running_releases(self.folder)}
         found = self.list()
         newest = {one.short for one in [one for one in found if one.fault is None][:keep]}
         gone = [one for one in found if one.short not in protected | newest]
@@ -266,25 +253,6 @@ class Releases:
         for path in self.folder.glob(f"{_MAKING}*"):
             if not _is_recent(path):
                 remove_release(path)
-
-
-def _command_line(path: Path) -> bytes:
-    """Read a process's command line. In the midst of exec it is empty for a moment: then read it again. Raise OSError."""
-    for _ in range(_EXEC_LOOKS):
-        found = path.read_bytes()
-        # Kernel threads and zombies have none either, and no program.
-        if found or not _has_program(path):
-            return found
-        time.sleep(_EXEC_S)
-    return b""
-
-
-def _has_program(command_line: Path) -> bool:
-    try:
-        command_line.with_name("exe").readlink()
-    except OSError:
-        return False
-    return True
 
 
 def _is_same(one: Path, other: Path) -> bool:
