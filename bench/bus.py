@@ -135,7 +135,7 @@ def look(files: SessionFiles) -> Collected:
         {NAME: ChannelRules(deduplicates=True, hold_in_doubt=False)},
         Delivery(), 1024**2, frozenset(), frozenset(), random.Random(0).random(),  # noqa: S311 - nothing is retried
     )  # fmt: skip
-    return collect(files, means, "incarnation", SystemClock().now_ms())
+    return collect(files, means, "incarnation", SystemClock())
 
 
 def runner_look(files: SessionFiles) -> int:

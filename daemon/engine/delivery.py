@@ -224,7 +224,7 @@ class Delivery:
         live = self._supervisor.live_incarnation(session)
         try:
             async with session.lock:
-                found, handed = await session.call_locked(partial(self._own.collect, session, means, live, now))
+                found, handed = await session.call_locked(partial(self._own.collect, session, means, live))
                 # Mark the destinations while holding the lock, before any other task can plan for them.
                 groups = claim_destinations(session, found.sends, handed)
                 taken.clear()  # from here on each send group releases its own slot
@@ -247,7 +247,7 @@ class Delivery:
             self._log.error("collect_raised", agent=session.key.agent, session=session.key.session, exc_info=True)
             self._schedule.at(session.key, now + _SURPRISE_RETRY_MS)
             return False
-        return self._follow_up(session, found, handed, groups, now)
+        return self._follow_up(session, found, handed, groups)
 
     def _follow_up(
         self,
@@ -255,14 +255,13 @@ class Delivery:
         found: Collected,
         handed: Mapping[str, HandOver],
         groups: Sequence[tuple[str, list[Send]]],
-        now: int,
     ) -> bool:
         """Publish what a poll committed, and begin its sends. Return True when more rows are known to wait."""
         session.consecutive_timeouts.pop("collect", None)
         session.unreadable_since = None
         self._troubles.healed(session.key, COLLECT)
         self._charge(session, len(found.sends) + len(found.settled) + len(found.claimed) + len(found.dead_lettered))
-        self._events.publish_all(poll_events(session.key, found, now))
+        self._events.publish_all(poll_events(session.key, found))
         told = [outcome for one in handed.values() for outcome in one.outcomes]
         for one in handed.values():
             if one.dead is not None:
@@ -277,7 +276,7 @@ class Delivery:
             begun = handed.get(address_key)
             self._begin(self._send_group, session, address_key, sends, begun, name=f"send {session.key}")
         if found.sends or found.settled or found.claimed:
-            session.moved(now)
+            session.moved(found.at)
         if found.settled:
             self._supervisor.check_for_room()
         if found.later or any(outcome.error for outcome in told):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from daemon.core.attempt_end import AttemptEnd
+from daemon.core.clock import Clock
 from daemon.core.content import is_runner_error
 from daemon.core.delivery_plan import (
     OF_CONTAINER,
@@ -41,8 +42,9 @@ from schema.rows import Ack, AckStatus, Address, DeliveryState, MessageIn
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What one poll of a session found and committed. `sends` are intended and must be sent now."""
+    """What one poll of a session found and committed. `sends` are intended and must be sent now. `at` is when, epoch ms."""
 
+    at: int
     sends: tuple[Send, ...] = ()
     dead_lettered: tuple[DeadLetterDecision, ...] = ()
     deferred: tuple[Defer, ...] = ()
@@ -61,8 +63,12 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """What a session's files show, and what was decided about it. Nothing of it is written yet."""
+    """What a session's files show, and what was decided about it. Nothing of it is written yet.
 
+    `now`: the time for which it was decided, epoch ms.
+    """
+
+    now: int
     pending: list[MessageIn]
     judged: Judged
     settles: list[Settle]
@@ -91,7 +97,7 @@ def collect(
     files: SessionFiles,
     means: DeliveryContext,
     live: str | None,
-    now: int,
+    clock: Clock,
     take_fresh: Callable[[Sequence[Send]], Sequence[Outcome]] = lambda _: (),
     own_channels: Collection[str] = (),
 ) -> Collected:
@@ -101,23 +107,26 @@ def collect(
     their outcomes; those with a receipt are committed as delivered and never intended. If the commit fails or a crash
     prevents it, the rows are new again, and the channel recognises them.
 
+    The clock is read once, after outbound.db was: so nothing that the container did is dated after the host's answer to it.
+
     Raise ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; then nothing has changed.
     """
     if means.unconfirmed:
         _revert_unconfirmed(files, means.unconfirmed)
     with files.inbound() as db, db.looking():
-        found = _examine(db, files, means, live, now)
-        decisions, judged = found.decisions, found.judged
+        found = _examine(db, files, means, live, clock)
+        now, decisions, judged = found.now, found.decisions, found.judged
         _check_dead(db, decisions, means.config.max_dead_letters)
         taken = with_receipt(take_fresh(_fresh_sends(decisions, own_channels)))
         if not (decisions or found.settles or found.claims or judged.verdicts) and found.batch.top_seq is None:
-            return Collected(more=found.batch.more, queued=found.queued, later=judged.suspect)
+            return Collected(now, more=found.batch.more, queued=found.queued, later=judged.suspect)
         means.unconfirmed.update(_newly_intended(decisions, taken))
         with db.transaction():
             asked = _write(db, found, decisions, taken, means, live, now)
             ended = endings(db, found.pending, judged.acks, found.settles, now)
     means.unconfirmed.clear()
     return Collected(
+        now,
         sends=tuple(item for item in decisions if isinstance(item, Send)),
         dead_lettered=tuple(item for item in decisions if isinstance(item, DeadLetterDecision)),
         deferred=tuple(item for item in decisions if isinstance(item, Defer)),
@@ -143,9 +152,10 @@ def _places(found: _Findings) -> Mapping[str, Address | None]:
     return {one.id: messages.address_of(one) for one in found.pending if one.id in claimed and one.trigger}
 
 
-def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str | None, now: int) -> _Findings:
+def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str | None, clock: Clock) -> _Findings:
     """Read both files and decide: judge the acks, plan the rows, take the slots for sends."""
     with files.outbound() as out:
+        now = clock.now_ms()
         pending, acks = unfinished(db, out, now)
         batch = read_batch(db, out, means, now)
     judged = judge(db, pending, acks, means.fate, now)
@@ -160,7 +170,7 @@ def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str 
     planned = _with_slots(planned, means.take)
     for channel, place in {(d.address.channel_type, d.address.platform_id) for d in planned if _blocked(d)}:
         means.wait(channel, place)
-    return _Findings(pending, judged, settles, claims, begun, batch, [*cut, *repeated], planned)
+    return _Findings(now, pending, judged, settles, claims, begun, batch, [*cut, *repeated], planned)
 
 
 def _newly_intended(decisions: Sequence[Decision], taken: Collection[str]) -> Iterator[str]:

@@ -39,7 +39,7 @@ class InlineDelivery:
         }
 
     def collect(
-        self, session: Session, means: DeliveryContext, live: str | None, now: int
+        self, session: Session, means: DeliveryContext, live: str | None
     ) -> tuple[Collected, dict[str, HandOver]]:
         """Record news and intend sends; then hand over and record what this path can, by destination.
 
@@ -61,7 +61,7 @@ class InlineDelivery:
             for channel in self._channels.values():
                 if isinstance(channel, ReaderHolder):
                     held.enter_context(channel.readers_held())
-            found = collect(session.files, means, live, now, take, self._channels.keys())
+            found = collect(session.files, means, live, self._clock, take, self._channels.keys())
             for one in handed.values():
                 if len(with_receipt(one.outcomes)) == len(one.outcomes):
                     one.dead = ()  # committed as delivered

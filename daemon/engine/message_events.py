@@ -103,9 +103,9 @@ def question_decided(key: SessionKey, asked: Asked, now: int) -> QuestionDecided
     )  # fmt: skip
 
 
-def poll_events(key: SessionKey, found: Collected, now: int) -> Iterator[Event]:
+def poll_events(key: SessionKey, found: Collected) -> Iterator[Event]:
     """Yield the events of what a poll of a session's files found and committed."""
-    agent, session = key
+    (agent, session), now = key, found.at
     for claim in found.claimed:
         yield MessageClaimed(
             now, agent, session, claim.message_id, claim.incarnation, found.places.get(claim.message_id)

@@ -356,7 +356,7 @@ def test_a_flood_of_rows_that_cannot_be_sent_ends_in_quarantine(session: Hostile
     few = replace(means(), config=Delivery(max_dead_letters=500))
 
     def look() -> None:
-        while collect(session.files, few, LIVE, session.now).more:
+        while collect(session.files, few, LIVE, session).more:
             pass
 
     with pytest.raises(HostileFileError, match="max_dead_letters"):

@@ -57,7 +57,7 @@ class Hosted:
 
     def poll(self, _: float) -> None:
         self.polls += 1
-        collect(self.world.files, replace(MEANS, unconfirmed=set()), "I1", self.world.now)
+        collect(self.world.files, replace(MEANS, unconfirmed=set()), "I1", self.world)
 
     def __call__(self, tool: str, **given: Any) -> Any:
         return self.calls.call(tool, given)

@@ -21,6 +21,7 @@ from daemon.inspect.session_detail import read_detail
 from daemon.store.session_files import SessionFiles
 from schema.layout import OUTBOUND_DB
 from schema.plain_file import ReadLimits
+from tests.support.clock import MovedClock
 from tests.support.session_world import NOW, SessionWorld
 
 SETTINGS: Final = Settings(Policy())
@@ -64,7 +65,7 @@ class HostileSession(SessionWorld):
         self.write(*statements)
 
     def collect(self, live: str | None = LIVE) -> Collected:
-        return collect(self.files, means(), live, self.now)
+        return collect(self.files, means(), live, self)
 
     def sweep(self, *, running: bool = True) -> Swept:
         container = Container(LIVE, self.now - 1000) if running else None
@@ -79,11 +80,11 @@ def host_operations(files: SessionFiles, limits: ReadLimits, now: int) -> dict[s
     running = Container(LIVE, now - 1000)
     sweep = partial(sweep_files, files, now=now, settings=SETTINGS, occupied=False, floor=0)
     return {
-        "collect": partial(collect, files, means(), LIVE, now),
+        "collect": partial(collect, files, means(), LIVE, MovedClock(now)),
         "sweep": partial(sweep, container=running),
         "report": partial(read_detail, files.folder, 20, limits),
         "life": partial(read_life, files.folder, "m1", limits),
         "finish": partial(finish_incarnation, files, LIVE, "ceiling", now, SETTINGS),
         "sweep with nothing running": partial(sweep, container=None),
-        "collect after": partial(collect, files, means(), None, now),
+        "collect after": partial(collect, files, means(), None, MovedClock(now)),
     }

@@ -25,13 +25,19 @@ HOME: Final = Address("local", "me")
 
 
 class SessionWorld:
-    """A session folder at `root`, and the instant that its inhabitants take for now (epoch ms)."""
+    """A session folder at `root`, and the clock of all who use it: `now` (epoch ms)."""
 
     def __init__(self, root: Path, now: int = NOW) -> None:
         self.files = SessionFiles(root, ReadLimits())
         self.files.create()
         self.root = root
         self.now = now
+
+    def now_ms(self) -> int:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now / 1000
 
     # the host
 

@@ -38,10 +38,10 @@ def data_dir(tmp_path: Path) -> Path:
     world.accept("m2", process_after=NOW + 60_000)
     assert registry.begin_incarnation(IncarnationRow("i1", KEY, "process", "f", None, NOW))
     world.claim("m1", by="i1")
-    collect(world.files, MEANS, "i1", NOW)
+    collect(world.files, MEANS, "i1", world)
     world.say("out1", in_reply_to="m1")
     world.ack("completed", "m1", by="i1")
-    found = collect(world.files, MEANS, "i1", NOW)
+    found = collect(world.files, MEANS, "i1", world)
     mailbox = Mailbox(layout.mailbox_db)
     for send in found.sends:
         mailbox.put(NewEntry("me", send.candidate.row.id, "a", "s", "m1", "chat", None, "{}", NOW))
@@ -222,9 +222,9 @@ def test_a_session_at_work_is_sound_though_not_at_rest(data_dir: Path) -> None:
     Registry(data_dir / "central.db").activate(KEY, world.now)
     assert Registry(data_dir / "central.db").begin_incarnation(IncarnationRow("i2", KEY, "p", "f", None, world.now))
     world.claim("m2", by="i2")
-    collect(world.files, MEANS, "i2", world.now)
+    collect(world.files, MEANS, "i2", world)
     world.say("out2", in_reply_to="m2")
-    assert collect(world.files, MEANS, "i2", world.now).sends
+    assert collect(world.files, MEANS, "i2", world).sends
     check_data_folder(data_dir)
     with pytest.raises(AssertionError, match="out2 is intended"):
         check_data_folder(data_dir, at_rest=True)

@@ -184,7 +184,7 @@ def sweep(world: SessionWorld, live: str | None = "i1", fate: Fate = FATE, floor
 
 
 def look(world: SessionWorld, live: str | None = "i1", fate: Fate = FATE) -> Collected:
-    return collect(world.files, replace(MEANS, fate=fate), live, world.now)
+    return collect(world.files, replace(MEANS, fate=fate), live, world)
 
 
 def finish(world: SessionWorld, incarnation: str = "i1", reason: str = "exited") -> list[str]:

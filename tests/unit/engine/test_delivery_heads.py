@@ -59,7 +59,7 @@ class Receiver:
 
     def round(self) -> bool:
         """One look and its sends, as delivery does it: in order, and none behind a failure. Whether there were any."""
-        found = collect(self.world.files, self.means, None, self.world.now)
+        found = collect(self.world.files, self.means, None, self.world)
         stopped: set[str] = set()
         outcomes: list[Outcome] = []
         for send in found.sends:
@@ -164,7 +164,7 @@ def test_what_waits_behind_an_answer_that_was_set_aside_is_work_for_now(world: S
 def test_each_send_again_in_doubt_is_declared_and_counted(world: SessionWorld) -> None:
     world.say("o1", to=AWAY)
     used = means()
-    looks = [collect(world.files, used, None, world.now).sends for _ in range(3)]
+    looks = [collect(world.files, used, None, world).sends for _ in range(3)]
     assert [send.in_doubt for (send,) in looks] == [False, True, True]
     (send,) = looks[-1]
     assert world.events("o1") == ["delivery_in_doubt", "delivery_in_doubt"]
@@ -178,7 +178,7 @@ def test_each_send_again_in_doubt_is_declared_and_counted(world: SessionWorld) -
 
 def test_a_time_out_after_the_request_was_sent_is_in_doubt_too(world: SessionWorld) -> None:
     world.say("o1")
-    (send,) = collect(world.files, means(), None, world.now).sends
+    (send,) = collect(world.files, means(), None, world).sends
     outcome = Outcome(send, sent=True, error_code="DELIVERY_TRANSIENT", error="no answer", in_doubt=True)
     record_outcomes(world.files, [outcome], means(), world.now)
     assert rows(world)["o1"]["doubts"] == 1
@@ -192,7 +192,7 @@ def test_a_time_out_after_the_request_was_sent_is_in_doubt_too(world: SessionWor
 def test_a_row_that_is_due_in_a_thousand_years_is_refused(world: SessionWorld) -> None:
     world.say("near", deliver_after=NOW + 365 * DAY)
     world.say("far", deliver_after=NOW + 367 * DAY)
-    found = collect(world.files, means(), None, NOW)
+    found = collect(world.files, means(), None, world)
     assert [(dead.candidate.row.id, dead.reason) for dead in found.dead_lettered] == [("far", Reason.TOO_FAR_AHEAD)]
     assert rows(world)["near"]["state"] == "queued"
 
@@ -200,9 +200,9 @@ def test_a_row_that_is_due_in_a_thousand_years_is_refused(world: SessionWorld) -
 def test_a_row_may_wait_for_longer_than_it_may_be_retried(world: SessionWorld) -> None:
     """Its time for retries begins when it is due."""
     world.say("o1", deliver_after=NOW + 3 * DAY)
-    collect(world.files, means(), None, NOW)
+    collect(world.files, means(), None, world)
     world.now = NOW + 3 * DAY
-    (send,) = collect(world.files, means(), None, world.now).sends
+    (send,) = collect(world.files, means(), None, world).sends
     outcome = Outcome(send, sent=True, error_code="DELIVERY_TRANSIENT", error="no answer")
     assert record_outcomes(world.files, [outcome], means(), world.now) == []
 
@@ -211,12 +211,12 @@ def test_more_scheduled_rows_than_the_limit_are_refused(world: SessionWorld) -> 
     for number in range(5):
         world.say(f"o{number}", deliver_after=NOW + DAY)
     few = means(max_scheduled_answers=3)
-    found = collect(world.files, few, None, NOW)
+    found = collect(world.files, few, None, world)
     assert [(dead.candidate.row.id, dead.reason) for dead in found.dead_lettered] == [
         ("o3", Reason.TOO_MANY_SCHEDULED), ("o4", Reason.TOO_MANY_SCHEDULED),
     ]  # fmt: skip
     world.say("o5", deliver_after=NOW + DAY)
-    assert [dead.candidate.row.id for dead in collect(world.files, few, None, NOW).dead_lettered] == ["o5"]
+    assert [dead.candidate.row.id for dead in collect(world.files, few, None, world).dead_lettered] == ["o5"]
 
 
 def test_more_open_rows_than_the_limit_wait_in_the_containers_file_and_none_is_lost(world: SessionWorld) -> None:
@@ -225,7 +225,7 @@ def test_more_open_rows_than_the_limit_wait_in_the_containers_file_and_none_is_l
     few = means(max_open_answers=5)
     taken: list[str] = []
     for _ in range(100):
-        found: Collected = collect(world.files, few, None, NOW)
+        found: Collected = collect(world.files, few, None, world)
         assert len(rows(world)) <= 5
         taken += [send.candidate.row.id for send in found.sends]
         record_outcomes(world.files, [Outcome(send, sent=True) for send in found.sends], few, NOW)
@@ -236,11 +236,11 @@ def test_what_a_channel_refuses_never_puts_the_session_in_quarantine_and_is_boun
     few = means(max_dead_letters=3)
     for number in range(8):
         world.say(f"o{number}", to=AWAY)
-        (send,) = collect(world.files, few, None, NOW).sends
+        (send,) = collect(world.files, few, None, world).sends
         refused = Outcome(send, sent=True, error_code="DELIVERY_PERMANENT", error="answered 404", permanent=True)
         record_outcomes(world.files, [refused], few, NOW)
     world.say("bad", to=Address("plain", "elsewhere"))
-    assert [dead.reason for dead in collect(world.files, few, None, NOW).dead_lettered] == [Reason.UNAUTHORISED]
+    assert [dead.reason for dead in collect(world.files, few, None, world).dead_lettered] == [Reason.UNAUTHORISED]
     closed = world.read("SELECT id, outcome, by, reason FROM dead_letters_closed ORDER BY id")
     assert [row["id"] for row in closed] == [f"o{number}" for number in range(5)]
     assert {(row["outcome"], row["by"], row["reason"]) for row in closed} == {
@@ -251,19 +251,19 @@ def test_what_a_channel_refuses_never_puts_the_session_in_quarantine_and_is_boun
     for number in range(4):
         world.say(f"bad{number}", to=Address("plain", "elsewhere"))
         if number < 3:
-            collect(world.files, few, None, NOW)
+            collect(world.files, few, None, world)
     with pytest.raises(HostileFileError, match="max_dead_letters"):
-        collect(world.files, few, None, NOW)
+        collect(world.files, few, None, world)
 
 
 def test_an_answer_that_nobody_wants_is_over_without_a_dead_letter(world: SessionWorld) -> None:
     world.say("o1")
-    (send,) = collect(world.files, means(), None, NOW).sends
+    (send,) = collect(world.files, means(), None, world).sends
     record_outcomes(world.files, [Outcome(send, sent=True, not_wanted=True)], means(), NOW)
     assert rows(world) == {}
     assert world.read("SELECT status FROM delivered") == [{"status": "not_wanted"}]
     assert world.events("o1") == ["not_wanted"]
     with world.files.inbound() as db:
         assert next_work(db, NOW) in (None, 0)
-    assert collect(world.files, replace(means()), None, NOW).sends == ()
+    assert collect(world.files, replace(means()), None, world).sends == ()
     check_session(world.root)

@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -27,10 +28,13 @@ from daemon.engine.hand_over import Outcome
 from daemon.engine.outcome_steps import record_outcomes
 from daemon.engine.outcomes import outgoing
 from daemon.inspect.dead_reading import Wanted, read_dead_letters
+from daemon.inspect.message_life import read_life
 from daemon.store import deliveries
+from daemon.store.session_files import SessionFiles
 from schema.errors import HostileFileError, StorageError
-from schema.handles import Writer
+from schema.handles import Reader, Writer
 from schema.layout import SessionFolder
+from schema.plain_file import ReadLimits
 from schema.rows import Address, DeliveryState
 from tests.support.invariants import check_session, session_violations
 from tests.support.older_shapes import OLDEST_IN, OLDEST_OUT, ROUTING, ROWS_IN, ROWS_OUT, make_older
@@ -61,7 +65,7 @@ FEW = replace(MEANS, config=Delivery(batch=3))  # so that the property meets que
 
 
 def look(world: SessionWorld, means: DeliveryContext = MEANS, live: str | None = None) -> Collected:
-    return collect(world.files, replace(means, unconfirmed=set()), live, world.now)
+    return collect(world.files, replace(means, unconfirmed=set()), live, world)
 
 
 def ids(found: Collected) -> list[str]:
@@ -149,13 +153,13 @@ def test_an_intent_that_was_committed_with_an_error_is_no_doubt(
     world.say("o1", to=place)
     commit_fails_afterwards()
     with pytest.raises(StorageError):
-        collect(world.files, means, None, world.now)
+        collect(world.files, means, None, world)
     assert tracked(world) == {"o1": "intended"}, "the commit reached the file"
     # The answer to that is not in doubt either when the next commit ends the same way.
     commit_fails_afterwards()
     with pytest.raises(StorageError):
-        collect(world.files, means, None, world.now)
-    found = collect(world.files, means, None, world.now)
+        collect(world.files, means, None, world)
+    found = collect(world.files, means, None, world)
     assert ids(found) == ["o1"]
     assert (found.sends[0].in_doubt, found.sends[0].candidate.attempts) == (False, 0)
     assert means.unconfirmed == set()
@@ -173,8 +177,8 @@ def test_a_doubt_of_an_earlier_daemon_stays_one_though_a_commit_fails(
     means = replace(MEANS, unconfirmed=set())
     commit_fails_afterwards()
     with pytest.raises(StorageError):
-        collect(world.files, means, None, world.now)
-    found = collect(world.files, means, None, world.now)
+        collect(world.files, means, None, world)
+    found = collect(world.files, means, None, world)
     assert [(send.candidate.row.id, send.in_doubt) for send in found.sends] == [("o1", True)]
 
 
@@ -705,3 +709,24 @@ def test_a_file_made_anew_is_read_from_its_beginning(world: SessionWorld) -> Non
         assert deliveries.cursor(db, "1:8") == 0
         deliveries.advance(db, 3, "1:8")
         assert deliveries.cursor(db, "1:8") == 3
+
+
+def test_nothing_is_dated_before_what_it_answers(world: SessionWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the turn ends after the poll began: at the last moment before outbound.db is read."""
+    opened = SessionFiles.outbound
+
+    def outbound(files: SessionFiles) -> AbstractContextManager[Reader | None]:
+        world.now += 50
+        world.claim("m1", by="I1")
+        world.say("o1", in_reply_to="m1")
+        world.ack("completed", "m1", by="I1")
+        return opened(files)
+
+    monkeypatch.setattr(SessionFiles, "outbound", outbound)
+    found = look(world, live="I1")
+    deliver(world, found)
+    life, errors = read_life(world.files.folder, "m1", ReadLimits())
+    assert errors == []
+    told = [event["event"] for event in life]
+    assert told == ["accepted", "answered", "acked_completed", "completed", "delivered"]
+    assert found.at == world.now

@@ -38,7 +38,7 @@ def world(tmp_path: Path) -> SessionWorld:
 
 
 def poll(world: SessionWorld, means: DeliveryContext = MEANS) -> Collected:
-    return collect(world.files, replace(means, unconfirmed=set()), None, world.now)
+    return collect(world.files, replace(means, unconfirmed=set()), None, world)
 
 
 def ask(world: SessionWorld, row_id: str, **fields: object) -> Any:

@@ -265,7 +265,7 @@ def fail_next(world: SessionWorld, say: bool = True) -> Swept:
             world.say(f"o-{message.id}", in_reply_to=message.id, content=FAILED)
         world.claim(message.id, by="I1")
         world.ack("failed", message.id, by="I1")
-        collect(world.files, MEANS, None, world.now)
+        collect(world.files, MEANS, None, world)
     return swept
 
 

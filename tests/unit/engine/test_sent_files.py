@@ -54,7 +54,7 @@ def say(world: SessionWorld, row_id: str, files: dict[str, bytes], names: list[A
 
 
 def look(world: SessionWorld, intake: IntakeLimits = INTAKE) -> Collected:
-    return collect(world.files, replace(MEANS, unconfirmed=set(), intake=intake), None, world.now)
+    return collect(world.files, replace(MEANS, unconfirmed=set(), intake=intake), None, world)
 
 
 def sent(found: Collected) -> SentFiles:

@@ -148,7 +148,7 @@ def test_a_container_that_takes_the_notices_id_cannot_keep_the_message_from_fail
     world.accept("m")
     world.change("UPDATE messages_in SET tries = 4")
     world.say("failed:m", kind="telepathy")
-    collect(world.files, DeliveryContext({}, Delivery(), 1000, frozenset(), frozenset(), 0.5), None, NOW)
+    collect(world.files, DeliveryContext({}, Delivery(), 1000, frozenset(), frozenset(), 0.5), None, world)
     assert world.read("SELECT state FROM delivery_attempts") == [{"state": "dead"}]
     world.claim("m", by="i")
     assert finish(world, "i") == (True, ["Fail"])
@@ -496,7 +496,8 @@ def stuck(world: SessionWorld) -> Container:
         world.accept(name)
     container = Container("i", NOW)
     world.claim("a", "b", by="i", at=NOW + SECOND)
-    collect(world.files, means(), "i", NOW + 2 * SECOND)
+    world.now = NOW + 2 * SECOND
+    collect(world.files, means(), "i", world)
     world.now = NOW + 10 * MINUTE
     assert any(isinstance(action, Kill) for action in sweep(world, container).actions)
     return container
@@ -513,11 +514,11 @@ def test_a_failure_that_a_container_acks_while_it_is_ended_is_none(world: Sessio
     world.say("o1", in_reply_to="a", content=json.dumps(FAILURE))
     world.ack("completed", "b", by="i")
     world.say("o2", in_reply_to="b", content="done after all")
-    found = collect(world.files, means(), "i", world.now) if first == "delivery" else None
+    found = collect(world.files, means(), "i", world) if first == "delivery" else None
     if first == "sweep":
         sweep(world, occupied=True)
     finish(world, "i", CLAIM_STUCK)
-    found = found or collect(world.files, means(), None, world.now)
+    found = found or collect(world.files, means(), None, world)
     assert [send.candidate.row.id for send in found.sends] == ["o2"], "an answer stands, a failure's does not go out"
     assert world.message("b")["status"] == "completed"
     assert (world.message("a")["status"], world.message("a")["tries"]) == ("pending", 1)

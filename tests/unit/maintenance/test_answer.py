@@ -37,14 +37,14 @@ def world(tmp_path: Path) -> SessionWorld:
     for name in ("o1", "o2", "o3"):
         made.say(name)
     made.say("o4", deliver_after=NOW + 24 * HOUR)
-    sends = collect(made.files, MEANS, None, NOW).sends
+    sends = collect(made.files, MEANS, None, made).sends
     failed = Outcome(sends[0], sent=True, error_code="DELIVERY_TRANSIENT", error="answered 503", retry_after_s=3600.0)
     record_outcomes(made.files, [failed, *(Outcome(send, sent=False) for send in sends[1:])], MEANS, NOW)
     return made
 
 
 def due(world: SessionWorld) -> list[str]:
-    return [send.candidate.row.id for send in collect(world.files, MEANS, None, NOW).sends]
+    return [send.candidate.row.id for send in collect(world.files, MEANS, None, world).sends]
 
 
 def test_what_is_on_its_way_is_told_with_what_waits_behind_it(world: SessionWorld) -> None:
@@ -103,7 +103,7 @@ def test_what_is_under_way_over_or_unknown_is_refused(world: SessionWorld) -> No
         with pytest.raises(AnswerNotOpenError, match="dead letter"):
             work(world.files, "o1", WHO, NOW, under_way=False)
     record_outcomes(
-        world.files, [Outcome(send, sent=True) for send in collect(world.files, MEANS, None, NOW).sends], MEANS, NOW
+        world.files, [Outcome(send, sent=True) for send in collect(world.files, MEANS, None, world).sends], MEANS, NOW
     )
     with pytest.raises(AnswerNotOpenError, match="o2 is delivered"):
         retry_answer(world.files, "o2", WHO, NOW, under_way=False)

@@ -64,7 +64,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
 
 
 def look(world: SessionWorld) -> object:
-    return collect(world.files, MEANS, "i2", world.now)
+    return collect(world.files, MEANS, "i2", world)
 
 
 def sweep(world: SessionWorld) -> object:

@@ -28,6 +28,7 @@ from schema.instants import to_text
 from schema.migrate import Role
 from schema.plain_file import ReadLimits
 from schema.rows import Address, MessageIn, MessageStatus
+from tests.support.clock import MovedClock
 from tests.support.invariants import check_session
 
 NOW = 1_763_000_000_000
@@ -94,7 +95,7 @@ class World:
 
     def collect(self) -> list[str]:
         """One look; what is to be sent now."""
-        found = collect(self.files, MEANS, None, self.at)
+        found = collect(self.files, MEANS, None, MovedClock(self.at))
         self.sends = {send.candidate.row.id: send for send in found.sends}
         return list(self.sends)
 

@@ -35,7 +35,7 @@ def world(tmp_path: Path) -> SessionWorld:
 
 def refuse(world: SessionWorld, row_id: str) -> None:
     world.say(row_id)
-    (send,) = collect(world.files, MEANS, None, world.now).sends
+    (send,) = collect(world.files, MEANS, None, world).sends
     refused = Outcome(send, sent=True, error_code="DELIVERY_PERMANENT", error="answered 404", permanent=True)
     record_outcomes(world.files, [refused], MEANS, world.now)
 
@@ -63,7 +63,7 @@ def test_old_dead_letters_of_both_directions_are_closed_by_the_rule_and_young_on
 def test_a_scheduled_answer_whose_row_is_gone_is_dropped_and_the_others_wait_on(world: SessionWorld) -> None:
     for number in range(6):
         world.say(f"o{number}", deliver_after=NOW + DAY)
-    collect(world.files, MEANS, None, NOW)
+    collect(world.files, MEANS, None, world)
     with world.runner() as db:
         db.execute("DELETE FROM messages_out WHERE id IN ('o1', 'o4')")
     dropped: list[str] = []
@@ -80,7 +80,7 @@ def test_a_scheduled_answer_whose_row_is_gone_is_dropped_and_the_others_wait_on(
 
 def test_a_file_that_is_missing_or_another_one_is_no_proof(world: SessionWorld) -> None:
     world.say("o1", deliver_after=NOW + DAY)
-    collect(world.files, MEANS, None, NOW)
+    collect(world.files, MEANS, None, world)
     kept = world.files.folder.outbound_db.read_bytes()
     world.files.folder.outbound_db.unlink()
     assert drop_gone(world.files, 0, 100, NOW) == ([], None)
