@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from daemon.cli.command import add, add_group
-from daemon.cli.deploy_report import FAILED, ROLLED_BACK, next_steps, show_deploy, way_on
+from daemon.cli.daemon_status import daemon_status
+from daemon.cli.deploy_report import FAILED, ROLLED_BACK, next_steps, show_deploy, still, way_on
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
 from daemon.cli.verify_runtime import verify_runtime
 from daemon.core.clock import SystemClock
+from daemon.core.daemon_status import DaemonState
 from daemon.core.deploy_errors import DeployFailedError, DeployRefusedError
-from daemon.core.deploy_verdict import verdict
+from daemon.core.deploy_verdict import verdict, without_daemon
 from daemon.core.errors import DaemonDownError
 from daemon.core.slot_steps import refuse_deploy
 from daemon.core.slots import SlotState, as_json, deploy_on_record, other
@@ -145,7 +147,12 @@ def status(invocation: Invocation) -> Outcome:
     state = read_state(invocation.config.data_dir)
     if state.serving is None:
         Releases(invocation.config.deploy.root)  # says what to set where slots were never used
-    return Outcome(as_json(state), lambda console: show_deploy(console, state))
+    way: tuple[NextAction, ...] = ()
+    goes_on = state.deploy is not None and any(one.status == "running" for one in state.deploy.gates)
+    if state.deploy is not None and goes_on and daemon_status(invocation).state is not DaemonState.UP:
+        state = replace(state, deploy=without_daemon(state.deploy, SystemClock().now_ms()))
+        way = still(state)
+    return Outcome(as_json(state), lambda console: show_deploy(console, state), way)
 
 
 def abort(invocation: Invocation) -> Outcome:

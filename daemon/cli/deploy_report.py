@@ -46,6 +46,15 @@ def next_steps(word: str, state: SlotState) -> tuple[NextAction, ...]:
     )
 
 
+def still(state: SlotState) -> tuple[NextAction, ...]:
+    """Return what to do about a deploy while no daemon answers, which would carry it on."""
+    start = f"systemctl start clawbus@{state.serving}"
+    return (
+        NextAction(start, "no daemon answers: the deploy stands still until this one does"),
+        NextAction("clawbus logs -n 50", "why it ended"),
+    )
+
+
 def show_deploy(console: Console, state: SlotState) -> None:
     """Print which slot serves, and the gates of the last deploy."""
     from daemon.cli.present import pairs, say, table  # noqa: PLC0415
