@@ -39,6 +39,7 @@ _BETWEEN_SESSIONS_S: Final = (
 _DAY_S: Final = 86_400.0
 _SLACK: Final = 30  # a session with unchanged files is checked again after this fraction of the age
 _FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
+_JUMP_MS: Final = 600_000  # ages are not judged by a clock that has just moved by more than this
 _UNDER_WAY_MS: Final = 3_600_000  # a deletion that began less long ago may still remove its folder
 _MIN_FREE_BYTES: Final = 4 * 1024**2
 _MAX_LIVE_BYTES: Final = 64 * 1024**2  # copied under the session's lock, so no more than a second or two of it
@@ -85,6 +86,7 @@ class Retention:
         self._occupied = occupied
         self._look = look
         self._log = structlog.get_logger("retention")
+        self._offset_ms = self._offset()
         self._looked: dict[SessionKey, tuple[_Marks, int]] = {}  # at the last check, and its time (epoch ms)
         self.last = LastPass()
 
@@ -109,7 +111,13 @@ class Retention:
             await anyio.sleep(self._config.interval_s)
 
     async def prune(self) -> LastPass:
-        """Run one pass over everything. Log errors instead of raising them; the next pass continues with the rest."""
+        """Run one pass over everything. Log errors instead of raising them; the next pass continues with the rest.
+
+        A pass that finds the wall clock set forward since the one before takes nothing: the clock may be set right again
+        before the next, and what was deleted by mistake would not come back.
+        """
+        if self._was_set_forward():
+            return self.last
         began, this = self._clock.monotonic(), LastPass(self._clock.now_ms())
         for part in (
             self._prune_sessions, self._expire_sessions, self._prune_incarnations, self._prune_deletions,
@@ -126,6 +134,17 @@ class Retention:
         level("retention_passed", sessions=this.sessions, errors=this.errors, duration_ms=this.duration_ms,
               given_back=this.given_back, **this.taken)  # fmt: skip
         return this
+
+    def _offset(self) -> int:
+        return self._clock.now_ms() - int(self._clock.monotonic() * 1000)
+
+    def _was_set_forward(self) -> bool:
+        """Return whether the wall clock was set forward since the last call. A machine that slept looks the same."""
+        by_ms = self._offset() - self._offset_ms
+        self._offset_ms += by_ms
+        if by_ms > _JUMP_MS:
+            self._log.warning("retention_waits", by_ms=by_ms, error="the clock was set forward")
+        return by_ms > _JUMP_MS
 
     async def _prune_sessions(self, this: LastPass) -> None:
         cutoff = self._cutoff(self._config.messages_s)

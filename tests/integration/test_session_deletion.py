@@ -156,6 +156,26 @@ async def test_sessions_that_nobody_uses_expire_and_those_with_work_stay(tmp_pat
         assert bus.retention.last.taken["expired_sessions"] == 1
 
 
+@pytest.mark.anyio
+async def test_a_clock_that_is_wrong_for_a_minute_deletes_nothing(tmp_path: Path) -> None:
+    kit = BusKit(tmp_path / "data", retention={"idle_sessions_s": 10 * 86_400.0, "mailbox_s": 86_400.0})
+    month = 30 * 86_400
+    async with kit.running() as bus:
+        await kit.rest()
+        folder = kit.root / "sessions" / AGENT / "main"
+        kit.clock.jump(month)
+        await bus.retention.prune()
+        kit.clock.jump(-month)
+        await bus.retention.prune()
+        assert folder.exists()
+        kit.clock.jump(month)
+        await bus.retention.prune()
+        assert folder.exists()
+        assert not bus.retention.last.taken
+        await bus.retention.prune()
+        assert not folder.exists(), "the clock was right"
+
+
 def test_any_tree_is_removed(tmp_path: Path) -> None:
     key, elsewhere = SessionKey("a", "s"), tmp_path / "elsewhere"
     folder = tmp_path / "a" / "s"
