@@ -28,6 +28,8 @@ from daemon.runtimes.spec import (
     LABEL_SESSION,
     labels,
 )
+from schema.errors import InvalidNameError
+from schema.ids import check_name, check_session
 from schema.instants import from_text
 from schema.layout import CONTAINER_AGENT, CONTAINER_HOME, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
 from schema.os_faults import host_error, passes
@@ -205,20 +207,20 @@ def labels_of(details: dict[str, Any]) -> dict[str, str]:
 
 
 def running_of(details: dict[str, Any]) -> Running | None:
-    """Return a Running from `docker inspect`, or None when one of clawbus's labels is missing."""
+    """Return a Running from `docker inspect`, or None when one of clawbus's labels is missing or no name."""
     found = labels_of(details)
     try:
         return Running(
             container_id=details["Id"],
-            agent=found[LABEL_AGENT],
-            session=found[LABEL_SESSION],
+            agent=check_name("agent", found[LABEL_AGENT]),
+            session=check_session(found[LABEL_SESSION]),
             incarnation=found[LABEL_INCARNATION],
             fingerprint=found[LABEL_FINGERPRINT],
             started_at=started_ms(details),
             restarts=restarts_by_itself(details),
             paused=bool(details["State"].get("Paused")),
         )
-    except KeyError:
+    except (KeyError, InvalidNameError):
         return None
 
 

@@ -125,7 +125,13 @@ class Adoption:
             self._terminator.end_extra(found)
             return
         self._log.warning("container_stray", agent=key.agent, session=key.session, container=found.container_id)
-        session = await self._state.sessions.create(key)
+        try:
+            session = await self._state.sessions.create(key)
+        except ClawbusError as error:
+            # Nothing can start for a session that cannot be made, so this container needs no slot; the others do not wait.
+            self._log.warning("stray_session_unusable", agent=key.agent, session=key.session, error=str(error))
+            self._terminator.end_extra(found)
+            return
         if key in self._state.slots:  # a spawn began in the meantime
             self._terminator.end_extra(found)
             return

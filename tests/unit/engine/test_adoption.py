@@ -176,6 +176,18 @@ async def test_a_stray_of_a_session_that_nobody_knows_is_ended(kit: BusKit) -> N
         await until(settled)
 
 
+async def test_a_stray_whose_session_cannot_be_made_holds_nobody_up(kit: BusKit) -> None:
+    container = await one_run(kit)
+    (kit.root / "central.db").unlink()
+    folder = kit.root / "sessions" / AGENT / "main"
+    folder.rename(kit.root / "elsewhere")
+    folder.write_text("not a folder")
+    async with kit.running():
+        await until(lambda: container.exit is not None)
+        await kit.send("other")
+        await kit.started("other")
+
+
 async def test_a_container_that_ended_after_the_listing_is_no_stray(
     kit: BusKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
