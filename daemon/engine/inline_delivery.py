@@ -89,16 +89,12 @@ class InlineDelivery:
         outcomes: list[Outcome] = []
         try:
             results = channel.deliver_inline([outgoing(key, send, None) for send in sends])
-            note_results(outcomes, sends, results or (), means.config.send_timeout_s)
+            note_results(outcomes, sends, begun, results or (), self._clock.now_ms(), means.config.send_timeout_s)
         except Exception:  # noqa: BLE001 - all rows are sent again, and the channel deduplicates those that it took
             structlog.get_logger("delivery").error(
                 "channel_raised", channel=sends[0].address.channel_type, exc_info=True
             )
-        if not outcomes:
-            return []
-        ended_at = self._clock.now_ms()
-        timed = [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
-        return timed + [Outcome(send, sent=False) for send in sends[len(timed) :]]
+        return outcomes and outcomes + [Outcome(send, sent=False) for send in sends[len(outcomes) :]]
 
     def _record(self, session: Session, handed: Mapping[str, HandOver], means: DeliveryContext) -> None:
         open_ones = [one for one in handed.values() if one.dead is None]

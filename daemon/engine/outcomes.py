@@ -13,6 +13,7 @@ from daemon.channels.protocol import DeliveryFailure, Outgoing, Receipt
 from daemon.core.delivery_plan import Send
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.session_key import SessionKey
+from daemon.core.trace import SpanStart
 from daemon.engine.hand_over import Outcome
 from schema.json_text import without_halves
 from schema.os_faults import as_host_error, passes
@@ -46,12 +47,14 @@ def outgoing(key: SessionKey, send: Send, traceparent: str | None) -> Outgoing:
     )
 
 
-def success(send: Send, receipt: object) -> Outcome:
+def success(send: Send, receipt: object, begun: SpanStart, ended_at: int) -> Outcome:
     """Return the outcome of a delivered row. Raise TypeError if the channel returned anything but a Receipt."""
     if not isinstance(receipt, Receipt):
         raise TypeError(f"deliver returned {type(receipt).__name__}, not a Receipt")
     platform_id = None if receipt.platform_message_id is None else str(receipt.platform_message_id)
-    return Outcome(send, sent=True, platform_message_id=platform_id, not_wanted=receipt.not_wanted)
+    return Outcome(
+        send, sent=True, platform_message_id=platform_id, not_wanted=receipt.not_wanted, begun=begun, ended_at=ended_at
+    )
 
 
 def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
@@ -75,14 +78,19 @@ def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
 
 
 def note_results(
-    outcomes: list[Outcome], sends: Sequence[Send], results: Sequence[Receipt | DeliveryFailure], timeout_s: float
+    outcomes: list[Outcome],
+    sends: Sequence[Send],
+    begun: Sequence[SpanStart],
+    results: Sequence[Receipt | DeliveryFailure],
+    ended_at: int,
+    timeout_s: float,
 ) -> None:
     """Append the outcomes of a channel's `deliver_many` to `outcomes`, up to the first failure.
 
     Raise TypeError if a result is neither a receipt nor a delivery error.
     """
-    for send, result in zip(sends, results, strict=False):
-        if isinstance(result, PermanentDeliveryError | TransientDeliveryError):
-            outcomes.append(failure(send, result, timeout_s))
+    for send, start, result in zip(sends, begun, results, strict=False):
+        if isinstance(result, (PermanentDeliveryError, TransientDeliveryError)):
+            outcomes.append(failure(send, result, timeout_s).at(start, ended_at))
             return
-        outcomes.append(success(send, result))
+        outcomes.append(success(send, result, start, ended_at))

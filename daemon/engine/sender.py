@@ -37,19 +37,16 @@ class Sender:
     async def one(self, session: Session, send: Send) -> Outcome:
         """Send one row. An exception of its channel becomes part of the outcome."""
         begun = self._begin(session, send)
-        outcome = await self._try_send(session, send, begun.traceparent)
-        return outcome.at(begun, self._clock.now_ms())
-
-    def _begin(self, session: Session, send: Send) -> SpanStart:
-        return self._tracing.sending(session.key.agent, session.key.session, send.candidate.cause)
-
-    async def _try_send(self, session: Session, send: Send, traceparent: str | None) -> Outcome:
         channel = self._channels[send.address.channel_type]
         try:
             with anyio.fail_after(self._timeout_s):
-                return success(send, await channel.deliver(outgoing(session.key, send, traceparent)))
+                receipt = await channel.deliver(outgoing(session.key, send, begun.traceparent))
+            return success(send, receipt, begun, self._clock.now_ms())
         except Exception as error:  # noqa: BLE001 - a channel's bug must not stop other channels; log it and retry
-            return failure(send, error, self._timeout_s)
+            return failure(send, error, self._timeout_s).at(begun, self._clock.now_ms())
+
+    def _begin(self, session: Session, send: Send) -> SpanStart:
+        return self._tracing.sending(session.key.agent, session.key.session, send.candidate.cause)
 
     async def many(self, session: Session, sends: list[Send]) -> list[Outcome]:
         """Send several rows in one call. Rows without a result are sent again later, which is safe: the channel deduplicates."""
@@ -59,10 +56,12 @@ class Sender:
         try:
             with anyio.fail_after(self._timeout_s):
                 results = await self._many[sends[0].address.channel_type].deliver_many(messages)
-            note_results(outcomes, sends, results, self._timeout_s)
-        except Exception as error:  # noqa: BLE001 - as in a single send; the first row gets the error
-            outcomes.append(failure(sends[len(outcomes)], error, self._timeout_s))
-        # Treat an empty result as a failure: otherwise the channel would be called again at once, forever.
-        outcomes = outcomes or [failure(sends[0], TypeError("deliver_many returned nothing"), self._timeout_s)]
-        ended_at = self._clock.now_ms()
-        return [outcome.at(one, ended_at) for outcome, one in zip(outcomes, begun, strict=False)]
+            note_results(outcomes, sends, begun, results, self._clock.now_ms(), self._timeout_s)
+            # Treat an empty result as a failure: otherwise the channel would be called again at once, forever.
+            error = None if outcomes else TypeError("deliver_many returned nothing")
+        except Exception as raised:  # noqa: BLE001 - as in a single send; the first row without a result gets the error
+            error = raised
+        if error is not None:
+            first = len(outcomes)
+            outcomes.append(failure(sends[first], error, self._timeout_s).at(begun[first], self._clock.now_ms()))
+        return outcomes
