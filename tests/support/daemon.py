@@ -418,7 +418,8 @@ def remove_containers(label: str) -> None:
 
 
 def _read(path: Path, sql: str) -> list[dict[str, Any]]:
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
+    # Not mode=ro: a daemon that was killed in a commit leaves a journal, which the next reader must roll back.
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=5)
     connection.row_factory = sqlite3.Row
     try:
         return [dict(row) for row in connection.execute(sql)]
