@@ -17,7 +17,7 @@ from anyio.abc import TaskStatus
 from pydantic import BaseModel
 
 from daemon.core.answering import Person
-from daemon.core.attachments import Attachment
+from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.routing import EventRefusal, PlaceEvent
@@ -69,6 +69,7 @@ class Incoming:
     note: Mapping[str, object] | None = None  # how the message came here, for its first history row
     relay: str | None = None  # the host's own record of a message between agents; no channel sets it
     files: tuple[Attachment, ...] = ()  # stored in the session; the content gets `attachments`, which names them
+    to_fetch: FilesToFetch | None = None  # further ones; needs a `message_id`, by which a repeat is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class PlaceMessage:
     traceparent: str | None = None
     not_after: int | None = None
     files: tuple[Attachment, ...] = ()
+    to_fetch: FilesToFetch | None = None
 
 
 @dataclass(frozen=True, slots=True)

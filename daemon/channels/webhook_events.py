@@ -12,7 +12,7 @@ from typing import Final, cast
 from daemon.channels.protocol import Incoming, PlaceMessage
 from daemon.channels.webhook_refusals import BodyRefusedError, UnknownHookError
 from daemon.channels.webhook_settings import ANY_SESSION, Hook
-from daemon.core.attachments import Attachment
+from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.place_names import escape, fitted
 from daemon.core.routing import PlaceEvent
 from daemon.core.templates import MissingFieldError, look_up, parse
@@ -39,6 +39,7 @@ class HookRequest:
     traceparent: str | None
     not_after: int | None
     files: tuple[Attachment, ...] = ()
+    to_fetch: FilesToFetch | None = None
 
 
 def message_of(hook: Hook, request: HookRequest) -> Incoming | PlaceMessage:
@@ -56,6 +57,7 @@ def message_of(hook: Hook, request: HookRequest) -> Incoming | PlaceMessage:
         traceparent=request.traceparent,
         not_after=request.not_after,
         files=request.files,
+        to_fetch=request.to_fetch,
     )
 
 
@@ -95,7 +97,7 @@ def _event(hook: Hook, request: HookRequest, values: Mapping[str, object]) -> Pl
     content = {**request.content, "sender": sender} if sender is not None else dict(request.content)
     return PlaceMessage(
         event, content, Address(request.channel, place, thread), hook.kind, request.traceparent, request.not_after,
-        request.files,
+        request.files, request.to_fetch,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ below the session's in/), with the size, media type and digest beside these.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -35,6 +35,14 @@ class Attachment:
 
     name: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FilesToFetch:
+    """Files that a message names by URL. They are fetched only for a new message: for a repeat they may be gone, or others."""
+
+    count: int
+    fetch: Callable[[], Awaitable[tuple[Attachment, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,20 @@ def attached(content: object, message_id: str, files: Sequence[Attachment], medi
     if KEY in fields:
         raise AttachmentError(f'the content has "{KEY}" already.', hint="Leave that key to the files that you attach.")
     return {**fields, KEY: [_entry(message_id, one, true_type(media_type(one.name), one.data)) for one in files]}
+
+
+def is_repeat(content: object, stored: object, files: Sequence[Attachment], fetched: int) -> bool:
+    """Return whether a stored content is this one with its files named: these first, and `fetched` more, whatever they are."""
+    if not isinstance(content, dict) or not isinstance(stored, dict):
+        return False
+    fields = cast("dict[str, object]", stored)
+    named = fields.get(KEY)
+    if not isinstance(named, list) or {**cast("dict[str, object]", content), KEY: named} != fields:
+        return False
+    entries = cast("list[Mapping[str, object]]", named)
+    own = [(one.name, hashlib.sha256(one.data).hexdigest()) for one in files]
+    there = [(one.get("name"), one.get("sha256")) for one in entries[: len(own)]]
+    return len(entries) == len(own) + fetched and there == own
 
 
 def refuse_claimed_paths(content: object) -> None:

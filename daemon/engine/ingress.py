@@ -20,7 +20,7 @@ from daemon.channels.protocol import Accepted, Incoming
 from daemon.config.agents import Agent
 from daemon.core.answer_place import check_address
 from daemon.core.answering import Person
-from daemon.core.attachments import IntakeLimits, attached, check_attachments, refuse_claimed_paths
+from daemon.core.attachments import IntakeLimits, attached, check_attachments, is_repeat, refuse_claimed_paths
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.errors import (
@@ -104,10 +104,15 @@ class Ingress:
                 raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (known: {known}).")
+        known = await self._known(key, incoming)
+        if known is not None:
+            incoming = replace(incoming, content=known, files=(), to_fetch=None)
+        elif incoming.to_fetch is not None:
+            incoming = replace(incoming, files=(*incoming.files, *await incoming.to_fetch.fetch()), to_fetch=None)
         if incoming.files:
             with typed_host_errors("the message's files cannot be taken"):
                 incoming = await anyio.to_thread.run_sync(with_files, incoming, now, self._limits)
-        else:
+        elif known is None:
             refuse_claimed_paths(incoming.content)
         message = replace(check(incoming, now, self._limits.max_content_bytes), traceparent=span.traceparent)
         if message.not_after is None:
@@ -131,6 +136,18 @@ class Ingress:
             kept.known.id, key.agent, key.session, kept.known.seq, kept.duplicate, _address_of(stored),
             state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
         )  # fmt: skip
+
+    async def _known(self, key: SessionKey, incoming: Incoming) -> object:
+        """Return the stored content of a message with files to fetch, if this is a repeat of it, else None."""
+        if incoming.to_fetch is None or incoming.message_id is None:
+            return None
+        try:
+            session = await self._sessions.get(key)
+        except UnknownSessionError:
+            return None
+        row = await session.call(partial(_find, session, incoming.message_id))
+        stored: object = json.loads(row.content) if row is not None else None
+        return stored if is_repeat(incoming.content, stored, incoming.files, incoming.to_fetch.count) else None
 
     async def _answer(self, key: SessionKey, message: MessageIn, reply: Reply, incoming: Incoming) -> Accepted:
         """Record a reply to a question. It becomes no message: the agent gets it as the question's answer."""
@@ -364,6 +381,11 @@ def store(session: Session, message: MessageIn, incoming: Incoming, now: int) ->
     if kept.effective.trigger and (kept.requeued or not kept.duplicate):
         session.files.ring()
     return kept
+
+
+def _find(session: Session, message_id: str) -> MessageIn | None:
+    with session.files.inbound() as db:
+        return messages.find(db, message_id)
 
 
 def _known(db: Writer, known: MessageIn, message: MessageIn, now: int) -> Stored:

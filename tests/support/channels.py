@@ -58,6 +58,9 @@ class Bus:
             raise self.error
         message_id = incoming.message_id or f"made-{len(self.stored)}"
         key = (incoming.agent, incoming.session, message_id)
+        if incoming.to_fetch is not None and key not in self.stored:
+            files = (*incoming.files, *await incoming.to_fetch.fetch())
+            incoming = replace(incoming, files=files, to_fetch=None)
         known = self.stored.setdefault(key, incoming)
         if known.content != incoming.content:
             raise IdConflictError(f"message id {message_id!r} was used for other content.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import anyio
 import pytest
 
 from daemon.channels.protocol import Incoming
+from daemon.channels.webhook_refusals import FileFetchError
+from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.errors import (
+    AttachmentError,
     ContentError,
     IdConflictError,
     MessageError,
@@ -39,6 +43,19 @@ async def kit(tmp_path: Path) -> AsyncGenerator[BusKit]:
     made = BusKit(tmp_path / "data")
     async with made.running():
         yield made
+
+
+class Remote:
+    """A host of files whose links work once. `asked`: how often they were tried."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def fetch(self) -> tuple[Attachment, ...]:
+        self.asked += 1
+        if self.asked > 1:
+            raise FileFetchError("files.example.org answered 503.")
+        return (Attachment("plan.txt", b"first"),)
 
 
 def deep() -> Any:
@@ -427,3 +444,42 @@ async def test_half_a_character_is_named(kit: BusKit) -> None:
     with pytest.raises(ContentError, match=r"half a character \(U\+D800\)") as refused:
         await kit.bus.ingress.accept(Incoming(AGENT, "main", {"text": "a\ud800"}))
     assert "U+FFFD" in refused.value.hint
+
+
+# --- files that are named by URL
+
+
+async def test_a_repeat_is_known_although_its_links_have_expired(kit: BusKit) -> None:
+    """Its sender never got the answer, and sends the same again."""
+    remote, inline = Remote(), Attachment("note.txt", b"mine")
+    incoming = Incoming(
+        AGENT, "main", {"text": "see"}, "m1", address=Address("fake", "room"), files=(inline,),
+        to_fetch=FilesToFetch(1, remote.fetch),
+    )  # fmt: skip
+    first = await kit.bus.ingress.accept(incoming)
+    again = await kit.bus.ingress.accept(incoming)
+    assert (first.duplicate, again.duplicate, again.seq, remote.asked) == (False, True, first.seq, 1)
+    folder = kit.bus.sessions.files_of(SessionKey(AGENT, "main")).folder.inbox / "inbox" / "m1"
+    assert {one.name: one.read_bytes() for one in folder.iterdir()} == {"note.txt": b"mine", "plan.txt": b"first"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"content": {"text": "other"}},
+        {"files": (Attachment("note.txt", b"other"),)},
+        {"files": ()},
+        {"kind": "webhook"},
+        {"content": ["not an object"]},
+    ],
+)  # fmt: skip
+async def test_another_message_under_a_known_id_is_no_repeat(kit: BusKit, changes: dict[str, Any]) -> None:
+    """It is refused, as it is without files."""
+    remote = Remote()
+    incoming = Incoming(
+        AGENT, "main", {"text": "see"}, "m1", address=Address("fake", "room"), files=(Attachment("note.txt", b"mine"),),
+        to_fetch=FilesToFetch(1, remote.fetch),
+    )  # fmt: skip
+    await kit.bus.ingress.accept(incoming)
+    with pytest.raises((IdConflictError, AttachmentError)):
+        await kit.bus.ingress.accept(replace(incoming, to_fetch=FilesToFetch(1, Remote().fetch), **changes))
