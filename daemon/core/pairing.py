@@ -10,7 +10,7 @@ from daemon.core.people import RANK, People, RoleScope, UserRole
 
 ASK_FOR_MS: Final = 24 * 3600 * 1000  # how long a code can be approved
 REFUSED_FOR_MS: Final = 7 * ASK_FOR_MS  # how long a refused sender is not asked about again
-MAX_WAITING: Final = 200
+MAX_WAITING: Final = 200  # strangers of one channel
 _LETTERS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _CODE: Final = 8
 

@@ -235,7 +235,7 @@ class Router:
             ask = partial(people.ask, wanted=wanted)
             known = await self._sessions.central(lambda registry: registry.with_file(ask))
             if known is None:
-                why = f"{MAX_WAITING} strangers wait for an approver already"
+                why = f"{MAX_WAITING} strangers of channel {wanted.channel} wait for an approver already"
                 return replace(refusal, reason=RefusalReason.UNKNOWN_SENDER, why=why)
             if len(self._pairings) > 2 * MAX_WAITING:  # of those that waited, most have expired
                 self._pairings = {

@@ -107,7 +107,7 @@ def pairings(db: Reader, limit: int) -> Sequence[Pairing]:
 
 
 def ask(db: Writer, wanted: Pairing) -> Pairing | None:
-    """Record a request, or return the one of the same that waits. Return None when too many wait."""
+    """Record a request, or return the one of the same that waits. Return None when too many of its channel wait."""
     with db.transaction():
         db.execute(
             "DELETE FROM pairings WHERE (outcome IS NULL AND expires_at <= ?) OR decided_at <= ?",
@@ -119,7 +119,8 @@ def ask(db: Writer, wanted: Pairing) -> Pairing | None:
         )
         if same is not None:
             return _pairing(same)
-        count = db.one("SELECT count(*) AS n FROM pairings WHERE outcome IS NULL")
+        waiting = "SELECT count(*) AS n FROM pairings WHERE outcome IS NULL AND channel = ?"
+        count = db.one(waiting, (wanted.channel,))
         if count is not None and count["n"] >= MAX_WAITING:
             return None
         db.execute(

@@ -1,5 +1,7 @@
 """Strangers, approvers and revoked users, through a whole daemon: who decides is checked, and once is once."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from daemon.core.pairing import ASK_FOR_MS, MAX_WAITING, REFUSED_FOR_MS
 from daemon.core.people_verbs import AddUser, BindUser, DecidePairing, RestoreUser, RevokeUser, SetRole
 from daemon.core.routing import PlaceEvent
 from daemon.core.verb import HostVerb
+from daemon.store import people
 from daemon.store.registry import Registry
 from schema.errors import ClawbusError
 from schema.rows import Address
@@ -118,6 +121,12 @@ async def test_strangers_cannot_fill_the_table(kit: BusKit, monkeypatch: pytest.
         for number in range(3):
             await ask(kit, f"tom{number}")
         assert await reason(kit, "one too many") == "UNKNOWN_SENDER"
+        registry, now = Registry(kit.root / "central.db"), kit.clock.now_ms()
+        [first, *_] = registry.with_file(lambda db: people.open_pairings(db, now))
+        elsewhere = replace(first, code="ELSEWHERE", channel="another")
+        assert registry.with_file(partial(people.ask, wanted=elsewhere)) == elsewhere, (
+            "its strangers do not wait for these"
+        )
 
 
 class Crash(BaseException):
