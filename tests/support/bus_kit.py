@@ -63,8 +63,8 @@ class BusKit:
         """Build a configuration whose periodic work never comes due. `tables` override single keys of each table."""
         base: dict[str, dict[str, Any]] = {
             "runtime": {"kind": "process", "max_containers": 3, "stop_grace_s": 0.05, "kill_confirm_s": 2.0},
-            "sweep": {"interval_s": 3600.0, "full_pass_s": 3600.0, "session_timeout_s": 5.0},
-            "delivery": {"send_timeout_s": 5.0},
+            "sweep": {"interval_s": 3600.0, "full_pass_s": 3600.0, "session_timeout_s": 25.0},
+            "delivery": {"send_timeout_s": 25.0},
             "channels": {"fake": {"type": "fake"}},
         }
         for name, table in tables.items():
