@@ -58,7 +58,8 @@ def test_a_message_and_its_yes_pass_with_every_field(tmp_path: Path) -> None:
         create_session=False, traceparent=f"00-{'a' * 32}-{'b' * 16}-01", not_after=9, stop_late=True,
         files=(Attachment("a.txt", b"\0hi"),),
     )  # fmt: skip
-    defaults, inside = Incoming("", "", None), ("note", "person", "plain", "relay")  # those come from inside
+    defaults = Incoming("", "", None)
+    inside = ("note", "person", "plain", "relay", "to_fetch")  # those come from inside
     assert [
         one.name
         for one in fields(Incoming)
