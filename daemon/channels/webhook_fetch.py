@@ -19,7 +19,7 @@ import httpx
 from daemon.channels.webhook_refusals import BodyRefusedError, FileFetchError
 from daemon.channels.webhook_uploads import NamedUrl
 from daemon.config.egress import split_target
-from daemon.core.attachments import Attachment
+from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.errors import BodyTooLargeError
 from daemon.core.public_addresses import is_public
 from daemon.http.pool import Backend
@@ -71,6 +71,22 @@ class FileFetcher:
                 yield
             finally:
                 self._pool = None
+
+    def later(
+        self, wanted: Sequence[NamedUrl], hosts: Sequence[str], before: Sequence[Attachment]
+    ) -> FilesToFetch | None:
+        """Return the files for `fetch` to get when they are needed, once for all agents of an event. None if there are none."""
+        if not wanted:
+            return None
+        lock, found = anyio.Lock(), list[tuple[Attachment, ...]]()
+
+        async def fetch() -> tuple[Attachment, ...]:
+            async with lock:
+                if not found:
+                    found.append(await self.fetch(wanted, hosts, before))
+            return found[0]
+
+        return FilesToFetch(len(wanted), fetch)
 
     async def fetch(
         self, wanted: Sequence[NamedUrl], hosts: Sequence[str], before: Sequence[Attachment]

@@ -28,7 +28,6 @@ from daemon.channels.webhook_fetch import FileFetcher
 from daemon.channels.webhook_forms import Signed, raw_of, slack_challenge
 from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
 from daemon.channels.webhook_uploads import MULTIPART, Upload, files_in, read_multipart
-from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.clock import Clock
 from daemon.core.errors import BodyTooLargeError
 from daemon.http.connections import TRUSTED
@@ -220,23 +219,9 @@ class WebhookIn:
                 traceparent=request.headers.get("traceparent"),
                 not_after=_not_after(request.headers.get("x-clawbus-not-after")),
                 files=upload.files,
-                to_fetch=self._to_fetch(hook, upload),
+                to_fetch=self._fetcher.later(upload.urls, hook.file_hosts, upload.files),
             ),
         )
-
-    def _to_fetch(self, hook: Hook, upload: Upload) -> FilesToFetch | None:
-        """Return the files that the request names by URL, if any. They are fetched once, for however many agents."""
-        if not upload.urls:
-            return None
-        lock, found = anyio.Lock(), list[tuple[Attachment, ...]]()
-
-        async def fetch() -> tuple[Attachment, ...]:
-            async with lock:
-                if not found:
-                    found.append(await self._fetcher.fetch(upload.urls, hook.file_hosts, upload.files))
-            return found[0]
-
-        return FilesToFetch(len(upload.urls), fetch)
 
     async def _body(self, request: Request) -> bytes:
         """Read the raw body.

@@ -10,7 +10,7 @@ import typer
 
 from daemon.cli.command import add, add_group
 from daemon.cli.daemon_status import daemon_status
-from daemon.cli.deploy_report import FAILED, ROLLED_BACK, next_steps, show_deploy, still, way_on
+from daemon.cli.deploy_report import FAILED, ROLLED_BACK, next_steps, show_deploy, way_on, without_answer
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
 from daemon.cli.output import progress
@@ -147,12 +147,12 @@ def status(invocation: Invocation) -> Outcome:
     state = read_state(invocation.config.data_dir)
     if state.serving is None:
         Releases(invocation.config.deploy.root)  # says what to set where slots were never used
-    way: tuple[NextAction, ...] = ()
+    steps: tuple[NextAction, ...] = ()
     goes_on = state.deploy is not None and any(one.status == "running" for one in state.deploy.gates)
     if state.deploy is not None and goes_on and daemon_status(invocation).state is not DaemonState.UP:
         state = replace(state, deploy=without_daemon(state.deploy, SystemClock().now_ms()))
-        way = still(state)
-    return Outcome(as_json(state), lambda console: show_deploy(console, state), way)
+        steps = without_answer(state)
+    return Outcome(as_json(state), lambda console: show_deploy(console, state), steps)
 
 
 def abort(invocation: Invocation) -> Outcome:

@@ -46,11 +46,11 @@ def next_steps(word: str, state: SlotState) -> tuple[NextAction, ...]:
     )
 
 
-def still(state: SlotState) -> tuple[NextAction, ...]:
-    """Return what to do about a deploy while no daemon answers, which would carry it on."""
-    start = f"systemctl start clawbus@{state.serving}"
+def without_answer(state: SlotState) -> tuple[NextAction, ...]:
+    """Return what to do about a deploy while no daemon answers: none carries it on."""
+    restart = f"systemctl restart clawbus@{state.serving}"  # also starts a unit that is not running
     return (
-        NextAction(start, "no daemon answers: the deploy stands still until this one does"),
+        NextAction(restart, "no daemon answers: the deploy stands still until this one does"),
         NextAction("clawbus logs -n 50", "why it ended"),
     )
 

@@ -108,8 +108,9 @@ def _verdict_problem(
         reasons = _reasons(state.deploy) if state.deploy is not None and breached else []
         why = "; ".join(one.rstrip(".") for one in [*reasons, *(one["reason"] for one in bad)] if one)
         if live is None:
-            unit = f"clawbus@{state.serving}" if state.serving is not None else None
-            fix = f"Start the daemon with `{start_command(unit)}`; `clawbus logs -n 50` says why it ended."
+            slot = state.serving  # restart also starts a unit that is not running
+            start = start_command(None) if slot is None else f"systemctl restart clawbus@{slot}"
+            fix = f"Start the daemon with `{start}`; `clawbus logs -n 50` says why it ended."
         elif breached:
             fix = way_on(state)
         else:

@@ -52,7 +52,8 @@ def error_of(content: str) -> str | None:
 
 def is_runner_error(content: str) -> bool:
     """Return whether the runner wrote this answer in place of the agent's: `error` is an object, as `docs/contract.md` says."""
-    if 'error"' not in content and "\\u" not in content:  # most answers: there is no need to parse them
+    # Most answers do not have the key, plain or escaped. Skip the parser for them.
+    if 'error"' not in content and "\\u" not in content:
         return False
     value = decode(content)
     return isinstance(value, dict) and isinstance(cast("dict[str, object]", value).get("error"), dict)

@@ -84,6 +84,17 @@ class _Findings:
         return [one for one in self.planned if not (isinstance(one, Queue) and one.candidate.state is not None)]
 
     @property
+    def later(self) -> bool:
+        """Whether something waits for a known time, or a recurring series must be rearmed."""
+        judged = self.judged
+        return (
+            _waits(self.decisions)
+            or _ends_occurrence(self.pending, self.settles)
+            or judged.suspect
+            or bool(judged.verdicts)
+        )
+
+    @property
     def queued(self) -> frozenset[str]:
         """The destinations with rows that wait only for their turn."""
         return frozenset(
@@ -107,7 +118,7 @@ def collect(
     their outcomes; those with a receipt are committed as delivered and never intended. If the commit fails or a crash
     prevents it, the rows are new again, and the channel recognises them.
 
-    The clock is read once, after outbound.db was: so nothing that the container did is dated after the host's answer to it.
+    The clock is read once, after outbound.db was: so nothing that the container did is dated after what the host did about it.
 
     Raise ReadRaceError, FileBusyError, HostileFileError, ReadDeadlineError or StorageError; then nothing has changed.
     """
@@ -135,10 +146,7 @@ def collect(
         begun=found.begun,
         endings=ended,
         more=found.batch.more,
-        later=_waits(decisions)
-        or _ends_occurrence(found.pending, found.settles)
-        or judged.suspect
-        or bool(judged.verdicts),
+        later=found.later,
         queued=found.queued,
         verdicts=judged.verdicts,
         asked=tuple(asked),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemon.core.delivery_plan import (
     DeadLetterDecision,
@@ -29,14 +29,8 @@ class Outcome:
     ended_at: int = 0
 
     def at(self, begun: SpanStart, ended_at: int) -> Outcome:
-        """Return the outcome with its times.
-
-        Draining a backlog calls this for every row, and `dataclasses.replace` takes three times as long.
-        """
-        return Outcome(
-            self.send, self.sent, self.platform_message_id, self.error_code, self.error, self.permanent,
-            self.retry_after_s, self.in_doubt, self.not_wanted, begun, ended_at,
-        )  # fmt: skip
+        """Return the outcome with its times."""
+        return replace(self, begun=begun, ended_at=ended_at)
 
 
 @dataclass(slots=True)

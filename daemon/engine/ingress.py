@@ -104,7 +104,7 @@ class Ingress:
                 raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
             known = ", ".join(sorted(self.agents)) or "none"
             raise UnknownAgentError(f"there is no agent {key.agent!r} (known: {known}).")
-        known = await self._known(key, incoming)
+        known = await self._stored_content(key, incoming)
         if known is not None:
             incoming = replace(incoming, content=known, files=(), to_fetch=None)
         elif incoming.to_fetch is not None:
@@ -137,7 +137,7 @@ class Ingress:
             state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
         )  # fmt: skip
 
-    async def _known(self, key: SessionKey, incoming: Incoming) -> object:
+    async def _stored_content(self, key: SessionKey, incoming: Incoming) -> object:
         """Return the stored content of a message with files to fetch, if this is a repeat of it, else None."""
         if incoming.to_fetch is None or incoming.message_id is None:
             return None

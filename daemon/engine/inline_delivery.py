@@ -94,7 +94,9 @@ class InlineDelivery:
             structlog.get_logger("delivery").error(
                 "channel_raised", channel=sends[0].address.channel_type, exc_info=True
             )
-        return outcomes and outcomes + [Outcome(send, sent=False) for send in sends[len(outcomes) :]]
+        if not outcomes:
+            return []
+        return outcomes + [Outcome(send, sent=False) for send in sends[len(outcomes) :]]
 
     def _record(self, session: Session, handed: Mapping[str, HandOver], means: DeliveryContext) -> None:
         open_ones = [one for one in handed.values() if one.dead is None]

@@ -250,7 +250,7 @@ class Router:
 
     async def _store(self, message: PlaceMessage, target: RouteTarget) -> Accepted:
         event, now = message.event, self._clock.now_ms()
-        with_files = bool(message.files) or message.to_fetch is not None
+        has_files = bool(message.files) or message.to_fetch is not None
         at = (target.agent, event.channel, event.place, event.thread or "")
         if target.sticky and not self._directory.was_mentioned(target.agent, event):
             note = partial(store.note_mentioned, at=at, now_ms=now)
@@ -272,7 +272,7 @@ class Router:
                 files=message.files,
                 to_fetch=message.to_fetch,
                 # With files it is more than an answer to a question, which could not keep them.
-                plain=event.text if event.kind is EventKind.MESSAGE and not with_files else None,
+                plain=event.text if event.kind is EventKind.MESSAGE and not has_files else None,
                 person=Person(event.sender if event.verified else None, target.user, target.rank),
                 note={"route": target.route, "sender": event.sender, "user": target.user, "why": target.why},
             )

@@ -39,6 +39,7 @@ _BETWEEN_SESSIONS_S: Final = (
 _DAY_S: Final = 86_400.0
 _SLACK: Final = 30  # a session with unchanged files is checked again after this fraction of the age
 _FIRST_S: Final = 60.0  # a start has better things to do; and a daemon that is restarted every day must get to it
+_AGAIN_S: Final = 900.0  # after a pass that did not trust the clock
 _JUMP_MS: Final = 600_000  # ages are not judged by a clock that has just moved by more than this
 _UNDER_WAY_MS: Final = 3_600_000  # a deletion that began less long ago may still remove its folder
 _MIN_FREE_BYTES: Final = 4 * 1024**2
@@ -107,14 +108,16 @@ class Retention:
         """Run a pass soon after the start and then at every interval, until cancelled."""
         await anyio.sleep(min(_FIRST_S, self._config.interval_s))
         while True:
-            await self.prune()
-            await anyio.sleep(self._config.interval_s)
+            before, passed = self.last, await self.prune()
+            # A pass that waited comes again soon: a laptop that sleeps every night must get to one, whatever the interval.
+            waited = passed is before
+            await anyio.sleep(min(_AGAIN_S, self._config.interval_s) if waited else self._config.interval_s)
 
     async def prune(self) -> LastPass:
         """Run one pass over everything. Log errors instead of raising them; the next pass continues with the rest.
 
-        A pass that finds the wall clock set forward since the one before takes nothing: the clock may be set right again
-        before the next, and what was deleted by mistake would not come back.
+        Delete nothing, and return the pass before, if the wall clock was set forward since then: it may be set right again
+        before the next one, and what was deleted by mistake would not come back.
         """
         if self._was_set_forward():
             return self.last

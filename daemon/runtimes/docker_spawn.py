@@ -207,7 +207,7 @@ def labels_of(details: dict[str, Any]) -> dict[str, str]:
 
 
 def running_of(details: dict[str, Any]) -> Running | None:
-    """Return a Running from `docker inspect`, or None when one of clawbus's labels is missing or no name."""
+    """Return a Running from `docker inspect`, or None when one of clawbus's labels is missing or invalid."""
     found = labels_of(details)
     try:
         return Running(

@@ -91,6 +91,21 @@ async def test_files_are_downloaded_under_clean_names_of_their_own(host: Host) -
     assert host.asked[0] == ("/x/a.txt?key=1", host.place)
 
 
+async def test_the_agents_of_one_event_share_a_download_and_a_failed_one_is_tried_again(host: Host) -> None:
+    made = fetcher()
+    files = made.later([NamedUrl("a.txt", f"http://{host.place}/a.txt")], [host.place], ())
+    gone = made.later([NamedUrl("b", f"http://{host.place}/503")], [host.place], ())
+    assert files is not None
+    assert gone is not None
+    assert made.later([], [host.place], ()) is None
+    async with made.open(ssl.create_default_context()):
+        assert await files.fetch() == await files.fetch() == (Attachment("a.txt", b"first"),)
+        for _ in range(2):
+            with pytest.raises(FileFetchError):
+                await gone.fetch()
+    assert [path for path, _ in host.asked] == ["/a.txt", "/503", "/503"]
+
+
 @pytest.mark.parametrize(
     ("path", "error"),
     [

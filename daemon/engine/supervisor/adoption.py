@@ -128,7 +128,7 @@ class Adoption:
         try:
             session = await self._state.sessions.create(key)
         except ClawbusError as error:
-            # Nothing can start for a session that cannot be made, so this container needs no slot; the others do not wait.
+            # Other sessions do not wait for this one. It needs no slot: `wake` starts nothing beside a container of `extras`.
             self._log.warning("stray_session_unusable", agent=key.agent, session=key.session, error=str(error))
             self._terminator.end_extra(found)
             return

@@ -215,6 +215,10 @@ class Supervisor:
             if self._tell_waiting is not None:
                 await self._tell_waiting(session)
             return False
+        if any((one.agent, one.session) == key for one in self._state.extras.values()):
+            # A container of this session that has no slot is being ended. Starting beside it would count as a failed start.
+            self._schedule.at(key, self._clock.now_ms() + int(self._timings.probe_s * 1000))
+            return False
         try:
             row = await self._sessions.central(lambda registry: registry.session(key))
         except ClawbusError as error:

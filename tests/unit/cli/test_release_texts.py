@@ -96,12 +96,12 @@ def test_a_deploy_that_nobody_ends_is_no_hold(cli: CommandLine, home: Path, root
     (bake,) = [one for one in said.envelope["result"]["gates"] if one["gate"] == "bake"]
     assert (bake["status"], "no daemon answers" in bake["reason"]) == ("fail", True)
     assert "bake: " in said.envelope["error"]["message"]
-    assert said.envelope["fix"].startswith("Start the daemon with `systemctl start clawbus@green`")
+    assert said.envelope["fix"].startswith("Start the daemon with `systemctl restart clawbus@green`")
     assert str(root)
     shown = cli("deploy", "status").envelope
     (bake,) = [one for one in shown["result"]["deploy"]["gates"] if one["name"] == "bake"]
     assert (bake["status"], "no daemon answers" in bake["reason"]) == ("fail", True)
-    assert shown["next_actions"][0]["command"] == "systemctl start clawbus@green"
+    assert shown["next_actions"][0]["command"] == "systemctl restart clawbus@green"
 
 
 def test_without_slots_and_a_daemon_there_is_nothing_that_is_one_source(

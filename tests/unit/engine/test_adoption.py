@@ -177,15 +177,32 @@ async def test_a_stray_of_a_session_that_nobody_knows_is_ended(kit: BusKit) -> N
 
 
 async def test_a_stray_whose_session_cannot_be_made_holds_nobody_up(kit: BusKit) -> None:
+    kit.config = kit.configure(runtime={"max_containers": 9})
     container = await one_run(kit)
+    container.ignores_term = True
+    kit.host.unkillable.add("main")  # it ends when the test says so
     (kit.root / "central.db").unlink()
     folder = kit.root / "sessions" / AGENT / "main"
     folder.rename(kit.root / "elsewhere")
     folder.write_text("not a folder")
     async with kit.running():
-        await until(lambda: container.exit is not None)
         await kit.send("other")
         await kit.started("other")
+        await until(lambda: container.signals[:2] == ["TERM", "KILL"])
+        folder.unlink()  # now it can be made: but the stray still runs
+        await kit.send()
+        await kit.fence()
+
+        def of_main() -> list[str]:
+            kit.advance(1)
+            return [one.id for one in kit.host.containers.values() if one.spec.session == "main"]
+
+        assert of_main() == [container.id]
+        await kit.fence()
+        assert of_main() == [container.id]
+        kit.host.exit_now(container.id, 137)
+        await until(lambda: any(one != container.id for one in of_main()))
+        assert (await kit.row()).spawn_failures == 0
 
 
 async def test_a_container_that_ended_after_the_listing_is_no_stray(

@@ -1,4 +1,4 @@
-"""Containers that carry our labels by another hand: a label that is no name is never taken for one."""
+"""Labels of containers that somebody else may have made: an invalid agent or session name is rejected."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def test_a_container_with_all_labels_is_known() -> None:
     "labels",
     [{"agent": "../../elsewhere"}, {"agent": ""}, {"agent": "a" * 65}, {"session": "a/../b"}, {"session": "\n"}, {"session": ""}],
 )  # fmt: skip
-def test_a_label_that_is_no_name_is_not_taken_for_one(labels: dict[str, str]) -> None:
+def test_an_invalid_name_in_a_label_is_rejected(labels: dict[str, str]) -> None:
     assert running_of(details(**labels)) is None
