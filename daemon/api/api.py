@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Final
 
 import anyio.to_thread
-from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -70,7 +69,7 @@ def build_api(
             route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),
             # A name may hold slashes, so the routes that end in a verb come first.
-            *(route(verb.route, partial(api.execute, TypeAdapter(verb)), "POST") for verb in VERBS),
+            *(route(verb.route, partial(api.execute, verb), "POST") for verb in VERBS),
             route("/v1/sessions/{agent}/{session:path}", api.session),
             route("/v1/dead", api.dead),
             route("/v1/dead/show", api.dead_show),
@@ -201,11 +200,11 @@ class _Handlers:
     async def session(self, request: Request) -> object:
         return await self._operations.session(*session_named(request.path_params))
 
-    async def execute(self, adapter: TypeAdapter[AnyVerb], request: Request) -> object:
+    async def execute(self, verb: type[AnyVerb], request: Request) -> object:
         """Execute a verb. Its values come from the body, the query (operator, reason) and the path (names)."""
         body = await read_body(request, self._max_body_bytes)
         values: dict[str, Any] = {**request.query_params, **request.path_params}
-        return await self._operations.execute(parse_verb(adapter, values, body))
+        return await self._operations.execute(parse_verb(verb, values, body))
 
     async def dead(self, request: Request) -> object:
         query = request.query_params

@@ -16,6 +16,8 @@ from typing import Final
 
 import pytest
 
+from tests.support.source_trees import tree_of
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("schema", "daemon", "container_runner")
 TOOLS: Final = frozenset({"demo", "bench", "tests"})
@@ -117,8 +119,8 @@ class Module:
         return PurePosixPath(self.path).parts[0]
 
 
-def parse(path: str, source: str) -> Module:
-    tree = ast.parse(source, filename=path)
+def parse(path: str, source: str | ast.Module) -> Module:
+    tree = ast.parse(source, filename=path) if isinstance(source, str) else source
     return Module(path=path, tree=tree, imports=tuple(_imports(PurePosixPath(path).parent.parts, tree)))
 
 
@@ -411,7 +413,7 @@ def _rule_name(rule: Rule) -> str:
 def tree() -> tuple[Module, ...]:
     """Every source file of ours, parsed once for all the rules."""
     return tuple(
-        parse(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))
+        parse(file.relative_to(ROOT).as_posix(), tree_of(file))
         for package in OURS
         for file in sorted((ROOT / package).rglob("*.py"))
     )

@@ -11,6 +11,8 @@ from typing import Final
 
 import pytest
 
+from tests.support.source_trees import tree_of
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("schema", "daemon", "container_runner")
 
@@ -85,10 +87,7 @@ def imported(tree: ast.Module, known: Mapping[str, Path]) -> Iterator[str]:
 @pytest.fixture(scope="module", name="files")
 def file_graph() -> Graph:
     known = modules()
-    return {
-        name: frozenset(imported(ast.parse(path.read_text(encoding="utf-8")), known)) - {name}
-        for name, path in known.items()
-    }
+    return {name: frozenset(imported(tree_of(path), known)) - {name} for name, path in known.items()}
 
 
 def package_of(module: str, known: Mapping[str, Path]) -> str:
@@ -218,9 +217,7 @@ def test_a_file_that_a_page_or_a_comment_names_is_there() -> None:
 
 def test_every_package_says_what_it_is_for() -> None:
     silent = [
-        folder
-        for folder in sorted(packages_on_disk())
-        if not ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")))
+        folder for folder in sorted(packages_on_disk()) if not ast.get_docstring(tree_of(ROOT / folder / "__init__.py"))
     ]
     assert silent == []
 
@@ -248,7 +245,7 @@ def too_many_arguments(name: str, tree: ast.Module) -> Iterator[str]:
 
 
 def test_no_part_takes_more_than_eight_arguments() -> None:
-    trees = {name: ast.parse(path.read_text()) for name, path in modules().items()}
+    trees = {name: tree_of(path) for name, path in modules().items()}
     assert [found for name, tree in trees.items() for found in too_many_arguments(name, tree)] == []
 
 
@@ -270,7 +267,7 @@ def test_no_part_starts_work_in_another_part_s_task_group() -> None:
     """A task group is a part's own attribute, or a function's own variable; only the daemon's start passes its own on."""
     found: list[str] = []
     for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 types = [one.annotation for one in node.args.args if one.annotation is not None]
                 found += [f"{name}.{node.name}" for one in types if "TaskGroup" in ast.unparse(one)]

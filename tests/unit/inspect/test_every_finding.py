@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Final
 
+from tests.support.source_trees import tree_of
+
 ROOT: Final = Path(__file__).resolve().parents[3]
 RULES: Final = (
     "host_rules", "session_file_rules", "session_container_rules", "session_message_rules", "run_rules", "route_rules",
@@ -86,7 +88,7 @@ def codes() -> set[str]:
     """The codes that the rules make diagnoses with."""
     found: set[str] = set()
     for name in RULES:
-        tree = ast.parse((ROOT / f"daemon/core/{name}.py").read_text(encoding="utf-8"))
+        tree = tree_of(ROOT / f"daemon/core/{name}.py")
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 place = {"Diagnosis": 0, "_of": 1, "finding": 1, "_about": 2}.get(node.func.id)

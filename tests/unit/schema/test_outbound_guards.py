@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sqlite3
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,13 @@ def good(folder: Path) -> Path:
     return folder / OUTBOUND_DB
 
 
-def descriptors() -> int:
-    gc.collect()  # what earlier tests left to the collector is closed now, and not between two counts
-    return len(list(Path("/proc/self/fd").iterdir()))
+def descriptors() -> dict[str, str]:
+    """What every open descriptor is of. An earlier test's garbage may be closed at any time, which takes some away."""
+    found: dict[str, str] = {}
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            found[link.name] = str(link.readlink())
+    return found
 
 
 def made_by(folder: Path, *statements: str) -> None:
@@ -144,7 +148,7 @@ def test_what_is_no_plain_database_is_refused(out: Path, look: Look, name: str) 
     with pytest.raises(HostileFileError) as refused:
         look(out, LIMITS)
     assert str(out.parent) not in str(refused.value)
-    assert descriptors() == before, "a refusal leaks no descriptor"
+    assert descriptors().items() <= before.items(), "a refusal leaks no descriptor"
 
 
 def test_a_second_name_outside_of_the_containers_folder_is_not_its_doing(out: Path, look: Look) -> None:
@@ -156,7 +160,7 @@ def test_a_second_name_outside_of_the_containers_folder_is_not_its_doing(out: Pa
     reader = look(out, LIMITS)
     assert reader is not None
     reader.close()
-    assert descriptors() == before
+    assert descriptors().items() <= before.items()
 
 
 def test_a_second_name_that_cannot_be_looked_for_is_no_verdict(
@@ -171,7 +175,7 @@ def test_a_second_name_that_cannot_be_looked_for_is_no_verdict(
     before = descriptors()
     with pytest.raises(StorageError):
         look(out, LIMITS)
-    assert descriptors() == before
+    assert descriptors().items() <= before.items()
 
 
 def test_what_is_not_there_yet_is_none(out: Path, look: Look) -> None:

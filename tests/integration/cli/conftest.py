@@ -1,0 +1,5 @@
+"""The command line on a configuration of its own, as a program of its own."""
+
+from tests.support.command_line_home import cli, home, operations
+
+__all__ = ["cli", "home", "operations"]
