@@ -1,4 +1,4 @@
-"""A few odd sessions among hundreds of idle ones: every report finds them, examines all, and opens only what may have changed."""
+"""A few odd sessions among many idle ones: every report finds them, examines all, and opens only what may have changed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.support.idle_sessions import finished, idle, verify
 from tests.support.session_world import SessionWorld
 
 HOUR = 3_600_000
-MANY = 300
+MANY = 120
 FEW = 10
-DEAD, STUCK, GHOST = "s100", "s150", "s200"
+DEAD, STUCK, GHOST = "s040", "s060", "s080"
 
 
 @pytest.fixture(autouse=True)

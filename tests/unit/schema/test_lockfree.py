@@ -2,8 +2,6 @@
 
 import os
 import sqlite3
-import threading
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +11,12 @@ import pytest
 from schema.connect import open_reader
 from schema.errors import ClawbusError, FileBusyError, StorageError, UnusableFileError
 from schema.handles import Reader
-from schema.lockfree import Patience, copy_unlocked, read_unlocked, uses_wal
+from schema.lockfree import Patience, read_unlocked, uses_wal
 from schema.stamp import FileMovedError, StrandedJournalError, check_stamp, take_stamp
 from tests.support.hot_journal import strand_journal
-from tests.support.impatient_writer import LEFT, RIGHT, begin, impatient_writer, outcome, prepare
+from tests.support.impatient_writer import LEFT, RIGHT, prepare
 from tests.support.inngest_server import open_elsewhere
 
-COMMITS = 600
 LARGE = Patience(memory_bytes=0)  # every file is too large for memory
 COPIED = Patience(memory_bytes=0, tries_in_place=0)
 
@@ -42,57 +39,6 @@ def counts(reader: Reader) -> tuple[int, int]:
     return left, right
 
 
-def look(
-    path: Path, read: Callable[[], tuple[int, int]], until: threading.Event
-) -> tuple[list[tuple[int, int]], list[str]]:
-    """Eight readers, each of which reads again and again until the writer is done, and once more after that."""
-    seen: list[tuple[int, int]] = []
-    errors: list[str] = []
-
-    def again() -> None:
-        last = False
-        while not last:
-            last = until.is_set()  # before the read: one that began earlier may lack the last commits
-            try:
-                seen.append(read())
-            except ClawbusError as error:
-                errors.append(f"{error.code}: {error}")
-
-    threads = [threading.Thread(target=again) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert path.exists()
-    return seen, errors
-
-
-def beside_a_writer(
-    path: Path, read: Callable[[], tuple[int, int]], journal: str
-) -> tuple[int, list[tuple[int, int]], list[str]]:
-    done = threading.Event()
-    found: list[tuple[list[tuple[int, int]], list[str]]] = []
-    with impatient_writer(path, COMMITS, journal=journal) as writer:
-        readers = threading.Thread(target=lambda: found.append(look(path, read, done)))
-        begin(writer)
-        readers.start()
-        result = outcome(writer)
-        done.set()
-        readers.join()
-    assert result["made"] + result["failed"] == COMMITS
-    return result["failed"], *found[0]
-
-
-@pytest.mark.parametrize("journal", ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"])
-@pytest.mark.parametrize("patience", [Patience(), LARGE, COPIED], ids=["memory", "in place", "copied"])
-def test_eight_readers_fail_no_commit_and_see_no_half_of_one(path: Path, journal: str, patience: Patience) -> None:
-    failed, seen, errors = beside_a_writer(path, lambda: read_unlocked(path, counts, patience), journal)
-    assert (failed, errors) == (0, [])
-    assert seen
-    assert all(left == right for left, right in seen)
-    assert max(seen) == (COMMITS, COMMITS), "the last look is of the whole file"
-
-
 def test_a_look_that_is_going_on_lets_such_a_writer_commit_and_one_with_a_lock_does_not(path: Path) -> None:
     def commits() -> bool:
         with closing(sqlite3.connect(path, timeout=0)) as db:
@@ -110,20 +56,6 @@ def test_a_look_that_is_going_on_lets_such_a_writer_commit_and_one_with_a_lock_d
     assert read_unlocked(path, work, COPIED)
     with open_reader(path) as reader, reader.snapshot():
         assert not work(reader)
-
-
-def test_a_copy_beside_such_a_writer_is_whole(path: Path, tmp_path: Path) -> None:
-    def copied() -> tuple[int, int]:
-        mine = tmp_path / f"{threading.get_ident()}.db"
-        mine.touch()
-        copy_unlocked(path, mine)
-        with open_reader(mine) as reader:
-            assert reader.all("PRAGMA integrity_check")[0][0] == "ok"
-            return counts(reader)
-
-    failed, seen, errors = beside_a_writer(path, copied, "DELETE")
-    assert (failed, errors) == (0, [])
-    assert all(left == right for left, right in seen)
 
 
 @pytest.mark.parametrize("patience", [LARGE, COPIED, Patience()], ids=["in place", "copied", "memory"])

@@ -1,7 +1,6 @@
 """A look at outbound.db without a lock: no commit of a runner without a busy time-out fails, and no read is torn."""
 
 import sqlite3
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -9,18 +8,17 @@ from pathlib import Path
 import pytest
 
 from schema.connect import open_owner
-from schema.errors import ClawbusError, HostileFileError, ReadRaceError
+from schema.errors import HostileFileError, ReadRaceError
 from schema.handles import Reader
 from schema.layout import OUTBOUND_DB
 from schema.migrate import Role
-from schema.outbound_copy import copy_outbound, open_outbound_copy
+from schema.outbound_copy import open_outbound_copy
 from schema.outbound_file import open_outbound_reader
 from schema.plain_file import ReadLimits
 from tests.support.hot_journal import strand_journal
-from tests.support.impatient_writer import LEFT, RIGHT, begin, impatient_writer, outcome, prepare
+from tests.support.impatient_writer import LEFT, RIGHT, prepare
 from tests.support.inngest_server import open_elsewhere
 
-COMMITS = 400
 LIMITS = ReadLimits()
 
 
@@ -42,49 +40,6 @@ def counts(reader: Reader | None) -> tuple[int, int]:
 
 def look(out: Path) -> tuple[int, int]:
     return counts(open_outbound_copy(out, LIMITS))
-
-
-def copied(out: Path) -> tuple[int, int]:
-    folder = out.parent / str(threading.get_ident())
-    folder.mkdir(exist_ok=True)
-    assert copy_outbound(out, folder / OUTBOUND_DB, LIMITS)
-    return counts(open_outbound_reader(folder, LIMITS))
-
-
-def beside_a_runner(out: Path, read: Callable[[Path], tuple[int, int]]) -> tuple[int, list[tuple[int, int]], list[str]]:
-    done, seen, errors = threading.Event(), list[tuple[int, int]](), list[str]()
-
-    def again() -> None:
-        while not done.is_set():
-            try:
-                seen.append(read(out))
-            except ClawbusError as error:
-                errors.append(error.code)
-
-    threads = [threading.Thread(target=again) for _ in range(8)]
-    with impatient_writer(out / OUTBOUND_DB, COMMITS, pause_every=2) as runner:
-        for thread in threads:
-            thread.start()
-        begin(runner)
-        result = outcome(runner)
-        done.set()
-        for thread in threads:
-            thread.join()
-    seen.append(read(out))
-    assert seen[-1] == (result["made"], result["made"])
-    return result["failed"], seen, errors
-
-
-@pytest.mark.parametrize("read", [look, copied])
-@pytest.mark.parametrize("memory", [16 * 1024 * 1024, 0])
-def test_eight_looks_fail_no_commit_and_see_no_half_of_one(
-    out: Path, read: Callable[[Path], tuple[int, int]], memory: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("schema.outbound_copy._MEMORY_BYTES", memory)
-    failed, seen, errors = beside_a_runner(out, read)
-    assert failed == 0
-    assert all(left == right for left, right in seen)
-    assert set(errors) <= {"READ_RACE"}, "a torn look is a race, and never damage"
 
 
 def commits(out: Path) -> bool:
