@@ -138,11 +138,14 @@ def look(files: SessionFiles) -> Collected:
     return collect(files, means, "incarnation", SystemClock())
 
 
-def runner_look(files: SessionFiles) -> int:
+def runner_of(files: SessionFiles) -> Store:
+    """A runner's access to the session's files. It keeps outbound.db open between looks, as the runner does."""
+    return Store(files.folder.inbox, files.folder.outbox, "incarnation", SystemClock().now_ms)
+
+
+def runner_look(runner: Store) -> int:
     """One look of a runner at what is due: how many messages it claimed."""
-    clock = SystemClock()
-    store = Store(files.folder.inbox, files.folder.outbox, "incarnation", clock.now_ms)
-    batch = store.claim(10, first_poll=False)
+    batch = runner.claim(10, first_poll=False)
     return 0 if batch is None else len(batch.messages)
 
 

@@ -20,6 +20,7 @@ from container_runner.retention import Retention
 from daemon.config.models import Retention as RetentionConfig
 from daemon.store.pruning import prune_messages, prune_receipts
 from daemon.store.session_files import SessionFiles
+from schema.file_pool import FilePool
 from schema.handles import Writer
 from schema.plain_file import ReadLimits
 
@@ -37,7 +38,7 @@ _NOTE: Final = (
 def measure(settings: Settings) -> Result:
     """Fill, prune the runner's file, then the daemon's; the floor's commits are taken in between."""
     rows, batch = settings.count(_HISTORY, 100), RetentionConfig().batch
-    files = SessionFiles(settings.folder / "retention", ReadLimits(max_file_bytes=2**40))
+    files = SessionFiles(settings.folder / "retention", ReadLimits(max_file_bytes=2**40), kept=FilePool(1))
     files.create()
     fill_history(files, rows)
     floor = [commit_times(settings.folder, _COMMITS) for _ in range(_BLOCKS)]

@@ -57,11 +57,13 @@ def place_attachments(folder: SessionFolder, message_id: str, files: Sequence[At
 
 def remove_attachments(db: Reader, folder: SessionFolder, ids: Sequence[str]) -> None:
     """Remove the folders of these messages, except one that another message names: a retry under another id."""
-    going = set(ids)
+    root, going = folder.inbox / INBOX_FILES, set(ids)
+    if not os.path.lexists(root):
+        return  # as in most sessions: no message had a file
     for identity in filter(is_message_id, ids):
-        path = folder.inbox / INBOX_FILES / identity
-        if os.path.lexists(path) and _named_by(db, identity) <= going:
-            remove_any(path)
+        # Strings: a Path for each message costs more than all the rest of a step of retention.
+        if os.path.lexists(f"{root}/{identity}") and _named_by(db, identity) <= going:
+            remove_any(root / identity)
 
 
 def remove_unnamed(db: Reader, folder: SessionFolder, cutoff: int) -> None:

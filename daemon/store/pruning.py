@@ -64,12 +64,8 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
                     ("dead_letters_closed", "id"),
                 ):  # fmt: skip
                     _delete(db, table, key, taken)
-                for chunk in chunks(
-                    taken
-                ):  # an open one is still to be answered, and a message then notifies its agent
-                    db.execute(
-                        f"DELETE FROM questions WHERE outcome IS NOT NULL AND message_id IN ({marks(chunk)})", chunk
-                    )
+                # An open question is still to be answered, and a message then notifies its agent.
+                _delete(db, "questions", "outcome IS NOT NULL AND message_id", taken)
                 note(db, "messages", len(taken), now, cutoff)
     return Step(len(taken), rows[-1]["seq"], done=len(rows) < limit)
 
@@ -284,5 +280,7 @@ def _in_table(db: Reader, table: str, key: str, ids: Sequence[str]) -> set[str]:
 
 
 def _delete(db: Writer, table: str, key: str, ids: Sequence[str]) -> None:
+    if db.one(f"SELECT 1 FROM {table} LIMIT 1") is None:
+        return  # as most tables of most sessions: to look for each id in vain costs as much as to find it
     for chunk in chunks(ids):
         db.execute(f"DELETE FROM {table} WHERE {key} IN ({marks(chunk)})", chunk)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -82,6 +83,8 @@ class SentStore:
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove the copies of these answers."""
+        if not os.path.lexists(self._root):
+            return  # as in most sessions: no answer had a file
         for one in filter(is_message_id, ids):
             self._drop(self._root / one)
 
