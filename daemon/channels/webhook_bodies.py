@@ -1,8 +1,8 @@
-"""Builds the body that is posted to a reply_url: clawbus's own JSON, a chat service's form, or the operator's own. Pure.
+"""Builds the body that is posted to a reply_url: clawbus's own JSON, a chat service's format, or the operator's own. Pure.
 
 Slack: docs.slack.dev/messaging/sending-messages-using-incoming-webhooks. `&`, `<` and `>` are escaped, so that no agent can
-mention a whole channel. Discord: docs.discord.com/developers/resources/webhook. At most 2,000 characters, and no mentions.
-Teams: the Adaptive Card message that a Workflows webhook takes.
+mention a whole channel. Discord: docs.discord.com/developers/resources/webhook. It takes at most 2,000 characters; mentions
+are switched off. Teams: the Adaptive Card message that a Workflows webhook takes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_PARTS: Final = 100
 
 
 def clawbus_body(message: Outgoing) -> object:
-    """Return the answer with everything that is known about it. It is the same on every attempt."""
+    """Return clawbus's own format. It is the same on every attempt. Raise PermanentDeliveryError if the content is not JSON."""
     return {
         "id": message.message_out_id,
         "in_reply_to": message.in_reply_to,
@@ -40,14 +40,14 @@ def clawbus_body(message: Outgoing) -> object:
 
 
 def slack_body(message: Outgoing) -> object:
-    """Return what Slack's and Mattermost's incoming webhooks take."""
+    """Return the format of Slack's and Mattermost's incoming webhooks."""
     text = text_of(message.content).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     thread = message.address.thread_id
     return {"text": text} if thread is None else {"text": text, "thread_ts": thread}
 
 
 def discord_body(message: Outgoing) -> object:
-    """Return what Discord's webhooks take. A text over the limit is cut, with a note; the session keeps the whole text."""
+    """Return the format of Discord's webhooks. Cut a text over the limit and say so in it; the session keeps the whole text."""
     text = text_of(message.content)
     if len(text) > DISCORD_LIMIT:
         note = f"\n[cut: {len(text)} characters; the whole answer is {message.message_out_id}]"
@@ -56,7 +56,7 @@ def discord_body(message: Outgoing) -> object:
 
 
 def teams_body(message: Outgoing) -> object:
-    """Return what a Teams workflow for webhooks takes."""
+    """Return the format of a Teams workflow for webhooks."""
     card = {
         "type": "AdaptiveCard",
         "version": "1.4",
@@ -74,12 +74,15 @@ FORMATS: Final[Mapping[str, Callable[[Outgoing], object]]] = MappingProxyType(
 
 
 def check_body(body: object) -> None:
-    """Raise ValueError if an operator's body cannot be filled: an invalid template, too many levels or values."""
+    """Raise ValueError if an operator's body has an invalid template, an unknown field, or too many levels or values."""
     _walk(body, _checked, 0, [0])
 
 
-def made_body(body: Mapping[str, Any], message: Outgoing) -> object:
-    """Return the operator's body with its templates filled. A field without a value becomes an empty text."""
+def operator_body(body: Mapping[str, Any], message: Outgoing) -> object:
+    """Return the operator's body with its templates filled. A template that names a missing value becomes an empty text.
+
+    Raise PermanentDeliveryError if the content is not JSON.
+    """
     values = {
         "text": text_of(message.content), "agent": message.agent, "session": message.session,
         "id": message.message_out_id, "in_reply_to": message.in_reply_to, "kind": message.kind,
@@ -123,9 +126,9 @@ def _checked(text: str) -> str:
 
 
 def _walk(value: object, text: Callable[[str], str], depth: int, seen: list[int]) -> object:
-    """Return a copy with every string passed through `text`. Raise ValueError for too many levels or values.
+    """Return a copy with every string replaced by `text(string)`. Raise ValueError for too many levels or values.
 
-    `seen` holds one number: how many values were visited.
+    `seen` is a counter in a list of one: how many values were visited.
     """
     seen[0] += 1
     if depth > _MAX_DEPTH or seen[0] > _MAX_PARTS:

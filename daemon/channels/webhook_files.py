@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from daemon.channels.protocol import Outgoing
-from daemon.channels.webhook_bodies import FORMATS, encoded, made_body
+from daemon.channels.webhook_bodies import FORMATS, encoded, operator_body
 from daemon.channels.webhook_settings import Hook
 from daemon.core.content import decode, text_of
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
@@ -62,7 +62,7 @@ def made_post(hook: Hook, message: Outgoing) -> Post:
 
 def _body(hook: Hook, message: Outgoing) -> object:
     make: Callable[[Outgoing], object] | None = FORMATS.get(hook.reply_format)
-    return make(message) if make is not None else made_body(hook.reply_body or {}, message)
+    return make(message) if make is not None else operator_body(hook.reply_body or {}, message)
 
 
 def _noted(message: Outgoing, *, sent: bool) -> Outgoing:

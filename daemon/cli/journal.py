@@ -1,4 +1,4 @@
-"""Reads the daemon's events from the systemd journal with journalctl(1). Read-only; raises ClawbusError where there is none."""
+"""Reads the daemon's events from the systemd journal with journalctl(1). Raises JournalError where it cannot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAM: Final = "journalctl"
 
 
 def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list[bytes]:
-    """Return the last `count` wanted events of a unit as lines of JSON, oldest first."""
+    """Return the last `count` events of a systemd unit for which `wanted` is true, as JSON lines, oldest first."""
     found: list[bytes] = []
     if count <= 0:
         return found
@@ -31,12 +31,13 @@ def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list
 
 
 def follow_entries(unit: str) -> Iterator[bytes]:
-    """Yield new events as lines of JSON, without end."""
+    """Yield a systemd unit's new events as JSON lines. Never end by itself."""
     with _lines(unit, "--follow", "--lines=0") as lines:
         yield from lines
 
 
 def _event(line: bytes) -> bytes | None:
+    """Return the daemon's event in a line of journalctl's output, as a JSON line. None if the line holds none."""
     try:
         entry: object = json.loads(line)
     except (ValueError, RecursionError):
@@ -47,6 +48,7 @@ def _event(line: bytes) -> bytes | None:
 
 @contextmanager
 def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
+    """Run journalctl and give its events as JSON lines. Terminate it if the caller stops before the end."""
     command = [PROGRAM, f"--unit={unit}", "--output=json", "--all", "--no-pager", "--quiet", *options]
     try:
         process = subprocess.Popen(
@@ -61,7 +63,7 @@ def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
         yield (event for line in process.stdout if (event := _event(line)) is not None)
         ended = True
     finally:
-        whole = ended and not process.stdout.read(1)
+        whole = ended and not process.stdout.read(1)  # the caller has read all output; only then the exit code counts
         process.stdout.close()
         if not whole:
             process.terminate()

@@ -1,7 +1,7 @@
-"""Decides which folders of the host an agent's table may mount, and where. Pure but for the resolution of links.
+"""Decides which paths of the host an agent may mount, and where. Its only I/O is resolving symbolic links.
 
-A mount must not give a container what makes it the host's master: the data folder (every session's files, the control
-socket) or the socket of the Docker engine.
+A mount must not give a container control of the host. So it may not expose the data folder (every session's files, the
+control socket) or a container engine's socket.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from schema.layout import CONTAINER_GATE, CONTAINER_SECRETS, CONTAINER_WORKSPACE
 
-# What every container has, or what its own system needs. Nothing may be mounted over, into or above these.
+# clawbus mounts these, or the system in the container needs them. No mount may lie over, inside or above one of them.
 _TAKEN: Final = tuple(
     PurePosixPath(path)
     for path in (
@@ -28,25 +28,25 @@ _SOCKET_NAMES: Final = ("docker.sock", "podman.sock", "containerd.sock")
 
 
 class MountTable(Protocol):
-    """[[agents.NAME.mounts]]: the keys that are checked here."""
+    """An entry of [[agents.NAME.mounts]]: the keys that this module checks."""
 
     @property
     def source(self) -> str:
-        """A path of the host."""
+        """The path on the host."""
         ...
 
     @property
     def target(self) -> str:
-        """A path in the container."""
+        """The path in the container."""
         ...
 
 
 class AgentTable(Protocol):
-    """[agents.NAME]: the keys that are checked here."""
+    """[agents.NAME]: the keys that this module checks."""
 
     @property
     def mounts(self) -> Sequence[MountTable]:
-        """Its mounts."""
+        """The agent's mounts."""
         ...
 
     @property
@@ -56,23 +56,23 @@ class AgentTable(Protocol):
 
     @property
     def env(self) -> Mapping[str, str]:
-        """Its variables."""
+        """The environment variables that the table itself sets."""
         ...
 
     @property
     def env_file(self) -> str:
-        """A file of variables."""
+        """The path of a file with environment variables, or an empty text."""
         ...
 
     @property
     def secret_file(self) -> Mapping[str, str]:
-        """Secrets' names and files."""
+        """{name of a secret: path of its file on the host}."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class HostPlaces:
-    """Paths that no container may see. `docker_host` is the engine's address; `sockets` are of this daemon."""
+    """Paths that no container may see. `docker_host` is the engine's address; `sockets` are this daemon's own."""
 
     data_dir: Path
     docker_host: str
@@ -80,7 +80,10 @@ class HostPlaces:
 
 
 def agent_faults(name: str, agent: AgentTable, places: HostPlaces, *, mountable: bool) -> Iterator[str]:
-    """Yield what is wrong with an agent's mounts, secrets and environment file, each with its key."""
+    """Yield an error text, which begins with the key, for each fault in an agent's mounts, secrets or environment file.
+
+    `mountable`: whether the runtime can mount at all.
+    """
     if agent.mounts and not mountable:
         yield f"agents.{name}.mounts: the runtime `process` has no mounts; name the host's path in the command"
     for number, mount in enumerate(agent.mounts):
@@ -99,7 +102,7 @@ def agent_faults(name: str, agent: AgentTable, places: HostPlaces, *, mountable:
 
 
 def source_fault(source: str, places: HostPlaces) -> str | None:
-    """Return why this path of the host may not be mounted, or None. Follow links: what counts is what a container would see."""
+    """Return why this path of the host may not be mounted, or None. Judge the path that its symbolic links lead to."""
     if not source.startswith("/"):
         return "must be an absolute path"
     real = Path(source).resolve()
@@ -111,7 +114,7 @@ def source_fault(source: str, places: HostPlaces) -> str | None:
     named = (Path(host.removeprefix("unix://")),) if host.startswith("unix://") else ()
     for socket in (*_ENGINE_SOCKETS, *named, *places.sockets):
         if socket.resolve().is_relative_to(real):
-            return f"must not contain the socket {socket}, which makes its holder the host's master"
+            return f"must not contain the socket {socket}, which gives its holder control of the host"
     return None
 
 
@@ -119,10 +122,10 @@ def _target_fault(agent: AgentTable, number: int) -> str | None:
     target = agent.mounts[number].target
     path = PurePosixPath(target)
     if not path.is_absolute() or ".." in path.parts or str(path) != target.rstrip("/"):
-        return "must be an absolute path without `..` and doubled slashes"
+        return "must be an absolute path without `..` or doubled slashes"
     taken = next((one for one in _TAKEN if _overlap(path, one)), None)
     if taken is not None:
-        return f"overlaps {taken}, which the container has already"
+        return f"overlaps {taken}, which the container already has"
     if agent.runner and path.is_relative_to(CONTAINER_WORKSPACE):
         return f"must not lie in {CONTAINER_WORKSPACE}, which is read-only for an agent with a `runner`"
     if any(PurePosixPath(other.target) == path for other in agent.mounts[:number]):

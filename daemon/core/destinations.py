@@ -1,7 +1,7 @@
-"""Decides where an agent may write in addition to the place that a message came from: the host's list of destinations. Pure.
+"""Lists an agent's destinations: where it may write besides the place that a message came from. Pure.
 
-The operator's own tables come first, then each exact place that a route sends to this agent, under the route's name. A
-place of a route that ends in `*` has no name of its own: its sessions answer where they were asked.
+The destinations that the operator configured come first. After them, each route to this agent adds its place under the
+route's name. A route whose place ends in `*` adds none: it names many places, and its sessions answer where they were asked.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Final
 from daemon.core.routing import ANYWHERE, Route
 
 AGENT_CHANNEL: Final = "agent"  # the channel name of addresses that are agents; no channel may be configured with it
-MAX_DESTINATIONS: Final = 500  # for one agent, as each session stores the whole list
+MAX_DESTINATIONS: Final = 500  # for one agent: each of its sessions stores the whole list
 
 
 class DestinationSource(StrEnum):
-    """Where a destination of the host's list comes from."""
+    """What put a destination on the list."""
 
     CONFIG = "config"
     ROUTE = "route"
-    OWN = "own"  # the place that the session was routed from
+    OWN = "own"  # the place whose messages a route sends to this session
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,10 @@ class NamedPlace:
 def destinations_of(
     agent: str, listed: Sequence[NamedPlace], routes: Iterable[Route], *, from_routes: bool = True
 ) -> tuple[NamedPlace, ...]:
-    """Return where the agent may write, each address and each name once, at most MAX_DESTINATIONS."""
+    """Return the agent's destinations, at most MAX_DESTINATIONS, with no name twice. A route to a listed address adds nothing.
+
+    `listed`: what the operator configured. Without `from_routes`, routes add nothing.
+    """
     found = {one.name: one for one in listed[:MAX_DESTINATIONS]}
     there = {one.address for one in listed}
     own = (one for one in routes if one.agent == agent and not one.place.endswith(ANYWHERE))

@@ -1,7 +1,7 @@
-"""Schedules a series' next occurrence, in the same transaction that ends the last one.
+"""Stores the next message of a series (messages with a `recurrence`) in the transaction that ends the previous one.
 
-The next time is computed from the scheduled time, so a late run does not shift the series; times that have already passed
-are skipped. The new row's id is derived from the series and the time, so a series cannot fork.
+The next time is computed from the scheduled time, so a late run does not shift the series. Times that have already passed
+are skipped. The new id is derived from the series and the time, so one time never gets two messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from schema.rows import MessageIn, MessageStatus
 
 
 def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) -> list[MessageIn]:
-    """Insert each series' next occurrence and clear the finished row's recurrence. Call inside a transaction."""
+    """Insert each series' next occurrence and clear the finished row's recurrence. Call inside a transaction.
+
+    `now` is in epoch milliseconds; cron expressions are read in `timezone`, an IANA name. Return the new rows.
+    """
     armed: list[MessageIn] = []
     for message in finished:
         accepted = from_text(message.timestamp)
@@ -55,16 +58,16 @@ def rearm(db: Writer, finished: Sequence[MessageIn], now: int, timezone: str) ->
 
 
 def _expiry(message: MessageIn, scheduled: int | None, instant: int) -> int | None:
-    """Return the new occurrence's expiry: as long after its time as the previous one's. None if that one never expires."""
+    """Return when the new occurrence expires: as long after its time as the previous one did. None if that one never did."""
     if message.not_after is None or scheduled is None:
         return None
     return instant + max(0, message.not_after - scheduled)
 
 
 def free_occurrence(db: Reader, series: str, instant: int) -> tuple[str, bool]:
-    """Return the id of an occurrence, and whether it is stored already.
+    """Return the id of a series' occurrence at this time (epoch milliseconds), and whether it is already stored.
 
-    A sender may choose any id, also this one. Such a message does not belong to the series, and replaces no occurrence.
+    A sender may have used this id for a message outside the series. The occurrence then gets the next free `ID+rN`.
     """
     identity, number = occurrence_id(series, instant), 0
     candidate = identity
@@ -77,7 +80,7 @@ def free_occurrence(db: Reader, series: str, instant: int) -> tuple[str, bool]:
 
 
 def occurrence_id(series: str, instant: int) -> str:
-    """Return the id of an occurrence: the same at any time. It has at most 200 characters; long series ids must not collide."""
-    if len(series) > 150:
+    """Return the id of an occurrence, always the same for the same series and time, with at most 200 characters."""
+    if len(series) > 150:  # the digest keeps two long series ids with the same beginning apart
         series = f"{series[:117]}-{sha256(series.encode()).hexdigest()[:32]}"
     return f"{series}@{instant}"

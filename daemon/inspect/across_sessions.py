@@ -1,4 +1,4 @@
-"""Reads rows out of many sessions' inbound.db for one list. A file that cannot be read is one line among the errors."""
+"""Collects rows from many sessions' inbound.db into one list. An unreadable file adds an error and stops nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from schema.layout import SessionFolder
 def visit_sessions(
     keys: Collection[Key], clock: Clock, deadline: float, visit: Callable[[Key], None]
 ) -> tuple[int, list[dict[str, str]]]:
-    """Call `visit` for each session until the deadline, in monotonic seconds.
+    """Call `visit` for each session until the deadline (monotonic seconds).
 
-    Return how many were not visited, and {agent, session, error} of those whose files could not be read.
+    Return how many sessions were not visited, and {agent, session, error} for each whose files could not be read, at most
+    MAX_LISTED of them.
     """
     errors: list[dict[str, str]] = []
     for number, key in enumerate(keys):
@@ -41,10 +42,10 @@ def read_across_sessions(
     *,
     agent: str | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read every session's inbound.db, or those of one agent, or that of one. Return what was found, and {total, not_examined, errors}.
+    """Read the inbound.db of every session, of one agent's sessions, or of one session, for at most `budget_s` seconds.
 
-    `read` returns rows and how many there are in all; each row gets its agent and session. Raise UnknownSessionError,
-    DataFolderError, RegistryGoneError.
+    `read` returns a session's rows, perhaps not all, and how many it has. Return all rows, each with its agent and session,
+    and {total, not_examined, errors}. Raise UnknownSessionError, DataFolderError or RegistryGoneError.
     """
     deadline = clock.monotonic() + budget_s
     with open_registry(data_dir) as central:

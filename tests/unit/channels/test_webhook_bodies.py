@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.channels.protocol import Incoming, PlaceMessage
-from daemon.channels.webhook_bodies import DISCORD_LIMIT, FORMATS, encoded, made_body
+from daemon.channels.webhook_bodies import DISCORD_LIMIT, FORMATS, encoded, operator_body
 from daemon.channels.webhook_events import HookRequest, hook_of, is_wanted, message_of
 from daemon.channels.webhook_refusals import BodyRefusedError
 from daemon.channels.webhook_settings import Hook
@@ -126,7 +126,7 @@ def test_a_long_text_is_cut_where_the_service_takes_no_more_and_says_so() -> Non
 
 def test_a_body_of_the_operator_s_is_filled() -> None:
     body = {"to": ["{place}"], "msg": {"md": "*{agent}*: {text}", "id": "{content.ref}"}, "n": 1}
-    assert json.loads(encoded(made_body(body, outgoing(place="gh:x")))) == {
+    assert json.loads(encoded(operator_body(body, outgoing(place="gh:x")))) == {
         "to": ["gh:x"], "msg": {"md": "*a*: hello", "id": ""}, "n": 1,
     }  # fmt: skip
 

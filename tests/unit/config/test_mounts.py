@@ -1,4 +1,4 @@
-"""What an agent's table may mount: never what makes a container the host's master, and never over its own folders."""
+"""What an agent's table may mount: never what gives a container control of the host, and never over its own folders."""
 
 from pathlib import Path
 
