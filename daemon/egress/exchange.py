@@ -1,4 +1,4 @@
-"""Carries out one request at the gate: decides, adds the secret, passes both bodies on as they arrive."""
+"""Carries out requests at the gate: checks each one, adds the secret, and passes both bodies on as they arrive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a request. `code` is None where the target answered in full, whatever its status."""
+    """The result of a request. `code` is the refusal's error code, or None where the target answered in full, with any status.
+
+    `admitted`: the budget allowed the request. `usage`: the tokens that it cost.
+    """
 
     method: str
     target: Target | None = None
@@ -48,9 +51,9 @@ class Exchanges:
         self._silence_s = silence_s
 
     async def carry_out(self, agent: str, client: Client, request: h11.Request, outcome: Outcome) -> bool:
-        """Carry out one request and note what became of it. Return whether the connection can carry another one.
+        """Carry out one request and fill in `outcome`. Return whether the connection can carry another request.
 
-        Raise ClientGoneError when the container does not wait for the answer.
+        Send a refusal to the client; do not raise it. Raise ClientGoneError when the container hangs up before the answer ends.
         """
         api = "plain"
         try:
@@ -78,7 +81,7 @@ class Exchanges:
         return self._rules.proxied(agent, request.target)
 
     async def _while_wanted(self, client: Client, request: h11.Request, target: Target, outcome: Outcome) -> bool:
-        """Pass the request on until it is done or the container hangs up: then the target stops working on it, too."""
+        """Pass the request on. If the container hangs up, drop the connection to the target, so that it stops working, too."""
         with client.watched():
             return await self._pass_on(client, request, target, outcome)
         raise ClientGoneError  # the block was cancelled
@@ -94,7 +97,7 @@ class Exchanges:
                 async for _ in body:
                     pass
             costs = _costs_tokens(request, target)
-            meter = Meter(stream=False) if costs else None  # until the answer's head says what it is
+            meter = Meter(stream=False) if costs else None  # the answer's head decides below which meter it needs
             whole = False
             try:
                 async with self._upstream.request(
@@ -111,7 +114,7 @@ class Exchanges:
                             await client.piece(piece)
                     whole = True
             except (UpstreamError, PrivateTargetError):
-                meter = meter if outcome.status else None  # nothing was asked of a target that was not reached
+                meter = meter if outcome.status else None  # a target that sent no head is taken to have done no work
                 raise
             finally:
                 if meter is not None:
@@ -119,10 +122,10 @@ class Exchanges:
         return await client.end()
 
     async def _tunnel(self, client: Client, target: Target, outcome: Outcome) -> bool:
-        """Join both sides until one of them ends or both are silent. Nothing in it can be read here."""
+        """Copy bytes between container and target until one side ends, or both are silent for `silence_s`. Do not look at them."""
         stream = await self._upstream.connect(target)
         try:
-            ahead = await client.switch()
+            ahead = await client.switch()  # what the client has already sent into the tunnel
             outcome.status = 200
             with anyio.CancelScope(deadline=anyio.current_time() + self._silence_s) as silence:
                 async with anyio.create_task_group() as tasks:
@@ -137,6 +140,8 @@ class Exchanges:
 
 @dataclass(frozen=True, slots=True)
 class _Tunnel:
+    """Both directions of a tunnel. `silence` is the scope that ends it at a deadline; each copied piece postpones that."""
+
     client: Client
     stream: httpcore.AsyncNetworkStream
     silence: anyio.CancelScope
@@ -148,7 +153,7 @@ class _Tunnel:
         piece = ahead or await self.client.receive()
         try:
             while piece:
-                self._heard()
+                self._postpone()
                 await self.stream.write(piece, self.silence_s)
                 piece = await self.client.receive()
         except (httpcore.NetworkError, httpcore.TimeoutException):
@@ -159,23 +164,24 @@ class _Tunnel:
         """Copy from the target to the container."""
         try:
             while piece := await self.stream.read(_PIECE, None):
-                self._heard()
+                self._postpone()
                 await self.client.send(piece)
         except (httpcore.NetworkError, httpcore.TimeoutException, ClientGoneError):
             pass
         self.both.cancel()
 
-    def _heard(self) -> None:
+    def _postpone(self) -> None:
         self.silence.deadline = anyio.current_time() + self.silence_s
 
 
 def _costs_tokens(request: h11.Request, target: Target) -> bool:
+    """Return whether the request asks a model for an answer."""
     path = target.path.partition(b"?")[0].decode("ascii", "replace")
     return target.route is not None and target.route.api != "plain" and is_model_call(request.method.decode(), path)
 
 
 def _meter_of(response: httpcore.Response) -> Meter | None:
-    """Return what counts an answer; an error costs nothing."""
+    """Return the meter that counts an answer's tokens. None for an error or a redirect, which cost nothing."""
     if response.status >= 300:
         return None
     kinds = [value for name, value in response.headers if name.lower() == b"content-type"]

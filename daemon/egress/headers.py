@@ -1,4 +1,7 @@
-"""Selects the headers that pass the gate in each direction (RFC 9110, section 7.6.1: hop-by-hop headers end here). Pure."""
+"""Selects the headers that pass the gate in each direction. Pure.
+
+The gate drops hop-by-hop headers, as RFC 9110, section 7.6.1, requires of a proxy.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,18 @@ _HOP_BY_HOP: Final = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings",
     }
 )  # fmt: skip
-# A client that was given no key sends a placeholder in one of these.
+# A client without a key of its own sends a placeholder in one of these. On a route the gate drops them.
 _CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie"})
-_ABOUT_THE_WAY: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
+_ADDED_BY_PROXIES: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
 
 
 def request_headers(
     headers: Iterable[tuple[bytes, bytes]], target: Target, secret: tuple[bytes, bytes] | None
 ) -> Headers:
-    """Return what the target gets: our Host, the secret, and the client's headers that are neither ours nor the hop's.
+    """Return what the target gets: our Host, the secret's header, and those of the client's headers that may pass.
 
-    The framing headers (Content-Length, or Transfer-Encoding: chunked) come from the parsed request and stay.
+    `secret` is a header's name, in lower case, and its value. Content-Length or Transfer-Encoding stays, so that the body
+    is framed as the client framed it.
     """
     given = [(name.lower(), value) for name, value in headers]
     dropped = _HOP_BY_HOP | _named_by_connection(given) | {b"host", b"expect"}
@@ -36,19 +40,23 @@ def request_headers(
         dropped |= {b"accept-encoding"}
     if secret is not None:
         dropped |= {secret[0]}
-    kept = [pair for pair in given if pair[0] not in dropped and not pair[0].startswith(_ABOUT_THE_WAY)]
+    kept = [pair for pair in given if pair[0] not in dropped and not pair[0].startswith(_ADDED_BY_PROXIES)]
     if any(name == b"transfer-encoding" for name, _ in given):
         kept = [pair for pair in kept if pair[0] != b"content-length"]
         kept.append((b"transfer-encoding", b"chunked"))
     if target.route is not None and target.route.api != "plain":
-        kept.append((b"accept-encoding", b"identity"))  # usage is read from the answer as it passes
+        kept.append((b"accept-encoding", b"identity"))  # the meter cannot read a compressed answer
     return [(b"host", _host(target)), *kept, *((secret,) if secret is not None else ())]
 
 
 def response_headers(
     headers: Iterable[tuple[bytes, bytes]], target: Target, secret: tuple[bytes, bytes] | None
 ) -> Headers:
-    """Return what the client gets. A redirect stays on its route, and one to another host loses its Location."""
+    """Return what the client gets. Drop every header that contains the secret's value.
+
+    On a route, rewrite a redirect to the path that the container uses. If it leads off the route, replace the Location by
+    `x-clawbus-egress: removed-location`.
+    """
     given = [(name.lower(), value) for name, value in headers]
     dropped = _HOP_BY_HOP | _named_by_connection(given)
     if any(name == b"transfer-encoding" for name, _ in given):
@@ -66,7 +74,7 @@ def response_headers(
 
 
 def _location(value: bytes, target: Target) -> bytes | None:
-    """Return the address as the container reaches it; None if it is not on this route."""
+    """Return a Location as the container must request it, or None if the route does not cover it."""
     route = target.route
     try:
         parts = urlsplit(value.decode("ascii"))
@@ -80,7 +88,7 @@ def _location(value: bytes, target: Target) -> bytes | None:
         if (parts.scheme or route.scheme, host, wanted) != (route.scheme, route.host, route.port):
             return None
     elif not value.startswith(b"/"):
-        return value  # relative to the request's own path, which has the route in front
+        return value  # relative to the path of the request, which begins with the route's name
     if not parts.path.startswith(f"{route.base}/"):
         return None
     query = f"?{parts.query}" if parts.query else ""
@@ -89,8 +97,8 @@ def _location(value: bytes, target: Target) -> bytes | None:
 
 def _host(target: Target) -> bytes:
     name = f"[{target.host}]" if ":" in target.host else target.host
-    usual = {"https": 443, "http": 80}.get(target.scheme)
-    return (name if target.port == usual else f"{name}:{target.port}").encode("ascii")
+    default = {"https": 443, "http": 80}.get(target.scheme)
+    return (name if target.port == default else f"{name}:{target.port}").encode("ascii")
 
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
@@ -99,6 +107,6 @@ def _named_by_connection(headers: Headers) -> frozenset[bytes]:
         for name, value in headers
         if name == b"connection"
         for token in value.split(b",")
-        # Naming Content-Length here is an attempt to make the two sides disagree about the body's length.
+        # A client that names Content-Length here wants us and the target to disagree about where the body ends.
         if token.strip().lower() not in {b"content-length", b"host"}
     )

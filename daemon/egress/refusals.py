@@ -1,4 +1,4 @@
-"""The reasons for which the gate refuses a request, with the HTTP status and body for the agent's client."""
+"""The reasons why the gate refuses a request, each with the HTTP status and body for the agent's client."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HeadTooLargeError(EgressRefusal):
     """The request's head is over 64 KiB."""
 
     code = "EGRESS_HEAD_TOO_LARGE"
-    default_hint = "Send less in headers."
+    default_hint = "Send fewer or shorter headers."
     status = 431
 
 
@@ -51,7 +51,7 @@ class RequestTooLargeError(EgressRefusal):
 
 
 class RequestTooSlowError(EgressRefusal):
-    """The request did not come in time."""
+    """The whole request did not arrive in time."""
 
     code = "EGRESS_REQUEST_TIMEOUT"
     default_hint = "Send the whole request at once."
@@ -62,14 +62,14 @@ class NotAllowedError(EgressRefusal):
     """The agent has no such route, or may not reach this host, path or port."""
 
     code = "EGRESS_NOT_ALLOWED"
-    default_hint = "If it may, add it to an [egress.routes.NAME] or [egress.connect.NAME] table (docs/egress.md)."
+    default_hint = "To allow it, add it to an [egress.routes.NAME] or [egress.connect.NAME] table (docs/egress.md)."
 
 
 class PrivateTargetError(EgressRefusal):
     """The host is, or resolves to, an address that is not public."""
 
     code = "EGRESS_PRIVATE_TARGET"
-    default_hint = "If that is meant, add HOST:PORT to egress.private_targets; otherwise check the host's DNS."
+    default_hint = "To allow this, add HOST:PORT to egress.private_targets; otherwise check the host's DNS."
 
 
 class SecretUnavailableError(EgressRefusal):
@@ -81,7 +81,7 @@ class SecretUnavailableError(EgressRefusal):
 
 
 class UpstreamError(EgressRefusal):
-    """The target could not be reached, or its answer broke off or was not HTTP."""
+    """The target could not be reached, or its answer was incomplete or not HTTP."""
 
     code = "EGRESS_UPSTREAM"
     default_hint = "Check the target and this host's network; the agent's client may try again."
@@ -97,10 +97,10 @@ class UpstreamTimeoutError(EgressRefusal):
 
 
 class BudgetExceededError(EgressRefusal):
-    """The agent's daily budget is used up; `retry_after_s` seconds of the day remain."""
+    """The agent's daily budget is used up. The day ends in `retry_after_s` seconds."""
 
     code = "EGRESS_BUDGET"
-    default_hint = "It starts again at midnight; to allow more, raise egress.budgets.NAME and restart the daemon."
+    default_hint = "The budget is renewed at midnight; to allow more, raise egress.budgets.NAME and restart the daemon."
     status = 429
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
@@ -109,7 +109,7 @@ class BudgetExceededError(EgressRefusal):
 
 
 class GateBusyError(EgressRefusal):
-    """All agents together hold as many connections as the gate allows."""
+    """The agents together already hold as many connections as the gate allows."""
 
     code = "EGRESS_BUSY"
     default_hint = "Try again in a moment; `clawbus logs` shows which session opens connections."
@@ -117,7 +117,7 @@ class GateBusyError(EgressRefusal):
 
 
 def error_body(refusal: EgressRefusal, api: str) -> bytes:
-    """Return the JSON body in the error shape of the provider that the client expects; `api` as in the configuration."""
+    """Return the JSON body, in the error format that clients of this API expect. `api` is the route's `api`."""
     text = f"clawbus: {refusal} {refusal.hint}"
     status = refusal.status
     content: dict[str, object]

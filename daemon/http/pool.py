@@ -1,8 +1,8 @@
-"""The HTTP client of the webhook channel's way out: connections with names looked up by our resolver, and no queue.
+"""The HTTP client with which the webhook channel sends. Our resolver looks up its names, and no send waits for a connection.
 
-httpx's pool makes a request wait for a slot, and a request that is cancelled just when it is given one keeps the slot for
-ever. So the pool is unlimited here, the bus bounds the sends under way, and a pool that holds more connections than the
-sends under way can account for is replaced.
+A pool with a limit makes requests wait for a slot. httpx has a defect there: a request that is cancelled just as it gets a
+slot keeps it for ever. So this pool has no limit; the bus limits how many sends are under way. A pool with more
+connections than these sends explain has leaked some, and is replaced.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ import structlog
 
 from daemon.http.resolver import Resolver
 
-KEPT: Final = 20  # idle connections
-_SPARE: Final = 10  # connections beyond those in use and idle, which a cancelled send may leave
-_STAGGER_S: Final = 0.25
+KEPT: Final = 20  # the most idle connections
+_SPARE: Final = 10  # leaked connections that are tolerated; a cancelled send may leave one
+_STAGGER_S: Final = 0.25  # head start of an address over the next one
 
 
-def spare_searches() -> None:
-    """Let httpcore's imports of sniffio, four for each request, fail without a search of the whole path.
+def disable_sniffio() -> None:
+    """Make httpcore's `import sniffio` fail at once where sniffio is not installed.
 
-    It asks there for the async library and takes asyncio where sniffio is missing; each search took 170 us. An entry of None means
-    that a module is not there (docs.python.org/3/reference/import.html, "The module cache").
+    httpcore tries it four times for each request to learn the async library, and falls back to asyncio. Each failed search of
+    sys.path took 170 us. None in sys.modules makes an import fail (docs.python.org/3/reference/import.html, "The module cache").
     """
     if importlib.util.find_spec("sniffio") is None:
         cast("dict[str, ModuleType | None]", sys.modules)["sniffio"] = None
 
 
 class Backend(httpcore.AsyncNetworkBackend):
-    """httpcore's own network, but for names, which our resolver looks up."""
+    """httpcore's own network backend, except that our resolver looks up the names."""
 
     def __init__(self, resolver: Resolver, inner: httpcore.AsyncNetworkBackend | None = None) -> None:
-        spare_searches()
+        disable_sniffio()
         self._resolver = resolver
         self._inner = inner or cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
 
@@ -55,28 +55,31 @@ class Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Look up and connect, within `timeout` seconds in all. Raises httpcore.ConnectError or ConnectTimeout."""
+        """Look up the name and connect, within `timeout` seconds in all (None: no limit).
+
+        Raise httpcore.ConnectError or httpcore.ConnectTimeout.
+        """
         options = list(socket_options or ())
         try:
             with anyio.fail_after(timeout):
                 addresses = await self.addresses(host, port)
-                return await self._first(addresses, port, local_address, options)
+                return await self._connect_any(addresses, port, local_address, options)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout:g} s") from error
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
 
     async def addresses(self, host: str, port: int) -> tuple[str, ...]:
-        """Return the addresses to connect to; a subclass may refuse some. Raise OSError."""
+        """Return the addresses of a host name, best first; a subclass may refuse some. Raise OSError."""
         del port
         return await self._resolver.resolve(host)
 
-    async def _first(
+    async def _connect_any(
         self, addresses: tuple[str, ...], port: int, local: str | None, options: list[httpcore.SOCKET_OPTION]
     ) -> httpcore.AsyncNetworkStream:
-        """Return the first address that answers.
+        """Return a connection to the address that accepts first. Raise httpcore.ConnectError if none does.
 
-        Try a new one every quarter of a second, or when the last one failed.
+        Try the next address after _STAGGER_S, or as soon as the last one tried has failed.
         """
         if len(addresses) == 1:
             return await self._inner.connect_tcp(addresses[0], port, None, local, options)
@@ -109,7 +112,7 @@ class Backend(httpcore.AsyncNetworkBackend):
         return found[0]
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep."""
+        """Sleep for this many seconds."""
         await anyio.sleep(seconds)
 
 
@@ -120,7 +123,7 @@ async def _close(streams: list[httpcore.AsyncNetworkStream]) -> None:
 
 
 class _Transport(httpx.AsyncHTTPTransport):
-    """httpx's own transport, over a pool of ours: it has no parameter for the network."""
+    """httpx's transport with a pool that uses our backend; httpx has no parameter for one."""
 
     def __init__(self, trust: ssl.SSLContext, backend: Backend) -> None:
         super().__init__(verify=trust, trust_env=False)
@@ -136,6 +139,8 @@ class _Transport(httpx.AsyncHTTPTransport):
 
 @dataclass(slots=True)
 class _Generation:
+    """One client and its pool. A retired one takes no new sends, and is closed when its last one ends."""
+
     client: httpx.AsyncClient
     transport: _Transport
     under_way: int = 0
@@ -143,36 +148,36 @@ class _Generation:
 
     @property
     def broken(self) -> bool:
-        """Whether the pool holds connections that belong to no send."""
+        """Whether the pool holds too many connections that belong to no send."""
         return len(self.transport.pool.connections) > self.under_way + KEPT + _SPARE
 
 
 class HttpPool:
-    """Usable inside `open()`; `lease` gives the client for one send."""
+    """Lends an HTTP client for each send. Usable only inside `open()`."""
 
     def __init__(self, name: str, timeout: httpx.Timeout, trust: ssl.SSLContext, resolver: Resolver) -> None:
         self._name = name
         self._timeout = timeout
         self._trust = trust
         self._backend = Backend(resolver)
-        self._now = self._make()
-        self.replaced = 0
+        self._current = self._make()
+        self.replaced = 0  # how often the pool was replaced
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[HttpPool]:
-        """Close every connection at the end."""
+        """Return a context manager. It closes the connections when it ends."""
         try:
             yield self
         finally:
             with anyio.CancelScope(shield=True):
-                await self._now.client.aclose()
+                await self._current.client.aclose()
 
     @asynccontextmanager
     async def lease(self) -> AsyncGenerator[httpx.AsyncClient]:
-        """Lend the client for one send; replace a broken one first."""
-        if self._now.broken:
+        """Return a context manager that lends the client for one send. Replace a broken pool first."""
+        if self._current.broken:
             await self._replace()
-        mine = self._now
+        mine = self._current
         mine.under_way += 1
         try:
             yield mine.client
@@ -183,7 +188,7 @@ class HttpPool:
                     await mine.client.aclose()
 
     async def _replace(self) -> None:
-        old, self._now = self._now, self._make()
+        old, self._current = self._current, self._make()
         old.retired = True
         self.replaced += 1
         structlog.get_logger("webhook").warning(

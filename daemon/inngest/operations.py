@@ -1,7 +1,7 @@
-"""The Inngest commands as operations on plain data: what the command line asks for, here or inside a pod.
+"""Runs the `clawbus inngest` commands as operations on plain data, on this host or inside a pod.
 
-One operation, one dictionary in, one out: {"result": ..., "error": {"code", "message", "fix"} or null}. A sweep's refusal
-comes with what it found; any other refusal comes alone.
+An operation takes a dictionary and returns one: {"result": ..., "error": {"code", "message", "fix"} or null}. A refused sweep
+has both a result (what it found) and an error. Any other refused operation has only an error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from daemon.inngest.sweep import Request, sweep
 from daemon.inngest.undo import put_back
 from schema.errors import ClawbusError
 
-Tell = Callable[[str], None]
+Tell = Callable[[str], None]  # gets the name of each step that is done
 
 
 def operate(
     name: str, options: Mapping[str, Any], tell: Tell, now_ms: Callable[[], int] | None = None
 ) -> dict[str, Any]:
-    """Do one operation: `runs`, `run`, `sweep`, `restore` or `event`. Never raises ClawbusError: it is in the answer."""
+    """Do one operation: `runs`, `run`, `sweep`, `restore` or `event`. Put a ClawbusError into the result; never raise it."""
     clock = now_ms or _now_ms
     try:
         result, error = _OPERATIONS[name](options, clock(), tell)
@@ -56,7 +56,7 @@ def _sweep(options: Mapping[str, Any], now_ms: int, tell: Tell) -> tuple[dict[st
         redis_uri=options.get("redis_uri"),
     )
     outcome = sweep(request, now_ms, tell)
-    # A preview that would be refused is a good preview; the refusal is in it.
+    # A preview succeeds even where --apply would be refused: its report names the refusal.
     return sweep_report(outcome), outcome.error if request.apply else None
 
 

@@ -120,7 +120,7 @@ class ProcessRuntime:
 
     async def may_live(self, incarnation: str) -> bool:
         """Return whether any process carries the incarnation's mark."""
-        return await self._in_thread(partial(process_table.is_anybody_marked, incarnation))
+        return await self._in_thread(partial(process_table.is_incarnation_alive, incarnation))
 
     async def check(self, image: str | None = None, *, own_runner: bool = False) -> None:
         """Raise RuntimeUnavailableError where agents cannot run: not Linux, no pidfds, no shell, no folder."""

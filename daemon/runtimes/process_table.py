@@ -1,7 +1,7 @@
-"""Linux's process table for the process runtime: which process a pid is, and what lives in a container.
+"""Reads Linux's process table for the process runtime: which process has a pid, and which processes a container has.
 
-Only /proc and pidfds. A pid alone is never trusted: numbers are reused, so it counts together with its start time
-and the machine's boot.
+It uses only /proc and pidfds. Linux reuses pids, so a pid identifies a process only together with the process's start
+time and the id of the machine's boot.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Final
 
 import anyio
 
-# Every process of a container inherits it, also those that the runner starts without any CLAWBUS_* variable.
+# Every process of a container inherits this variable, even one that the runner starts without any CLAWBUS_* variable.
 ENV_MARK: Final = "CONTAINER_INCARNATION"
 
 _PROC: Final = Path("/proc")
 _MACHINE_IDS: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
-_DEAD: Final = frozenset("ZXx")
+_DEAD: Final = frozenset("ZXx")  # states of proc(5): zombie, dead
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """One line of the table. `start_ticks` is clock ticks since boot and never changes in a process's life."""
+    """One process. `session` is its Linux session, not a clawbus session. `start_ticks`: its start, in clock ticks since boot."""
 
     pid: int
     state: str
@@ -36,13 +36,13 @@ class ProcessStat:
 
     @property
     def alive(self) -> bool:
-        """A zombie is dead: it runs nothing and writes nothing."""
+        """False for a zombie, too: it runs nothing and writes nothing."""
         return self.state not in _DEAD
 
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """The first process of a container: leader of its own session and group."""
+    """The first process of a container. It leads a Linux session and process group of its own."""
 
     pid: int
     start_ticks: int
@@ -56,7 +56,7 @@ def boot_id() -> str:
 
 
 def machine_id() -> str:
-    """Return the machine's own id; empty where it has none, as in many containers."""
+    """Return the machine's id, or an empty text where it has none, as in many containers."""
     for path in _MACHINE_IDS:
         with contextlib.suppress(OSError):
             if text := path.read_text(encoding="ascii", errors="replace").strip():
@@ -64,24 +64,24 @@ def machine_id() -> str:
     return ""
 
 
-def is_anybody_marked(incarnation: str) -> bool:
-    """Return whether a living process that we may inspect belongs to a container of this incarnation."""
+def is_incarnation_alive(incarnation: str) -> bool:
+    """Return whether a living process has this incarnation's mark. A process that we may not inspect does not count."""
     mark = f"{ENV_MARK}={incarnation}".encode()
     return any(stat.alive and _is_marked(stat.pid, mark) for stat in _all_stats())
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """Return the process of this number, or None. In proc(5) the name is in parentheses and may hold anything."""
+    """Return the process with this pid, or None."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text.rpartition(")")[2].split()
+    fields = text.rpartition(")")[2].split()  # the name, in parentheses, may itself hold spaces and parentheses
     return ProcessStat(pid, fields[0], int(fields[1]), int(fields[3]), int(fields[19]))
 
 
 def leader_stat(leader: Leader) -> ProcessStat | None:
-    """Return the leader's entry (perhaps a zombie's), or None when it is gone or its number was reused."""
+    """Return the leader's process, perhaps a zombie. None when it is gone or another process has its pid now."""
     stat = read_stat(leader.pid)
     if stat is None or stat.start_ticks != leader.start_ticks or leader.boot_id != boot_id():
         return None
@@ -89,9 +89,10 @@ def leader_stat(leader: Leader) -> ProcessStat | None:
 
 
 def living_members(leader: Leader) -> list[ProcessStat]:
-    """Return every living process of the container: of its session, marked with its incarnation, or descended from one.
+    """Return the container's living processes, sorted by pid. Return none after a reboot.
 
-    The mark (ENV_MARK in its environment) finds a process that has left the session and whose parent died.
+    A process belongs to the container if it is in the leader's Linux session, has ENV_MARK with the incarnation in its
+    environment, or descends from such a process. The mark finds one that has left the session and whose parent has died.
     """
     if leader.boot_id != boot_id():
         return []
@@ -109,9 +110,9 @@ def living_members(leader: Leader) -> list[ProcessStat]:
 
 
 def child_program(shell: ProcessStat) -> ProcessStat | None:
-    """Return the living child of a shell that has executed its program by now, or None.
+    """Return the shell's living child once it has executed its own program; None before.
 
-    A child that is still the forked shell does not count: it forgets the signals that come before it has become another.
+    Until then the child is a copy of the shell, and a signal sent to it has no effect on the program.
     """
     own = _program(shell.pid)
     for stat in _all_stats():
@@ -121,7 +122,7 @@ def child_program(shell: ProcessStat) -> ProcessStat | None:
 
 
 def send_signal(stat: ProcessStat, number: signal.Signals) -> None:
-    """Signal exactly this process; one that is gone is not an error."""
+    """Send a signal to exactly this process. Do nothing if it is gone. Raise PermissionError if we may not signal it."""
     with _pidfd(stat.pid, stat.start_ticks) as handle:
         if handle is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -129,7 +130,7 @@ def send_signal(stat: ProcessStat, number: signal.Signals) -> None:
 
 
 async def ended(pid: int, start_ticks: int) -> None:
-    """Return when this process runs no more (it may stay a zombie until its parent reaps it)."""
+    """Wait until this process has ended. It may still be a zombie then, until its parent reaps it."""
     with _pidfd(pid, start_ticks) as handle:
         if handle is not None:
             await anyio.wait_readable(handle)
@@ -137,13 +138,14 @@ async def ended(pid: int, start_ticks: int) -> None:
 
 @contextlib.contextmanager
 def _pidfd(pid: int, start_ticks: int) -> Generator[int | None]:
+    """Open a descriptor of this process, or give None if it is gone or its pid was reused."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         yield None
         return
     try:
-        # Check while the descriptor is open: the pid cannot be reused now.
+        # The open descriptor stays with its process. Check that this is the wanted one, and not a later one with its pid.
         stat = read_stat(pid)
         yield handle if stat is not None and stat.start_ticks == start_ticks else None
     finally:
@@ -168,12 +170,13 @@ def _program(pid: int) -> str | None:
 def _is_marked(pid: int, mark: bytes) -> bool:
     try:
         environment = (_PROC / str(pid) / "environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's: not ours then
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's, and so not ours
         return False
     return mark in environment.split(b"\0")
 
 
 def _add_descendants(inside: set[int], table: dict[int, ProcessStat]) -> None:
+    """Add to `inside` the pids of all descendants of its processes."""
     grown = True
     while grown:
         children = {stat.pid for stat in table.values() if stat.parent in inside} - inside

@@ -7,7 +7,7 @@ import anyio
 import pytest
 from httpcore._synchronization import AsyncLock
 
-from daemon.http.pool import spare_searches
+from daemon.http.pool import disable_sniffio
 
 
 @pytest.mark.anyio
@@ -15,7 +15,7 @@ async def test_a_missing_sniffio_is_searched_for_once(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "sniffio", raising=False)
     installed = importlib.util.find_spec("sniffio") is not None
     for _ in range(2):
-        spare_searches()
+        disable_sniffio()
         assert ("sniffio" in sys.modules and sys.modules["sniffio"] is None) is not installed
     async with AsyncLock():  # httpcore's own: it takes asyncio
         await anyio.lowlevel.checkpoint()
