@@ -1,4 +1,4 @@
-"""Repeats a request that stores something under an id of its own while a daemon starts, or hands over to another slot."""
+"""Repeats a request while the daemon starts, or while one slot's daemon hands over to the other's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from daemon.core.errors import LostAnswerError, NotListeningError
 
 T = TypeVar("T")
 
-_HAND_OVER_S: Final = 10.0
-_HAND_OVER_LOOK_S: Final = 0.1
+_PATIENCE_S: Final = 10.0  # how long to repeat
+_PAUSE_S: Final = 0.1
 
 
 def insist(invocation: Invocation, ask: Callable[[], T]) -> T:
-    """Return what `ask` returns. A daemon that is starting, and a hand-over between slots, answer soon: try again for a while.
+    """Call `ask` and return its result. While a daemon starts or slots hand over, repeat it for at most ten seconds.
 
-    What is asked for must have its id, so that an attempt whose answer was lost stores it no second time.
+    The request must carry its own id: an attempt whose answer was lost may have stored it, and a repetition must not store
+    it again. Raise the errors of `ask`.
     """
     clock = SystemClock()
-    deadline = clock.monotonic() + _HAND_OVER_S
+    deadline = clock.monotonic() + _PATIENCE_S
     while True:
         try:
             return ask()
@@ -31,4 +32,4 @@ def insist(invocation: Invocation, ask: Callable[[], T]) -> T:
             hand_over = (invocation.place.data_dir / "deploy" / "state.json").exists()
             if clock.monotonic() > deadline or not (starting or hand_over):
                 raise
-            time.sleep(_HAND_OVER_LOOK_S)
+            time.sleep(_PAUSE_S)

@@ -1,6 +1,7 @@
-"""Reads the newest rows of one session's two files for `session show`. outbound.db is opened as hostile input only.
+"""Reads the newest rows of one session's two files for `session show`. It treats outbound.db as hostile input.
 
-Bounded rows, no writes; an error of one file is text in the result, and the other file is read all the same.
+It reads a bounded number of rows and writes nothing. An error in one file becomes a text in the result; the other file is
+still read.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from schema.plain_file import ReadLimits
 
 @dataclass(slots=True)
 class SessionDetail:
-    """Everything a report shows of one session's files."""
+    """What a report shows of one session's files. Times are epoch milliseconds. `errors`: one text for each unread file."""
 
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     undelivered: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -43,9 +44,9 @@ class SessionDetail:
 
 
 def read_detail(folder: SessionFolder, limit: int, limits: ReadLimits, held: str | None = None) -> SessionDetail:
-    """Read the newest `limit` rows of each table of one session.
+    """Read at most `limit` rows of each table of one session, the newest where the table has an order.
 
-    With `held` (why) the container's file stays closed.
+    `held`: why outbound.db must not be opened, or None. It then appears among the errors.
     """
     detail = SessionDetail()
     guarded(detail.errors, lambda: _read_inbound(folder, limit, detail))
@@ -113,7 +114,7 @@ def _read_outbound(folder: SessionFolder, limit: int, limits: ReadLimits, detail
 
 
 def attempts_of(reader: Reader) -> str:
-    """Return the SQL of how often a row of messages_in was begun; `tries` counts only the containers that died."""
+    """Return an SQL expression: how many attempts a row of messages_in has had. `tries` counts only those that cost a try."""
     counted = "(SELECT count(*) FROM attempts AS a WHERE a.message_id = messages_in.id)"
     return counted if reader.columns("attempts") else "coalesce(tries, 0)"
 

@@ -1,4 +1,4 @@
-"""Ends containers through their runtime while no daemon runs. Reports only exits that the runtime has confirmed."""
+"""Ends containers while no daemon runs. Reports an exit only when the runtime has confirmed it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schema.errors import ClawbusError
 
 @dataclass(frozen=True, slots=True)
 class KilledAgent:
-    """The result of killing one agent. `error`: why its exit is not confirmed."""
+    """The result of killing one container. `error` says why its exit is not confirmed; None if it is."""
 
     agent: str
     session: str
@@ -24,21 +24,27 @@ class KilledAgent:
     error: ClawbusError | None = None
 
 
-def unknown(question: str, error: str | None, repair: str | None) -> RuntimeUnavailableError:
-    """Return what to raise while it is unknown which containers run. `repair`: a command."""
+def containers_unknown(question: str, error: str | None, repair: str | None) -> RuntimeUnavailableError:
+    """Return the error to raise while nobody can say which containers run.
+
+    `question` begins with "whether"; `error` is the runtime's, `repair` a command that may help.
+    """
     why = (error or "the runtime does not answer").rstrip(".")
     do = f"`{repair}`" if repair else "`clawbus doctor` says what to do about the runtime"
     return RuntimeUnavailableError(f"{question} cannot be determined: {why}.", hint=f"{do}; then repeat the command.")
 
 
 async def stop(runtime: ContainerRuntime, container: Container) -> None:
-    """Ask for a graceful end and return without waiting."""
+    """Ask the container to end (SIGTERM) and return without waiting."""
     await runtime.forbid_restart(container.container_id)
     await runtime.stop(container.container_id)
 
 
 async def kill(runtime: ContainerRuntime, container: Container, confirm_s: float) -> int | None:
-    """Kill the container, wait for the confirmed exit and return its code. Raise NotConfirmedError."""
+    """Kill the container and wait until the runtime confirms its exit. Return the exit code; None if the runtime lost it.
+
+    Raise NotConfirmedError after `confirm_s` seconds.
+    """
     await runtime.forbid_restart(container.container_id)
     await runtime.kill(container.container_id)
     try:
@@ -52,12 +58,12 @@ async def kill(runtime: ContainerRuntime, container: Container, confirm_s: float
 
 
 async def end(runtime: ContainerRuntime, container: Container, confirm_s: float, *, graceful: bool) -> int | None:
-    """End the container: `stop` it if graceful, else `kill` it. Return the exit code of a kill."""
+    """`stop` the container if graceful, and return None; otherwise `kill` it, and return what that returns."""
     return await (stop(runtime, container) if graceful else kill(runtime, container, confirm_s))
 
 
 async def withdraw_starts(runtime: ContainerRuntime, incarnations: Sequence[str]) -> bool:
-    """Withdraw what a dead daemon asked the runtime to start. Return whether any of it had started already."""
+    """Withdraw the starts that a dead daemon asked the runtime for. Return whether any container had already started."""
     found = [await runtime.find_or_cancel_spawn(incarnation) for incarnation in incarnations]
     return any(one is not None for one in found)
 
@@ -65,13 +71,13 @@ async def withdraw_starts(runtime: ContainerRuntime, incarnations: Sequence[str]
 async def kill_each(
     runtime: ContainerRuntime, containers: Sequence[Container], confirm_s: float
 ) -> list[int | ClawbusError | None]:
-    """Kill all of them at once, and return each one's exit code or why it is not confirmed, in their order."""
+    """Kill all containers at once. Return for each, in the same order, what `kill` returns or the error that it raised."""
     ends: list[int | ClawbusError | None] = [None] * len(containers)
 
     async def one(index: int) -> None:
         try:
             ends[index] = await kill(runtime, containers[index], confirm_s)
-        except ClawbusError as error:  # a container that does not end must not keep the others alive
+        except ClawbusError as error:  # the other containers must end all the same
             ends[index] = error
 
     async with anyio.create_task_group() as tasks:
@@ -83,7 +89,7 @@ async def kill_each(
 def killed_agents(
     containers: Sequence[Container], ends: Sequence[int | ClawbusError | None], alive: Collection[str]
 ) -> list[KilledAgent]:
-    """Combine the result for each container with the incarnations that the runtime still lists afterwards."""
+    """Return the result for each container. `alive`: incarnations that the runtime still lists after the kills."""
     killed: list[KilledAgent] = []
     for one, end in zip(containers, ends, strict=True):
         error, code = (end, None) if isinstance(end, ClawbusError) else (None, end)

@@ -174,7 +174,7 @@ class OfflineExecutor:
         """Return the containers that run. Raise RuntimeUnavailableError if that is unknown; it names what was asked."""
         if self._listing.containers is not None:
             return self._listing.containers
-        raise container_ends.unknown(question, self._listing.error, self._listing.repair)
+        raise container_ends.containers_unknown(question, self._listing.error, self._listing.repair)
 
     def _end(self, key: SessionKey, *, graceful: bool) -> dict[str, Any] | None:
         """End the session's container: {incarnation, exit_code}, or None if none runs.

@@ -1,7 +1,8 @@
-"""Checks what an agent's table names on the host, at every start of a container: mounts, an environment file, secrets.
+"""Checks, before every start of a container, the host's files that its agent needs: mounts, environment file, secrets.
 
-A secret's value is read only to be judged. The container gets the file itself, read-only, so that the value is in no
-environment, label, log or copy. What is missing now is the host's trouble: the message waits and loses no try.
+The daemon reads a secret only to check it. The container gets the file itself, read-only, so that the value is in no
+environment, label, log or copy. A missing file is the host's fault: the container does not start, and the message waits and
+loses no try.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from daemon.core.errors import AgentFileError, EnvFileError, MountSourceError, S
 from daemon.runtimes.protocol import Mount
 from schema.layout import CONTAINER_SECRETS
 
-_MAX: Final = 64 * 1024
+_MAX_BYTES: Final = 64 * 1024  # of an environment file or a secret
 _LINE: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)\Z", re.DOTALL)
 
 
 def operator_mounts(name: str, agent: Agent, config: Config) -> tuple[Mount, ...]:
-    """Return the mounts of `agents.NAME.mounts`. Raise MountSourceError for a source that is missing or not allowed now."""
+    """Return the mounts of `agents.NAME.mounts`. Raise MountSourceError for a source that is missing or not allowed."""
     found: list[Mount] = []
     for number, one in enumerate(agent.mounts):
         where = f"agents.{name}.mounts[{number}].source"
-        # Again, although the configuration was checked: a link in the path may have changed since.
+        # Check again, as loading the configuration did: a link in the path may have changed since.
         fault = source_fault(one.source, host_places(config, config.data_dir))
         if fault is not None:
             raise MountSourceError(f"{where}: {one.source} {fault}.")
@@ -41,7 +42,10 @@ def operator_mounts(name: str, agent: Agent, config: Config) -> tuple[Mount, ...
 
 
 def environment_of(name: str, agent: Agent) -> dict[str, str]:
-    """Return the variables of `env_file` and of `env`; where both set one, `env` wins. Raise EnvFileError."""
+    """Return the variables of `env_file` and of `env`; where both set one, `env` wins.
+
+    Raise EnvFileError if the file is unreadable, too large or malformed.
+    """
     if not agent.env_file:
         return dict(agent.env)
     where = f"agents.{name}.env_file"
@@ -50,7 +54,10 @@ def environment_of(name: str, agent: Agent) -> dict[str, str]:
 
 
 def secret_mounts(name: str, agent: Agent, user: tuple[int, int]) -> tuple[Mount, ...]:
-    """Return a read-only mount for each secret, readable for `user`, the container's (uid, gid). Raise SecretFileError."""
+    """Return a read-only mount for each secret. `user` is the container's (uid, gid).
+
+    Raise SecretFileError if a file is missing, empty or too large, or if `user` may not read it.
+    """
     _check_secrets(name, agent)
     for secret, path in agent.secret_file.items():
         if not _may_read(Path(path).stat(), *user):
@@ -66,8 +73,13 @@ def secret_mounts(name: str, agent: Agent, user: tuple[int, int]) -> tuple[Mount
 
 
 def secret_variables(name: str, agent: Agent, *, mounted: bool) -> dict[str, str]:
-    """Return NAME_FILE for each secret: where the agent finds the file. Raise SecretFileError."""
-    if not mounted:  # there are no mounts: the agent reads the operator's own file, as the daemon's user
+    """Return {NAME_FILE: path} for each secret, the path as the agent sees it.
+
+    Raise SecretFileError if the files are not `mounted` and one of them is missing, empty or too large.
+    """
+    if (
+        not mounted
+    ):  # `secret_mounts` has not checked them: the agent runs as the daemon's user, and reads the host's files
         _check_secrets(name, agent)
     return {
         f"{secret}_FILE": f"{CONTAINER_SECRETS}/{secret}" if mounted else path
@@ -76,6 +88,7 @@ def secret_variables(name: str, agent: Agent, *, mounted: bool) -> dict[str, str
 
 
 def _check_secrets(name: str, agent: Agent) -> None:
+    """Raise SecretFileError if the daemon cannot read a secret, or if one is empty."""
     for secret, path in agent.secret_file.items():
         where = f"agents.{name}.secret_file.{secret}"
         if not _read(where, path, SecretFileError).strip():
@@ -83,7 +96,7 @@ def _check_secrets(name: str, agent: Agent) -> None:
 
 
 def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
-    """Return a small file's text. The error never quotes it."""
+    """Return the text of a file of at most _MAX_BYTES. Raise `error_class`, which never quotes the text."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -91,13 +104,13 @@ def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise error_class(f"{where}: {path} is not a regular file.")
-        raw = os.read(descriptor, _MAX + 1)
+        raw = os.read(descriptor, _MAX_BYTES + 1)
     except OSError as error:
         raise error_class(f"{where}: {path} cannot be read: {error.strerror}.") from error
     finally:
         os.close(descriptor)
-    if len(raw) > _MAX:
-        raise error_class(f"{where}: {path} has more than {_MAX} bytes.")
+    if len(raw) > _MAX_BYTES:
+        raise error_class(f"{where}: {path} has more than {_MAX_BYTES} bytes.")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -105,7 +118,7 @@ def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
 
 
 def _variables(where: str, text: str) -> Mapping[str, str]:
-    """Parse NAME=VALUE lines. Blank lines and those that begin with # are skipped, quotes around a value are removed."""
+    """Parse NAME=VALUE lines. Skip blank lines and comments (#), and remove quotes around a value. Raise EnvFileError."""
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -115,7 +128,7 @@ def _variables(where: str, text: str) -> Mapping[str, str]:
             raise EnvFileError(f"{where}: line {number} is not NAME=VALUE.")
         name, value = match[1], match[2].strip()
         if name.startswith("CLAWBUS_"):
-            raise EnvFileError(f"{where}: line {number}: names with CLAWBUS_ are the daemon's own.")
+            raise EnvFileError(f"{where}: line {number}: names that begin with CLAWBUS_ are reserved for the daemon.")
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
         found[name] = value[1:-1] if quoted else value
     return found
@@ -124,7 +137,7 @@ def _variables(where: str, text: str) -> Mapping[str, str]:
 def _may_read(status: os.stat_result, uid: int, gid: int) -> bool:
     """Return whether the file's mode lets the user read it.
 
-    The kernel decides the same for a user without further groups or capabilities.
+    The kernel decides the same way for a user without other groups or capabilities.
     """
     if status.st_uid == uid:
         return bool(status.st_mode & stat.S_IRUSR)

@@ -1,6 +1,6 @@
-"""The tables workers and registrations of central.db: which daemon owns which agents and channels.
+"""The tables workers, registrations and agent_turns of central.db: which daemon owns which agents and channels.
 
-Functions take a Writer and make their own transactions, or a Reader. Times are epoch milliseconds.
+A function with a Writer begins its own transaction, except `check_owner`. Times are epoch milliseconds.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from daemon.core.deploy_errors import DuplicateOwnershipError
 from daemon.core.ownership import AGENT
 from schema.handles import Reader, Writer
 
-_KEPT: Final = 20  # ended workers that are still listed
+_KEPT: Final = 20  # ended workers that stay on record
 Owned = frozenset[tuple[str, str]]  # (kind, id)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A row of workers: one start of a daemon."""
+    """A row of workers: one run of a daemon, from its start to its end.
+
+    `confirmed_at`: when `confirm` last checked its registration. `ended_at` is None while it runs.
+    """
 
     id: str
     role: str
@@ -39,9 +42,9 @@ _COLUMNS: Final = tuple(one.name for one in fields(WorkerRow))
 
 
 def register(db: Writer, worker: WorkerRow, owned: Owned) -> None:
-    """Record a worker and what it owns, in the place of the one before. Only the holder of the data folder's lock may.
+    """Record a worker and what it owns, and end the registration of its predecessor.
 
-    The lock was free, so a worker that is still registered has ended without unregistering.
+    The caller must hold the data folder's lock. It was free, so a worker that is still registered has died.
     """
     with db.transaction():
         db.execute(
@@ -64,16 +67,16 @@ def register(db: Writer, worker: WorkerRow, owned: Owned) -> None:
 
 
 def confirm(db: Writer, worker: WorkerRow, owned: Owned, now: int) -> None:
-    """Read the worker's rows back and record that they are as the running bus has them; write them again if they are not.
+    """Compare the worker's rows with what the running bus owns, repair them if they differ, and record the time of the check.
 
     Raise DuplicateOwnershipError when another worker has taken over.
     """
     with db.transaction():
         live = db.one("SELECT id FROM workers WHERE ended_at IS NULL AND id <> ?", (worker.id,))
         if live is not None:
-            raise DuplicateOwnershipError(f"worker {live['id']} is registered in the place of {worker.id}.")
+            raise DuplicateOwnershipError(f"worker {live['id']} is registered instead of {worker.id}.")
         found = db.one("SELECT ended_at FROM workers WHERE id = ?", (worker.id,))
-        if found is None:  # central.db was replaced while the daemon runs
+        if found is None:  # somebody replaced central.db under the running daemon
             marks = ", ".join("?" * len(_COLUMNS))
             db.execute(f"INSERT INTO workers({', '.join(_COLUMNS)}) VALUES ({marks})", astuple(worker))
         if _live_of(db, worker.id) != owned:
@@ -83,7 +86,7 @@ def confirm(db: Writer, worker: WorkerRow, owned: Owned, now: int) -> None:
 
 
 def note_turns(db: Writer, turns: Mapping[str, tuple[str, int]]) -> None:
-    """Record {agent: (session, when)} of each agent's last completed turn; an older one changes nothing."""
+    """Record each agent's last completed turn, {agent: (session, time)}. A turn older than the recorded one changes nothing."""
     if turns:
         with db.transaction():
             db.executemany(
@@ -95,7 +98,7 @@ def note_turns(db: Writer, turns: Mapping[str, tuple[str, int]]) -> None:
 
 
 def end(db: Writer, worker: str, now: int) -> None:
-    """Record an orderly end. Safe to repeat, and without an effect on a successor."""
+    """Record that the worker stopped in order. Safe to repeat; a successor's rows stay as they are."""
     with db.transaction():
         db.execute("UPDATE workers SET ended_at = ?, end_reason = 'stopped' WHERE id = ? AND ended_at IS NULL",
                    (now, worker))  # fmt: skip
@@ -103,7 +106,7 @@ def end(db: Writer, worker: str, now: int) -> None:
 
 
 def check_owner(db: Writer, worker: str, agent: str) -> None:
-    """Raise DuplicateOwnershipError when another worker is registered for the agent. To be called in a transaction."""
+    """Raise DuplicateOwnershipError when another worker is registered for the agent. Call inside a transaction."""
     row = db.one("SELECT worker FROM registrations WHERE kind = ? AND id = ? AND ended_at IS NULL", (AGENT, agent))
     if row is not None and row["worker"] != worker:
         raise DuplicateOwnershipError(
@@ -112,14 +115,14 @@ def check_owner(db: Writer, worker: str, agent: str) -> None:
 
 
 def read_workers(db: Reader) -> list[WorkerRow]:
-    """Return every worker on record, newest first; none where an older file has no such table."""
+    """Return every worker on record, newest first. Return none if the file is older than this table."""
     if not db.columns("workers"):
         return []
     return [WorkerRow(*row) for row in db.all(f"SELECT {', '.join(_COLUMNS)} FROM workers ORDER BY id DESC LIMIT 100")]
 
 
 def read_owned(db: Reader, worker: str) -> list[tuple[str, str]]:
-    """Return (kind, id) of what a worker owns or last owned."""
+    """Return (kind, id) of everything that a worker owns or last owned. Return none if the file is older than this table."""
     if not db.columns("registrations"):
         return []
     rows = db.all("SELECT kind, id FROM registrations WHERE worker = ? ORDER BY kind, id LIMIT 10000", (worker,))
@@ -127,7 +130,7 @@ def read_owned(db: Reader, worker: str) -> list[tuple[str, str]]:
 
 
 def read_turns(db: Reader) -> dict[str, tuple[str, int]]:
-    """Return {agent: (session, when)} of each agent's last completed turn on record."""
+    """Return each agent's last completed turn, {agent: (session, time)}. Return none if the file is older than this table."""
     if not db.columns("agent_turns"):
         return {}
     rows = db.all("SELECT agent, session, completed_at FROM agent_turns LIMIT 10000")

@@ -1,7 +1,8 @@
 """Adopts the containers that already run when the daemon starts, or when an unavailable runtime answers again.
 
-The runtime's listing decides what runs; central.db records what we believe. A daemon restart kills no agent. A container is
-ended only if its spec is outdated (and a new one could be started), if it is not on record, or if its session is quarantined.
+The runtime's listing says what runs; central.db only says what the daemon recorded. Adoption ends a container in three cases:
+central.db does not have it; its session is quarantined; or its spec is outdated, and a new one could be started. So a
+restart of the daemon alone ends no container.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from schema.errors import ClawbusError
 
 
 class Adoption:
-    """Creates slots for running containers. May be repeated at any time: a container with a slot is left alone.
+    """Creates slots for running containers. It may run again at any time: it leaves a container with a slot alone.
 
-    `lock` is held while slots are created from a listing: two at once would watch one container twice.
+    Hold `lock` while you create slots from a listing: two callers at once would both watch the same container.
     """
 
     def __init__(self, state: SupervisorState, terminator: Terminator) -> None:
@@ -36,10 +37,11 @@ class Adoption:
         self.lock = anyio.Lock()
 
     async def adopt(self) -> bool:
-        """Make central.db and the runtime's listing agree. Return False when one cannot be read; the caller tries again.
+        """Give every incarnation that central.db records as live a slot, and end the containers that it does not record.
 
-        A live incarnation's container is kept if its fingerprint is current; otherwise it is ended after its turn. An
-        incarnation whose container is gone is settled like any exit.
+        A recorded container is kept if its fingerprint is current, and otherwise ended after its turn. A recorded container
+        that is gone is settled like any exit. Return False when the registry or the runtime cannot be read, or when another
+        incarnation holds a recorded one's slot. The caller then tries again.
         """
         async with self.lock:
             try:
@@ -48,7 +50,7 @@ class Adoption:
                 self._state.set_unavailable(error)
                 return False
             except ClawbusError as error:
-                # The registry failed, not the runtime. Nothing is adopted now; the caller tries again.
+                # The registry failed, not the runtime. The caller tries again.
                 self._state.sessions.storage.failed(error)
                 self._log.warning("adoption_postponed", code=error.code, error=str(error), hint=error.hint)
                 return False
@@ -57,7 +59,7 @@ class Adoption:
         return agreed
 
     async def _adopt(self) -> bool:
-        """Adopt. Return whether every live incarnation on record now has its own slot."""
+        """Do the work of `adopt`. Return whether every incarnation recorded as live now has a slot of its own."""
         await self._state.engine.check(
             await self._state.sessions.central(lambda registry: registry.live_incarnations())
         )
@@ -66,7 +68,7 @@ class Adoption:
         for row in await self._state.sessions.central(lambda registry: registry.live_incarnations()):
             slot = self._state.slots.get(row.key)
             if slot is not None:
-                # The slot is starting, running or ending, and other code handles its container. Never withdraw it here.
+                # This slot is starting, running or ending, and other code handles its container: leave it alone.
                 agreed = agreed and slot.incarnation == row.id
                 continue
             found = _container_of(row, listed.values())
@@ -79,10 +81,10 @@ class Adoption:
         strays = [
             item for item in listed.values() if item.container_id not in supervised and item.incarnation not in starting
         ]
-        # Adopting may have taken long. A container of the first listing may have ended since, and its exit is settled.
-        still = {item.container_id for item in await self._state.runtime.list_running()} if strays else set[str]()
+        # The adoptions above may have taken long. A listed container may have ended meanwhile, and its exit been settled.
+        running = {item.container_id for item in await self._state.runtime.list_running()} if strays else set[str]()
         for item in strays:
-            if item.container_id in still:
+            if item.container_id in running:
                 await self.adopt_stray(item)
         return agreed
 
@@ -96,7 +98,7 @@ class Adoption:
         if found is None:
             log.warning("incarnation_gone", container=row.container_id)
             if row.container_id is None:
-                slot.reason = "never_started"  # the previous daemon died before the start, so this is not a failed start of the agent
+                slot.reason = "never_started"  # the previous daemon died first: the agent has not failed to start
         else:
             if row.container_id is None:
                 self._state.begin_record_start(slot, found)
@@ -116,9 +118,9 @@ class Adoption:
             self._draining.begin(slot, "outdated")
 
     async def adopt_stray(self, found: Running) -> None:
-        """End one of our containers that is not on record. Give it the session's slot, so that no other one starts meanwhile.
+        """End a container of ours that central.db does not record. Hold its session's slot until then, so that no other one starts.
 
-        The caller holds the lock.
+        The caller must hold the lock.
         """
         key = SessionKey(found.agent, found.session)
         if key in self._state.slots:
@@ -128,7 +130,7 @@ class Adoption:
         try:
             session = await self._state.sessions.create(key)
         except ClawbusError as error:
-            # Other sessions do not wait for this one. It needs no slot: `wake` starts nothing beside a container of `extras`.
+            # Do not raise: other sessions must be adopted, too. No slot is needed: `wake` starts nothing beside one of `extras`.
             self._log.warning("stray_session_unusable", agent=key.agent, session=key.session, error=str(error))
             self._terminator.end_extra(found)
             return
@@ -150,13 +152,13 @@ class Adoption:
                 return True
         except UnknownAgentError:
             return False
-        except Exception as error:  # noqa: BLE001 - a full disk, or a bug in making specs, does not make the container outdated
+        except Exception as error:  # noqa: BLE001 - a full disk or a bug in `make` says nothing about the container
             self._log.warning("fingerprint_unknown", agent=key.agent, session=key.session, error=str(error))
             return True
         return not await self._could_replace(key, found)
 
     async def _could_replace(self, key: SessionKey, found: Running) -> bool:
-        """Return whether the runtime could start a container now: an outdated agent that works is better than none."""
+        """Return whether the runtime could start a container now. If not, an outdated container is better than none."""
         try:
             await self._state.runtime.check()
         except ClawbusError as error:
@@ -169,7 +171,7 @@ class Adoption:
 
 
 def _container_of(row: IncarnationRow, listed: Iterable[Running]) -> Running | None:
-    """Return the recorded container, if it is listed. A container that others recreated with its labels does not count."""
+    """Return the listed container of this incarnation, or None. One that somebody recreated with its labels does not count."""
     for item in listed:
         if item.incarnation == row.id and row.container_id in {None, item.container_id}:
             return item

@@ -1,6 +1,6 @@
-"""Replaces a container without interrupting its turn: it stops claiming, finishes its turn and is then stopped.
+"""Stops a container without interrupting its turn: the container claims nothing more, finishes its turn, and is then stopped.
 
-The turn is bounded by the usual limits (timeout, ceiling, claim-stuck); nothing here ends a turn.
+Nothing here ends a turn. The usual time limits (`timeout_s`, `sweep.ceiling_s`, `sweep.claim_stuck_s`) still do.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from schema.errors import ClawbusError
 
 
 class Draining:
-    """Watches each container that is to be replaced until it works on nothing."""
+    """Asks containers to claim nothing more, and stops each once it has no open claim."""
 
     def __init__(self, state: SupervisorState, terminator: Terminator) -> None:
         self._state = state
         self._terminator = terminator
 
     def begin(self, slot: Slot, reason: str) -> None:
-        """Stop the container with this reason as soon as it works on nothing, in the background."""
+        """Start a background task that stops the container, for this reason, once it has no open claim."""
         self._state.begin(self._drain, slot, reason, name=f"drain {slot.session.key}")
 
     def begin_all(self, agent: str, reason: str) -> None:
-        """Stop the agent's containers, each as soon as it works on nothing. Nothing more is claimed."""
+        """Stop the agent's running containers, each once it has no open claim. Safe to repeat."""
         for slot in tuple(self._state.slots.values()):
             if slot.session.key.agent == agent and slot.phase is Phase.RUNNING and not slot.draining:
                 slot.draining = True
                 self.begin(slot, reason)
 
     async def _drain(self, slot: Slot, reason: str) -> None:
-        key, told = slot.session.key, False
+        key, logged = slot.session.key, False
         log = self._state.log.bind(agent=key.agent, session=key.session, incarnation=slot.incarnation)
         while slot.phase is Phase.RUNNING and slot.session.quarantined is None:
-            if await self._is_at_rest(slot):
+            if await self._has_no_claim(slot):
                 self._terminator.begin_end(key, reason, graceful=True, incarnation=slot.incarnation)
                 return
-            if not told:
+            if not logged:
                 log.info("container_draining", reason=reason)
-                told = True
+                logged = True
             with anyio.move_on_after(self._state.timings.drain_s):
                 await slot.exited.wait()
 
-    async def _is_at_rest(self, slot: Slot) -> bool:
-        """Return whether the container works on nothing. False when a file cannot be read now; the caller asks again."""
+    async def _has_no_claim(self, slot: Slot) -> bool:
+        """Ask the container to stop claiming. Return whether it has no open claim, or False when a file cannot be read now."""
         try:
             return await self._state.keeper.drain(slot.session, slot.incarnation)
         except ClawbusError:

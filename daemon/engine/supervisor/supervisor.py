@@ -195,7 +195,7 @@ class Supervisor:
         self._state.blocked_until, self._tell_waiting = blocked_until, tell_waiting
 
     def drain(self, agent: str, reason: str) -> None:
-        """Stop the agent's containers, each as soon as it works on nothing. Nothing more is claimed."""
+        """Stop the agent's running containers, each once it has no open claim. They claim nothing more."""
         self._draining.begin_all(agent, reason)
 
     def look_at(self, session: Session) -> None:

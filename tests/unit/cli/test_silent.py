@@ -15,7 +15,7 @@ from tests.support.fake_operations import FakeOperations, serving
 
 
 def test_a_folder_that_is_held_is_said_to_be(cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_HAND_OVER_S", 0.0)
+    monkeypatch.setattr(patience, "_PATIENCE_S", 0.0)
     with DataFolder.open(home / "data") as folder:
         holder = live_holder(folder.root)
         assert holder is not None

@@ -79,7 +79,7 @@ def test_an_environment_file_is_read_and_the_table_wins(tmp_path: Path) -> None:
     file.write_text('# a comment\n\nA=1\nexport B=two words\nC="quoted"\nD=\'x"\'\nE=\n')
     assert environment_of("a", one) == {"A": "table", "B": "two words", "C": "quoted", "D": 'x"', "E": ""}
     file.write_text("CLAWBUS_RUNNER={}\n")
-    with pytest.raises(EnvFileError, match="daemon's own"):
+    with pytest.raises(EnvFileError, match="reserved for the daemon"):
         environment_of("a", one)
     file.unlink()
     with pytest.raises(EnvFileError, match=r"agents\.a\.env_file"):
