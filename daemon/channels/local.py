@@ -1,7 +1,7 @@
-"""The `local` channel: answers land in a durable mailbox that clients of the control socket read by cursor.
+"""The `local` channel: it stores answers in a durable mailbox that clients of the control socket read by cursor.
 
-Messages come in through the control API, which calls the ingress directly; this channel only delivers. It must never
-report a delivery before its row is committed, and never poll the file: the commit wakes the waiting readers.
+This channel only delivers: the control API passes its messages to the ingress itself. The channel must not report a delivery
+before its row is committed. It must not poll the file either: each commit wakes the clients that wait for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schema.errors import ClawbusError
 from schema.handles import once_more
 from schema.json_text import answered_ids
 
-_HERE_S: Final = 2.0  # longest wait for another thread's commit: the waiting thread holds its session's lock
+_INLINE_WAIT_S: Final = 2.0  # the longest wait for another thread's commit: the waiting thread holds its session's lock
 
 _T = TypeVar("_T")
 
@@ -46,7 +46,7 @@ class LocalSettings(BaseModel):
 class LocalChannel:
     """The local channel. The channel registry always builds it.
 
-    `deliver`, `deliver_many`, `read` and the waits also work before and after `run`; `deliver_inline` returns None then.
+    `run` must be running for `deliver_inline`, which otherwise returns None. All other methods work without it.
     """
 
     Settings: ClassVar[type[BaseModel]] = LocalSettings
@@ -60,13 +60,13 @@ class LocalChannel:
         self._mailbox = Mailbox(layout.mailbox_db, context.clock, self._report_loss)
         self._bells = _Bells()
         self._group = GroupCommit(self._mailbox, self._announce)
-        self._held = threading.local()  # its `tickets` are stored, and their readers wait for the end of `readers_held`
+        self._held = threading.local()  # `tickets`: entries that this thread stored inside `readers_held`; None outside
         self._log = structlog.get_logger("local")
-        self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
-        self._top: int | None = None  # the highest cursor in the mailbox that waiters were woken for; None before `run`
+        self._loop: asyncio.AbstractEventLoop | None = None  # set while `run` runs
+        self._top: int | None = None  # the highest cursor that was announced to waiting clients; None before `run`
 
     async def run(self, accept: Accept, *, task_status: TaskStatus[None]) -> None:
-        """Prepare the mailbox file and run until cancelled. Raise ChannelError when the file cannot be used."""
+        """Prepare the mailbox file and then wait until cancelled. Raise ChannelError when the file cannot be used."""
         del accept  # the control API accepts this channel's messages
         try:
             await anyio.to_thread.run_sync(self._prepare)
@@ -82,19 +82,19 @@ class LocalChannel:
             self._loop = None
 
     def _prepare(self) -> None:
-        """Open the mailbox file. It is created before any session, so if there are sessions, a missing file was lost."""
+        """Prepare the mailbox file. It is created before any session: if there are sessions, a missing file is a lost one."""
         self._mailbox.prepare(known=self._sessions.is_dir() and any(self._sessions.iterdir()))
 
     def _report_loss(self, first: int) -> None:
         self._log.error(
             "mailbox_lost", path=str(self._mailbox.path), first_cursor=first,
-            hint="Entries that no client had read are only in a backup; the answers are still in the sessions.",
+            hint="Entries that no client has read are left only in a backup. The sessions still have the answers.",
         )  # fmt: skip
 
     async def deliver(self, message: Outgoing) -> Receipt:
-        """Store one message in the mailbox that its address names. Return its cursor as the receipt.
+        """Store one message in the mailbox that its address names. Return a receipt with the cursor.
 
-        Raise PermanentDeliveryError when no mailbox can hold the message, TransientDeliveryError when the file cannot be
+        Raise PermanentDeliveryError when no mailbox can hold the message, and TransientDeliveryError when the file cannot be
         written now.
         """
         entry = _new_entry(message, self._clock.now_ms())
@@ -105,19 +105,19 @@ class LocalChannel:
         return Receipt(platform_message_id=str(cursor))
 
     async def deliver_many(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure]:
-        """Deliver several messages in one commit. Stop at the first that no mailbox can hold or that cannot be written now."""
+        """Deliver several messages in one commit. Return a receipt for each, up to the first that fails, and that one's error."""
         entries, refused = self._entries(messages)
         return _results(await self._group.put_many(entries), refused)
 
     def deliver_inline(self, messages: Sequence[Outgoing]) -> Sequence[Receipt | DeliveryFailure] | None:
-        """Deliver in the calling thread. Return None when the channel is not running or the file stays busy.
+        """Do what `deliver_many` does, in the calling thread. Wake waiting clients at once, or at the end of `readers_held`.
 
-        Waiting clients are woken through the event loop, inside `readers_held` when that ends.
+        Return None when the channel does not run, or when the file stays busy; the entries may be stored all the same.
         """
         if self._loop is None:
             return None
         entries, refused = self._entries(messages)
-        found = self._group.put_here(entries, _HERE_S)
+        found = self._group.put_here(entries, _INLINE_WAIT_S)
         if found is None:
             return None
         own, stored = found
@@ -130,7 +130,10 @@ class LocalChannel:
 
     @contextmanager
     def readers_held(self) -> Generator[None]:
-        """Wake the clients that wait for what this thread delivers inside only at the end, also after an error."""
+        """Return a context manager. What this thread delivers inside it wakes the waiting clients only at its end.
+
+        They are woken even if it ends with an error.
+        """
         self._held.tickets = held = list[Ticket]()
         try:
             yield
@@ -139,13 +142,14 @@ class LocalChannel:
             self._announce_from_thread(held)
 
     def _announce_from_thread(self, stored: Sequence[Ticket]) -> None:
+        """Call `_announce` in the event loop, from another thread."""
         loop = self._loop
         if stored and loop is not None:
             with suppress(RuntimeError):  # the event loop has ended, and every waiting client with it
                 loop.call_soon_threadsafe(self._announce, stored)
 
     def _entries(self, messages: Sequence[Outgoing]) -> tuple[list[NewEntry], PermanentDeliveryError | None]:
-        """Return the rows for the messages up to the first that no mailbox can hold, and that one's error, if any."""
+        """Return the entries of the messages before the first that no mailbox can hold, and the error of that one, or None."""
         entries: list[NewEntry] = []
         for message in messages:
             try:
@@ -156,18 +160,21 @@ class LocalChannel:
 
     @property
     def top(self) -> int | None:
-        """The highest cursor that waiting clients were woken for; None while the channel does not run."""
+        """The highest cursor that was announced to waiting clients; None before the channel runs."""
         return self._top
 
     async def read(self, mailbox: str, after: int, limit: int = 100) -> list[MailboxEntry]:
-        """Return at most `limit` entries above the cursor `after`, oldest first. Only an empty list means there are no more."""
+        """Return at most `limit` entries above the cursor `after`, oldest first. Only an empty list means that there are no more.
+
+        Raise CursorAheadError or StorageError.
+        """
         return await anyio.to_thread.run_sync(once_more, partial(self._mailbox.read, mailbox, after, limit))
 
     async def wait_new(self, mailbox: str, after: int, timeout_s: float, limit: int = 100) -> list[MailboxEntry]:
         """Like `read`, but wait up to `timeout_s` seconds for the first entry. Return an empty list when none arrived."""
 
         async def look() -> list[MailboxEntry]:
-            # A client that has read everything long-polls again at once; do not open the file for that.
+            # A client that has read everything calls again at once: do not open the file for it.
             known = self._top is not None and after >= self._top
             return [] if known else await self.read(mailbox, after, limit)
 
@@ -182,12 +189,13 @@ class LocalChannel:
         after: int | None = None,
         accepted_at: int | None = None,
     ) -> MailboxEntry | None:
-        """Return the first entry that answers this message, or None when none arrived within `timeout_s` seconds.
+        """Return the first final entry that answers this message, or None when none arrived within `timeout_s` seconds.
 
-        With `after`, the first entry about it above this cursor, also one that is not final. `accepted_at` is `top` from
-        before the message was accepted: while nothing has come since, the file is not opened.
+        An entry answers a message when its in_reply_to, or "answers" in its content, names the message's id. With `after`,
+        return the first such entry above that cursor, final or not.
 
-        An entry answers a message when its in_reply_to or its content's "answers" holds the message's id.
+        `accepted_at` saves opening the file: it is the value of `top` before the message was accepted. While `top` has not
+        changed since, no entry can answer the message.
         """
 
         async def look() -> MailboxEntry | None:
@@ -206,16 +214,17 @@ class LocalChannel:
                 self._top = max(self._top, ticket.cursor)
             self._bells.ring(("mailbox", ticket.entry.mailbox))
             for message_id in ticket.entry.replied:
-                # These clients read the mailbox and found no answer, so this is the first one. What is not final is for
-                # some of them only: they check again.
+                # The waiting clients have found no answer in the mailbox, so a final entry is the first one: hand it over. Only
+                # some of them want an entry that is not final: let each look into the file.
                 found = ticket.entry.at(ticket.cursor) if ticket.entry.final else None
                 self._bells.ring(("reply", ticket.entry.agent, ticket.entry.session, message_id), found)
 
 
 def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) -> list[Receipt | DeliveryFailure]:
-    """Return a receipt for each stored entry, up to the first that was not stored, and that one's error.
+    """Return a receipt for each entry up to the first that was not stored, and then the error of that one.
 
-    When all were stored, `refused` follows, if there is one: the error of the message after them.
+    If all were stored, `refused` comes last: the error of the message after them, which got no entry. Raise an error that is
+    not a ClawbusError.
     """
     results: list[Receipt | DeliveryFailure] = []
     for ticket in tickets:
@@ -230,7 +239,10 @@ def _results(tickets: Sequence[Ticket], refused: PermanentDeliveryError | None) 
 
 
 def _new_entry(message: Outgoing, now_ms: int) -> NewEntry:
-    """Return the mailbox row for a message. Every field came from a container, so every field is checked."""
+    """Return the mailbox entry for a message. Its fields come from a container, so check each one.
+
+    Raise PermanentDeliveryError for an invalid field.
+    """
     mailbox = message.address.platform_id
     if not is_mailbox_name(mailbox):
         raise PermanentDeliveryError(
@@ -267,23 +279,26 @@ def _answers(content: str) -> tuple[str, ...]:
 
 
 class _Bells:
-    """One event ("bell") for each key that has a waiter. A bell is dropped with its last waiter."""
+    """Lets tasks wait for a key. Each key with a waiter has one "bell", an event, which goes with the last waiter."""
 
     def __init__(self) -> None:
         self._bells: dict[Hashable, _Bell] = {}
 
     def ring(self, key: Hashable, found: object = None) -> None:
-        """Wake the waiters of a key. `found`, if given, is what they wait for, so that none has to read the file."""
+        """Wake the waiters of a key. `found`, unless None, is what they wait for: they return it without calling `look`."""
         bell = self._bells.pop(key, None)
         if bell is not None:
             bell.found = found
             bell.rung.set()
 
     async def wait_until(self, key: Hashable, look: Callable[[], Awaitable[_T]], timeout_s: float) -> _T | None:
-        """Return what `look` finds, or None after `timeout_s` seconds. Call `look` at least once, and after each ring."""
+        """Call `look`, and again after each ring, until it finds something or a ring brings it. Return that.
+
+        Return None after `timeout_s` seconds.
+        """
         deadline = anyio.current_time() + max(timeout_s, 0.0)
         while True:
-            # Register the bell before calling `look`: a commit that `look` misses rings it.
+            # Register the bell before calling `look`: then a commit that `look` just misses rings it.
             bell = self._bells.setdefault(key, _Bell(anyio.Event()))
             bell.waiters += 1
             try:

@@ -1,4 +1,4 @@
-"""Checks the names of CLAWBUS_* environment variables, so that a mistyped one is an error. No I/O."""
+"""Checks the names of CLAWBUS_* environment variables, so that a typing error in one is reported. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TABLES: Final = frozenset(name for name in Config.model_fields if name not in (
 
 
 def unknown_variables(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield an error text for each CLAWBUS_* variable that is no key of the configuration and no other known name."""
+    """Yield an error text for each CLAWBUS_* variable that names no configuration key and has no other known use."""
     known = [*(key.upper() for key in Config.model_fields), *NO_KEYS]
     for name in sorted(environ):
         rest = name.upper().removeprefix(PREFIX)
@@ -23,12 +23,13 @@ def unknown_variables(config: Config, environ: Mapping[str, str]) -> Iterator[st
             continue
         first, nested, _ = rest.partition("__")
         if nested and first.lower() in _TABLES:
-            continue  # the table's own type has checked the keys below it
+            continue  # the model of this table has already checked the keys in it
         if first not in known or nested:
             yield f"environment variable {name}: no such key; {_advice(first, rest, known)}"
 
 
 def _advice(first: str, rest: str, known: Sequence[str]) -> str:
+    """Return what to do: use a similar name, or unset the variable. `rest`: the name without the prefix; `first`: up to `__`."""
     for table in sorted(_TABLES):
         if rest.startswith(f"{table.upper()}_") and not rest.startswith(f"{table.upper()}__"):
             return f"did you mean {PREFIX}{table.upper()}__{rest.removeprefix(f'{table.upper()}_')}?"
@@ -37,7 +38,7 @@ def _advice(first: str, rest: str, known: Sequence[str]) -> str:
 
 
 def _secret_variables(table: object) -> set[str]:
-    """Return the names of the variables that hold channels' secrets. The operator chooses these names (`secret_env`)."""
+    """Return the names of the variables that hold channels' secrets: the values of all keys that end in `_env`."""
     found: set[str] = set()
     if isinstance(table, dict):
         for key, value in cast("dict[str, object]", table).items():

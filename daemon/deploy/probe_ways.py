@@ -1,6 +1,6 @@
-"""The two ways of a probe's messages and answers: the local channel, and a signed webhook.
+"""The two channels over which a probe sends messages and reads answers: the local channel, and a signed webhook.
 
-The webhook's client and receiver follow docs/channels.md, and share no code with the channel that they test.
+The webhook's client and receiver are written after docs/channels.md, and share no code with the channel that they test.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Caller(Protocol):
     """The part of the control client that a probe uses."""
 
     def accept(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one message."""
+        """Send one message. Return the daemon's reply, with `message_id`."""
         ...
 
     def read_mailbox(self, name: str, after: int, limit: int, wait_s: float = 0.0) -> list[Any]:
-        """Return the mailbox's entries."""
+        """Return at most `limit` entries of a mailbox above the cursor `after`."""
         ...
 
     def close(self) -> None:
@@ -42,13 +42,16 @@ class Caller(Protocol):
 
 
 class Way(Protocol):
-    """One way in and out. It leads to the probe agent's session `session`."""
+    """One channel, to the probe agent's session `session` and back."""
 
     name: str
     session: str
 
     def send(self, nonce: str) -> str | None:
-        """Send a message and return its id. Return None if it was not accepted; the caller may then send it again."""
+        """Send a message and return its id. Return None if it was not accepted: the caller may send it again.
+
+        The local way raises the control client's errors instead.
+        """
         ...
 
     def answers(self, message: str) -> list[str]:
@@ -66,7 +69,7 @@ class Local:
         self._connect = connect
 
     def send(self, nonce: str) -> str | None:
-        """Send over the control socket. Raise the errors of the client."""
+        """Send over the control socket. Raise the control client's errors; never return None."""
         address = {"channel_type": "local", "platform_id": AGENT}
         message = {"agent": AGENT, "session": self.session, "content": {"text": nonce}, "address": address}
         client = self._connect()
@@ -76,18 +79,18 @@ class Local:
             client.close()
 
     def answers(self, message: str) -> list[str]:
-        """Read the mailbox."""
+        """Return the content of the mailbox entries that answer this message. Return none if they cannot be read."""
         client = self._connect()
         try:
             return [str(one.content) for one in client.read_mailbox(AGENT, 0, 1000) if one.in_reply_to == message]
-        except Exception:  # noqa: BLE001 - the daemon is starting, or ended: the probe's deadline decides
+        except Exception:  # noqa: BLE001 - the daemon may be starting, or has ended: the caller repeats until its deadline
             return []
         finally:
             client.close()
 
 
 class Webhook:
-    """A hook of the probe's daemon, and the receiver of its answers on a loopback port. The caller must close it."""
+    """A webhook client, and a receiver for the answers on a loopback port. The caller must close it."""
 
     name = "webhook"
     session = "hook"
@@ -95,7 +98,7 @@ class Webhook:
     def __init__(self) -> None:
         self._secret, self._reply_secret = secrets.token_hex(16), secrets.token_hex(16)
         self._port = _free_port()
-        self._received: dict[str, tuple[str, str]] = {}  # {idempotency key: (message, body)}
+        self._received: dict[str, tuple[str, str]] = {}  # {idempotency key: (id of the answered message, body)}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._receive))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="probe's receiver", daemon=True)
@@ -112,7 +115,7 @@ class Webhook:
         ]  # fmt: skip
 
     def send(self, nonce: str) -> str | None:
-        """Post a signed request. The nonce is its id, so a repetition is a duplicate."""
+        """Post a signed request. Its id is the nonce, so sending it again makes no second message."""
         path, at, body = f"/hooks/{_HOOK}", str(int(time.time())), nonce.encode()
         signed = f"{at}\n{path}\n{nonce}\n".encode() + body
         headers = {
@@ -131,11 +134,14 @@ class Webhook:
             connection.close()
 
     def answers(self, message: str) -> list[str]:
-        """Return the answers that were posted. Two posts with one idempotency key are one answer, as for any receiver."""
+        """Return the bodies of the posts that answer this message. Posts with the same idempotency key count as one."""
         return [body for about, body in list(self._received.values()) if about == message]
 
     def _receive(self, headers: Mapping[str, str], body: bytes) -> bool:
-        """Store a posted answer. Return False if its signature is wrong."""
+        """Store a posted answer. Return False if its signature is wrong.
+
+        Raise ValueError or AttributeError if it is not a JSON object.
+        """
         signed = headers.get("x-clawbus-timestamp", "").encode("latin-1", "replace") + b"." + body
         if not hmac.compare_digest(_signature(self._reply_secret, signed), headers.get("x-clawbus-signature", "")):
             self.forged += 1
@@ -155,7 +161,7 @@ class Webhook:
 def _handler(receive: Callable[[Mapping[str, str], bytes], bool]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            """Read one answer and pass it on."""
+            """Pass an answer to `receive`. Reply 200 if that accepts it, else 401."""
             accepted = False
             with suppress(ValueError, AttributeError):
                 size = min(_MAX_BODY, int(self.headers.get("content-length", "0")))

@@ -1,7 +1,7 @@
-"""An operator's repairs of one session's files: a note in its history, and a fresh start of its container's side.
+"""An operator's repairs of one session's files: write a note into its history, or replace its folder out/ by an empty one.
 
-Synchronous; the caller holds the session's lock and, for a reset, has the container's confirmed exit. Nothing is
-deleted: what is put aside stays beside the new folder. Never writes outbound.db.
+All functions block. The caller must hold the session's lock. Nothing is deleted: the old out/ stays beside the new one. No
+function writes to an existing outbound.db.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from schema.handles import Reader
 from schema.instants import file_stamp
 from schema.rows import AckStatus
 
-# The history's name for the session itself: no message may be called that.
-
 
 def quarantine_reason(operator: Operator) -> str:
-    """Return the quarantine's reason for a session that an operator put there."""
+    """Return the reason to record when an operator quarantines a session."""
     return f"by {operator.name}: {operator.reason or 'no reason given'}"
 
 
 def note(files: SessionFiles, event: str, operator: Operator, now: int, **more: object) -> None:
-    """Write who did what to the session, and why, into its history: for itself, and for each message under way."""
+    """Record in the history who did what to the session, and why: for the session, and for each message with an open attempt.
+
+    `more` is added to the details.
+    """
     with files.inbound() as db, db.transaction():
         detail = operator.detail(**more)
         record(db, SESSION, event, now, detail=detail)
@@ -45,15 +46,16 @@ def note(files: SessionFiles, event: str, operator: Operator, now: int, **more: 
 
 
 def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -> dict[str, Any]:
-    """Put out/ aside and make an empty one; attempts that were open are given back. What waits is worked on again.
+    """Set out/ aside, make an empty one, and give open attempts back, so that their messages can be claimed again.
 
-    Only after a CONFIRMED exit. Returns {moved_to, released}. Raise ResetWouldLoseError when out/ holds answers or
-    finished turns that the host has not recorded, unless `discard`; StorageError. Nothing has changed then.
+    The container's exit must be CONFIRMED. Return {moved_to, released}: the path of the old folder or None, and how many
+    attempts were given back. Unless `discard`, raise ResetWouldLoseError when answers or finished turns in out/ would be
+    lost; then nothing has changed. Raise StorageError if out/ cannot be renamed.
     """
     with files.inbound() as db:
         if not discard:
             _refuse_losses(files, db)
-    moved_to = _put_aside(files.folder.outbox, now)
+    moved_to = _set_aside(files.folder.outbox, now)
     files.create()
     with files.inbound() as db, db.transaction():
         detail = operator.detail(moved_to=moved_to.name if moved_to is not None else None)
@@ -66,9 +68,10 @@ def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -
 
 
 def _refuse_losses(files: SessionFiles, db: Reader) -> None:
+    """Raise ResetWouldLoseError if out/ holds, or may hold, something that the host still needs."""
     waiting = deliveries.count_open(db, of_agent=True)
     if waiting:
-        raise ResetWouldLoseError(f"{waiting} answers in out/ are still to be delivered.")
+        raise ResetWouldLoseError(f"{waiting} answers from out/ are not delivered yet.")
     try:
         files.recover()
         with files.outbound() as out:
@@ -85,12 +88,12 @@ def _refuse_losses(files: SessionFiles, db: Reader) -> None:
     ]  # fmt: skip
     if finished:
         raise ResetWouldLoseError(
-            f"the agent has finished {', '.join(finished[:3])}, and the host has not recorded it."
+            f"the agent has finished {', '.join(finished[:3])}, but the host has not recorded that."
         )
 
 
-def _put_aside(outbox: Path, now: int) -> Path | None:
-    """Rename the folder to a name with the time, and return that path. Return None if there is no such folder."""
+def _set_aside(outbox: Path, now: int) -> Path | None:
+    """Rename out/ to a name with the time, and return the new path. Return None if there is no out/. Raise StorageError."""
     if not os.path.lexists(outbox):
         return None
     stamp = file_stamp(now)
@@ -101,6 +104,6 @@ def _put_aside(outbox: Path, now: int) -> Path | None:
         try:
             outbox.rename(target)
         except OSError as error:
-            raise StorageError(f"{outbox} cannot be put aside: {error.strerror}.") from error
+            raise StorageError(f"{outbox} cannot be set aside: {error.strerror}.") from error
         return target
     raise StorageError(f"{outbox.parent} holds a hundred folders that were set aside.", hint="Remove old ones.")

@@ -1,9 +1,10 @@
 """mailbox.db: answers on the `local` channel, kept so that a client that comes back later misses nothing.
 
-The daemon is its only writer, and keeps the file open between writes. The command line opens it read-only when the daemon is
-down. Every read opens and closes the file. Everything is synchronous: callers on the event loop use a worker thread. An
-entry must never be changed or reordered once written, and a cursor never reused, because clients remember cursors.
-Retention deletes the oldest entries. After a lost file, an older copy or a restored backup, cursors continue above all used.
+The daemon is the only writer, and keeps the file open between writes. The command line reads it while the daemon is down.
+Every read opens and closes the file. All functions block: on the event loop, call them in a worker thread.
+
+Clients remember cursors. So nothing may change or reorder a stored entry or reuse a cursor; retention deletes only the oldest
+entries. When the file was lost, or replaced by an older copy or a backup, new cursors are above all that were ever used.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ MAX_ANSWERS: Final = 1000
 READ_BUDGET_CHARS: Final = 16 * 1024**2
 
 _COLUMNS: Final = "cursor, mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content, delivered_at"
-_FINAL: Final = "final"  # a column that an older file lacks: every entry of it is final
-_FILES: Final = "files"  # another: no entry of it has files
+_FINAL: Final = "final"  # an older file lacks this column: all its entries are final
+_FILES: Final = "files"  # an older file lacks this column: none of its entries has files
 
 
 @dataclass(frozen=True, slots=True)
 class MailboxEntry:
     """A row of the mailbox. `cursor` only grows; `content` is JSON text; `delivered_at` is epoch milliseconds.
 
-    Not `final`: it was said in the middle of a turn, and answers no message. `files`: JSON text (`core/sent_files.py`), or None.
+    `final` is False for what the agent sent in the middle of a turn: it answers no message. `files` is JSON text
+    (`SentFiles.to_json`), or None.
     """
 
     cursor: int
@@ -56,7 +58,7 @@ class MailboxEntry:
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """An entry to store. `answers`: ids of further messages that it answers besides `in_reply_to`, at most MAX_ANSWERS."""
+    """An entry to store. `answers`: ids of further messages that it answers, of which MAX_ANSWERS count."""
 
     mailbox: str
     message_out_id: str
@@ -73,7 +75,7 @@ class NewEntry:
 
     @property
     def replied(self) -> tuple[str, ...]:
-        """Every message id that this answers, or is said about in the middle of a turn, each once."""
+        """The ids of the messages that this entry answers, or concerns if it is not final, each once."""
         first = () if self.in_reply_to is None else (self.in_reply_to,)
         return tuple(dict.fromkeys((*first, *self.answers[:MAX_ANSWERS])))
 
@@ -91,31 +93,34 @@ class Mailbox:
     def __init__(
         self, path: Path, clock: Clock | None = None, on_lost: Callable[[int], object] = lambda _: None
     ) -> None:
-        """Create the handle. `on_lost` is called, in any thread, with the first cursor of a file that replaces a lost one."""
+        """Create the handle.
+
+        When the file was lost or replaced by an older copy, `on_lost` is called, in any thread, with the next new cursor.
+        """
         self.path = path
         self._kept = FilePool(1)
         self._clock = clock or SystemClock()
         self._on_lost = on_lost
-        self._known = False  # the file existed once
+        self._known = False  # a mailbox existed, so a missing file is a lost one
         self._highest = 0  # the highest cursor that this process has stored
 
     def prepare(self, *, known: bool = False) -> None:
         """Create or migrate the file, and let SQLite recover from a crash. Raise SchemaTooNewError or StorageError.
 
-        `known`: there was a mailbox before, so a missing file was lost.
+        `known`: a mailbox existed before, so a missing file is a lost one.
         """
         self._known = self._known or known
         self._open_owner().close()
 
     def put(self, entry: NewEntry) -> int:
-        """Store one entry and return its cursor. If it was stored before, return the existing cursor."""
+        """Store one entry and return its cursor, as `put_many` does."""
         return self.put_many((entry,))[0]
 
     def put_many(self, entries: Sequence[NewEntry]) -> list[int]:
         """Store all or none of the entries in one transaction. Return their cursors in the same order.
 
-        An entry whose agent, session and message_out_id are already stored is a duplicate: the first content is kept.
-        Raise FileBusyError or StorageError; then nothing is stored.
+        An entry with the agent, session and message_out_id of a stored one is a duplicate. It changes nothing and gets the
+        stored one's cursor. Raise FileBusyError or StorageError; then nothing is stored.
         """
         try:
             with self._writer() as db, db.transaction():
@@ -129,7 +134,7 @@ class Mailbox:
         return self._kept.using(self.path, self._open_owner)
 
     def _open_owner(self) -> Writer:
-        """Open the file. In a new file, or an older copy, continue above every cursor that was used."""
+        """Open the file for writing. If it was lost or is an older copy, raise its cursors above every one that was used."""
         floor = self._clock.now_ms()
         lost = self._known and not self.path.exists()
         if lost:
@@ -148,7 +153,7 @@ class Mailbox:
         return db
 
     def top(self) -> int:
-        """Return the highest cursor, or 0 if there is none."""
+        """Return the highest cursor of a stored entry, or 0 if there is none."""
         if not self.path.exists():
             return 0
         with _open(self.path) as reader:
@@ -156,9 +161,10 @@ class Mailbox:
         return int(row["top"] or 0) if row is not None else 0
 
     def prune(self, cutoff: int, after: int, limit: int) -> tuple[int, int | None]:
-        """Delete those of the next `limit` entries above the cursor `after` that were delivered before `cutoff` (epoch ms).
+        """Look at the next `limit` entries above the cursor `after`. Delete those delivered before `cutoff` (epoch milliseconds).
 
-        Return how many were deleted, and the cursor to continue from, or None when no old entries remain above it.
+        Return how many were deleted, and the cursor to continue from. It is None when this step was the last: it deleted
+        nothing, or reached the newest entry.
         """
         if not self.path.exists():
             return 0, None
@@ -185,14 +191,15 @@ class Mailbox:
     ) -> list[MailboxEntry]:
         """Return at most `limit` (1 to MAX_LIMIT) entries of one mailbox above the cursor `after`, oldest first.
 
-        Large entries may make the list shorter than `limit` although there are more: only an empty list means the end.
+        Large entries may make the list shorter than `limit` although there are more. Only an empty list means the end. Raise
+        as `read_mailbox` does.
         """
         return read_mailbox(self.path, mailbox, after, limit, agent=agent, session=session, in_reply_to=in_reply_to)
 
     def first_reply(self, agent: str, session: str, message_id: str, after: int | None = None) -> MailboxEntry | None:
-        """Return the oldest entry that answers this message, in any mailbox, or None.
+        """Return the oldest final entry that answers this message, in any mailbox, or None.
 
-        With `after`, the oldest one above this cursor, also one that is not final.
+        With `after`, return the oldest entry for this message above that cursor, final or not.
         """
         if not self.path.exists():
             return None
@@ -216,10 +223,10 @@ def read_mailbox(
     session: str | None = None,
     in_reply_to: str | None = None,
 ) -> list[MailboxEntry]:
-    """Read as `Mailbox.read` does, from another process. Open read-only, create nothing. A missing file has no entries.
+    """Read as `Mailbox.read` does, from any process. Open the file read-only. A missing file has no entries.
 
-    Raise StorageError, also when a daemon died during a commit, which the next daemon recovers. Raise CursorAheadError when
-    `after` is above every cursor that the file ever used.
+    Raise StorageError, also when a daemon died during a commit; the next daemon recovers the file. Raise CursorAheadError
+    when `after` is above every cursor that the file ever used.
     """
     if not path.exists():
         if after > 0:
@@ -243,9 +250,9 @@ def read_mailbox(
 
 
 def cursor_before_last(path: Path, mailbox: str, count: int) -> int:
-    """Return the cursor above which the newest `count` (1 or more) entries of a mailbox lie; 0 if it has no more than these.
+    """Return the cursor to read from to get the newest `count` (1 or more) entries of a mailbox. 0 means: from the first one.
 
-    Open read-only, create nothing. Raise StorageError.
+    Open the file read-only. Raise StorageError.
     """
     if not path.exists():
         return 0
@@ -258,14 +265,14 @@ def cursor_before_last(path: Path, mailbox: str, count: int) -> int:
 
 
 def mailbox_names(path: Path, limit: int) -> list[str]:
-    """Return the names of at most `limit` mailboxes that hold an entry, sorted. Open read-only. Raise StorageError."""
+    """Return the names of the first `limit` mailboxes that hold an entry, sorted. Raise StorageError."""
     if not path.exists():
         return []
     names: list[str] = []
     with _open(path) as reader:
         if not reader.columns("mailbox"):
             return []
-        while len(names) < limit:  # each step is one search of the index, however many entries there are
+        while len(names) < limit:  # each step is one index lookup, however many entries a mailbox has
             row = reader.one(
                 "SELECT min(mailbox) AS name FROM mailbox WHERE mailbox > ?", (names[-1] if names else "",)
             )
@@ -276,13 +283,16 @@ def mailbox_names(path: Path, limit: int) -> list[str]:
 
 
 def raise_cursors(path: Path, now_ms: int) -> None:
-    """Let a restored mailbox continue above every cursor used since its backup. Raise as `open_owner` does."""
+    """Raise a restored mailbox's cursors above every one that was used since its backup. Raise the errors of `open_owner`."""
     with open_owner(path, Role.MAILBOX) as db:
         _raise_cursors(db, now_ms)
 
 
 def _raise_cursors(db: Writer, now_ms: int) -> None:
-    """Continue at the current epoch milliseconds: no mailbox gets a thousand entries a second, so all used ones are lower."""
+    """Make the next cursor the current epoch milliseconds plus one, or higher if the file is ahead of that.
+
+    All used cursors are lower, because no mailbox gets a thousand entries a second for long.
+    """
     floor = max(now_ms, _last_cursor(db))
     with db.transaction():
         db.execute("DELETE FROM sqlite_sequence WHERE name = 'mailbox'")
@@ -290,24 +300,26 @@ def _raise_cursors(db: Writer, now_ms: int) -> None:
 
 
 def _last_cursor(db: Reader) -> int:
-    """Return the highest cursor that the file ever used, entries that retention removed included."""
+    """Return the highest cursor that the file ever used, also for an entry that retention deleted; 0 if none."""
     row = db.one("SELECT seq FROM sqlite_sequence WHERE name = 'mailbox'")
     return int(row["seq"]) if row is not None else 0
 
 
 @contextmanager
 def _open(path: Path) -> Generator[Reader]:
-    """Open the file read-only. Raise an error of this file's own for a journal that a dead daemon left."""
+    """Open the file read-only. If a dead daemon left a commit unfinished, raise a StorageError that says how to finish it."""
     try:
         with open_reader(path) as reader:
             yield reader
     except ReadRaceError as error:
         raise StorageError(
-            f"{path.name} holds a commit that a daemon did not finish.", hint="Start the daemon: it finishes it first."
+            f"{path.name} holds a commit that a daemon did not finish.",
+            hint="Start the daemon: it finishes the commit.",
         ) from error
 
 
 def _put(db: Writer, entry: NewEntry) -> int:
+    """Store an entry and the messages that it answers, unless it is a duplicate. Return its cursor."""
     fresh = db.execute(
         "INSERT INTO mailbox (mailbox, message_out_id, agent, session, in_reply_to, kind, thread_id, content,"
         " delivered_at, final, files) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (agent, session, message_out_id) DO NOTHING",
@@ -345,6 +357,7 @@ def _entry(row: sqlite3.Row) -> MailboxEntry:
 
 
 def _columns(reader: Reader) -> str:
+    """Return the columns to select. A column that an older file lacks gets its default."""
     there = reader.columns("mailbox")
     final = _FINAL if _FINAL in there else f"1 AS {_FINAL}"
     return f"{_COLUMNS}, {final}, {_FILES if _FILES in there else f'NULL AS {_FILES}'}"

@@ -377,7 +377,7 @@ async def test_nothing_is_taken_in_a_thread_while_another_commits_for_long_or_no
         held.entered.clear()
         tasks.start_soon(channel.deliver, outgoing(message_out_id="first"))
         assert await anyio.to_thread.run_sync(held.entered.wait, FAR)
-        monkeypatch.setattr(local_module, "_HERE_S", 0.05)
+        monkeypatch.setattr(local_module, "_INLINE_WAIT_S", 0.05)
         assert await taken_here(channel, outgoing()) is None
         held.go.set()
         while len(held.groups) < 2:
