@@ -19,8 +19,8 @@ _PAUSE_S: Final = 0.1
 def insist(invocation: Invocation, ask: Callable[[], T]) -> T:
     """Call `ask` and return its result. While a daemon starts or slots hand over, repeat it for at most ten seconds.
 
-    The request must carry its own id: an attempt whose answer was lost may have stored it, and a repetition must not store
-    it again. Raise the errors of `ask`.
+    The request must carry its own id. An attempt whose answer was lost may have stored it, and a repetition must not store
+    it twice. Raise the errors of `ask`.
     """
     clock = SystemClock()
     deadline = clock.monotonic() + _PATIENCE_S

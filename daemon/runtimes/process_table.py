@@ -91,8 +91,8 @@ def leader_stat(leader: Leader) -> ProcessStat | None:
 def living_members(leader: Leader) -> list[ProcessStat]:
     """Return the container's living processes, sorted by pid. Return none after a reboot.
 
-    A process belongs to the container if it is in the leader's Linux session, has ENV_MARK with the incarnation in its
-    environment, or descends from such a process. The mark finds one that has left the session and whose parent has died.
+    A process belongs to the container if it is in the leader's Linux session, or if its environment marks it (ENV_MARK).
+    Descendants of such processes belong to it, too. The mark finds one that left the session and whose parent has died.
     """
     if leader.boot_id != boot_id():
         return []
@@ -112,7 +112,7 @@ def living_members(leader: Leader) -> list[ProcessStat]:
 def child_program(shell: ProcessStat) -> ProcessStat | None:
     """Return the shell's living child once it has executed its own program; None before.
 
-    Until then the child is a copy of the shell, and a signal sent to it has no effect on the program.
+    Until then the child is a copy of the shell, and the program does not get a signal that is sent to it.
     """
     own = _program(shell.pid)
     for stat in _all_stats():

@@ -1,8 +1,8 @@
 """Adopts the containers that already run when the daemon starts, or when an unavailable runtime answers again.
 
-The runtime's listing says what runs; central.db only says what the daemon recorded. Adoption ends a container in three cases:
-central.db does not have it; its session is quarantined; or its spec is outdated, and a new one could be started. So a
-restart of the daemon alone ends no container.
+The runtime's listing says what runs; central.db only says what the daemon recorded. A restart of the daemon alone ends no
+container. Adoption ends one that is not in central.db, and one whose session is quarantined or whose agent is gone from the
+configuration. It also ends one whose spec is outdated, if a new one could be started.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Adoption:
         """Give every incarnation that central.db records as live a slot, and end the containers that it does not record.
 
         A recorded container is kept if its fingerprint is current, and otherwise ended after its turn. A recorded container
-        that is gone is settled like any exit. Return False when the registry or the runtime cannot be read, or when another
-        incarnation holds a recorded one's slot. The caller then tries again.
+        that is gone is settled like any exit. Return False when the registry or the runtime cannot be read, or when the
+        slot of a recorded incarnation's session belongs to another one. The caller then tries again.
         """
         async with self.lock:
             try:
