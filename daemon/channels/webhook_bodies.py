@@ -81,18 +81,20 @@ def check_body(body: object) -> None:
 def operator_body(body: Mapping[str, Any], message: Outgoing) -> object:
     """Return the operator's body with its templates filled. A template that names a missing value becomes an empty text.
 
-    Raise PermanentDeliveryError if the content is not JSON.
+    Raise PermanentDeliveryError if a template names the content and it is not JSON.
     """
-    values = {
+    values: dict[str, object] = {
         "text": text_of(message.content), "agent": message.agent, "session": message.session,
         "id": message.message_out_id, "in_reply_to": message.in_reply_to, "kind": message.kind,
         "timestamp": message.timestamp, "place": message.address.platform_id, "thread": message.address.thread_id,
-        "content": _content(message),
     }  # fmt: skip
 
     def fill(text: str) -> str:
+        template = parse(text)
+        if "content" in template.first_words and "content" not in values:
+            values["content"] = _content(message)
         try:
-            return parse(text).render(values)
+            return template.render(values)
         except MissingFieldError:
             return ""
 

@@ -121,7 +121,7 @@ def source_fault(source: str, places: HostPlaces) -> str | None:
 def _target_fault(agent: AgentTable, number: int) -> str | None:
     target = agent.mounts[number].target
     path = PurePosixPath(target)
-    if not path.is_absolute() or ".." in path.parts or str(path) != target.rstrip("/"):
+    if not path.is_absolute() or ".." in path.parts or "//" in target or str(path) != target.rstrip("/"):
         return "must be an absolute path without `..` or doubled slashes"
     taken = next((one for one in _TAKEN if _overlap(path, one)), None)
     if taken is not None:

@@ -21,6 +21,7 @@ _HOP_BY_HOP: Final = frozenset(
 )  # fmt: skip
 # A client without a key of its own sends a placeholder in one of these. On a route the gate drops them.
 _CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie"})
+_SHORTEST_KEY: Final = 8  # a shorter word may be in any header by chance
 _ADDED_BY_PROXIES: Final = (b"forwarded", b"x-forwarded-", b"x-real-ip", b"via")
 
 
@@ -52,7 +53,7 @@ def request_headers(
 def response_headers(
     headers: Iterable[tuple[bytes, bytes]], target: Target, secret: tuple[bytes, bytes] | None
 ) -> Headers:
-    """Return what the client gets. Drop every header that contains the secret's value.
+    """Return what the client gets. Drop every header that contains the secret, with or without its scheme (`Bearer`).
 
     On a route, rewrite a redirect to the path that the container uses. If it leads off the route, replace the Location by
     `x-clawbus-egress: removed-location`.
@@ -63,7 +64,7 @@ def response_headers(
         dropped |= {b"content-length"}
     kept: Headers = []
     for name, value in given:
-        if name in dropped or (secret is not None and secret[1] in value):
+        if name in dropped or (secret is not None and _shows(secret[1], value)):
             continue
         if name in {b"location", b"content-location"} and target.route is not None:
             here = _location(value, target)
@@ -92,7 +93,14 @@ def _location(value: bytes, target: Target) -> bytes | None:
     if not parts.path.startswith(f"{route.base}/"):
         return None
     query = f"?{parts.query}" if parts.query else ""
-    return f"/{route.name}{parts.path.removeprefix(route.base)}{query}".encode("ascii")
+    fragment = f"#{parts.fragment}" if parts.fragment else ""
+    return f"/{route.name}{parts.path.removeprefix(route.base)}{query}{fragment}".encode("ascii")
+
+
+def _shows(secret: bytes, value: bytes) -> bool:
+    """Return whether the value contains the secret's header value, or the key in it: its last word, unless that is short."""
+    key = secret.rpartition(b" ")[2]
+    return secret in value or (len(key) >= _SHORTEST_KEY and key in value)
 
 
 def _host(target: Target) -> bytes:

@@ -60,10 +60,15 @@ def secret_mounts(name: str, agent: Agent, user: tuple[int, int]) -> tuple[Mount
     """
     _check_secrets(name, agent)
     for secret, path in agent.secret_file.items():
-        if not _may_read(Path(path).stat(), *user):
+        where = f"agents.{name}.secret_file.{secret}"
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            raise SecretFileError(f"{where}: {path} cannot be read: {error.strerror}.") from error
+        if not _may_read(status, *user):
             uid, gid = user
             raise SecretFileError(
-                f"agents.{name}.secret_file.{secret}: the container's user {uid}:{gid} may not read {path}."
+                f"{where}: the container's user {uid}:{gid} may not read {path}."
                 f" `chgrp {gid} {path} && chmod 640 {path}` lets it.",
             )
     return tuple(
@@ -120,7 +125,7 @@ def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
 def _variables(where: str, text: str) -> Mapping[str, str]:
     """Parse NAME=VALUE lines. Skip blank lines and comments (#), and remove quotes around a value. Raise EnvFileError."""
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.match(line)

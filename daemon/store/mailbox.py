@@ -135,7 +135,7 @@ class Mailbox:
 
     def _open_owner(self) -> Writer:
         """Open the file for writing. If it was lost or is an older copy, raise its cursors above every one that was used."""
-        floor = self._clock.now_ms()
+        floor = max(self._clock.now_ms(), self._highest)  # the clock may have been set back meanwhile
         lost = self._known and not self.path.exists()
         if lost:
             make_whole(self.path, Role.MAILBOX, lambda db: _raise_cursors(db, floor))

@@ -22,13 +22,13 @@ class Draining:
 
     def begin(self, slot: Slot, reason: str) -> None:
         """Start a background task that stops the container, for this reason, once it has no open claim."""
+        slot.draining = True
         self._state.begin(self._drain, slot, reason, name=f"drain {slot.session.key}")
 
     def begin_all(self, agent: str, reason: str) -> None:
         """Stop the agent's running containers, each once it has no open claim. Safe to repeat."""
         for slot in tuple(self._state.slots.values()):
             if slot.session.key.agent == agent and slot.phase is Phase.RUNNING and not slot.draining:
-                slot.draining = True
                 self.begin(slot, reason)
 
     async def _drain(self, slot: Slot, reason: str) -> None:
@@ -51,5 +51,6 @@ class Draining:
         except ClawbusError:
             return False
         except Exception:  # a bug in one check must not end the daemon; try again
-            self._state.log.exception("drain_raised", session=slot.session.key.session)
+            key = slot.session.key
+            self._state.log.exception("drain_raised", agent=key.agent, session=key.session)
             return False

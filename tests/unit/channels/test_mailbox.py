@@ -150,6 +150,20 @@ def test_cursors_of_a_lost_file_go_on_above_its_own(tmp_path: Path) -> None:
     assert (fresh.put(ENTRY), len(lost)) == (1, 2), "a first mailbox begins at one"
 
 
+def test_a_file_that_is_lost_while_the_clock_is_behind_goes_on_above_its_own_too(tmp_path: Path) -> None:
+    lost: list[int] = []
+    clock = MovedClock(1_795_000_000_000)
+    mailbox = Mailbox(tmp_path / "mailbox.db", clock, lost.append)
+    mailbox.prepare()
+    mailbox.path.unlink(missing_ok=True)
+    first = mailbox.put(numbered(1))
+    clock.jump(-3600)
+    mailbox.path.unlink()
+    assert mailbox.put(numbered(2)) == lost[-1] == first + 1
+    assert mailbox.put(numbered(3)) == first + 2
+    assert len(lost) == 2, "told once for each loss"
+
+
 def test_an_older_copy_under_the_daemon_goes_on_above_what_it_lacks(tmp_path: Path) -> None:
     lost: list[int] = []
     mailbox = Mailbox(tmp_path / "mailbox.db", MovedClock(1_795_000_000_000), lost.append)

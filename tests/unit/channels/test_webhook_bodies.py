@@ -131,6 +131,12 @@ def test_a_body_of_the_operator_s_is_filled() -> None:
     }  # fmt: skip
 
 
+def test_an_answer_that_is_no_json_fails_only_a_template_that_names_the_content() -> None:
+    assert operator_body({"text": "{text}"}, outgoing(content="plain")) == {"text": "plain"}
+    with pytest.raises(PermanentDeliveryError):
+        operator_body({"ref": "{content.ref}"}, outgoing(content="plain"))
+
+
 def test_what_is_not_json_is_refused_for_good() -> None:
     with pytest.raises(PermanentDeliveryError):
         FORMATS["clawbus"](outgoing(content="{"))

@@ -55,7 +55,7 @@ def test_what_would_hand_over_the_host_is_refused_by_its_key(tmp_path: Path, sou
 @pytest.mark.parametrize(
     "target",
     ["repo", "/", "/workspace", "/workspace/home/x", "/workspace/agent", "/run/secrets/x", "/run", "/etc", "/etc/passwd",
-     "/tmp/x", "/dev/shm", "/a/../b", "/a//b"],
+     "/tmp/x", "/dev/shm", "/a/../b", "/a//b", "//tmp", "//workspace/in", "//", "/a//"],
 )  # fmt: skip
 def test_a_target_over_or_in_our_own_is_refused(tmp_path: Path, target: str) -> None:
     assert "agents.a.mounts[0].target" in faults(tmp_path, mount("/srv/repo", target))

@@ -122,6 +122,26 @@ def test_headers_of_the_hop_and_credentials_end_at_the_gate() -> None:
     assert response_headers(back, target, (b"authorization", b"Bearer s")) == [(b"etag", b"e")]
 
 
+@pytest.mark.parametrize(
+    ("secret", "shown", "passes"),
+    [
+        (b"Bearer sk-0123456789", b"key sk-0123456789 is over its limit", False),
+        (b"sk-0123456789", b"sk-0123456789", False),
+        (b"Basic dXNlcjpwYXNz", b"dXNlcjpwYXNz", False),
+        (b"Bearer sk-0123456789", b"key sk-...789 is over its limit", True),
+        (b"Bearer s", b"sensible", True),  # so short a word is in other headers by chance
+    ],
+)
+def test_a_header_of_an_answer_with_the_key_in_it_is_dropped(secret: bytes, shown: bytes, passes: bool) -> None:
+    target = Rules(egress(api="openai")).routed("helper", b"/r/x")
+    assert bool(response_headers([(b"x-warning", shown)], target, (b"authorization", secret))) is passes
+
+
+def test_a_redirect_keeps_its_fragment() -> None:
+    target = Rules(egress(api="openai")).routed("helper", b"/r/x")
+    assert response_headers([(b"location", b"/v1/y?a=1#here")], target, None) == [(b"location", b"/r/y?a=1#here")]
+
+
 @pytest.mark.parametrize("api", ["anthropic", "openai", "gemini", "plain"])
 def test_every_shape_says_why_and_what_to_do(api: str) -> None:
     text = error_body(NotAllowedError("no way."), api).decode()

@@ -78,6 +78,8 @@ def test_an_environment_file_is_read_and_the_table_wins(tmp_path: Path) -> None:
         environment_of("a", one)
     file.write_text('# a comment\n\nA=1\nexport B=two words\nC="quoted"\nD=\'x"\'\nE=\n')
     assert environment_of("a", one) == {"A": "table", "B": "two words", "C": "quoted", "D": 'x"', "E": ""}
+    file.write_bytes("A=1\r\nB=line\u2028feed\x0cend\r\n".encode())  # no line ends within B
+    assert environment_of("a", one) == {"A": "table", "B": "line\u2028feed\x0cend"}
     file.write_text("CLAWBUS_RUNNER={}\n")
     with pytest.raises(EnvFileError, match="reserved for the daemon"):
         environment_of("a", one)
