@@ -80,6 +80,14 @@ class SecretUnavailableError(EgressRefusal):
     status = 503
 
 
+class HostTroubledError(EgressRefusal):
+    """The host is short of what a request needs, such as open files, and was for seconds. Nothing was sent to the target."""
+
+    code = "EGRESS_HOST"
+    default_hint = "`clawbus doctor` names what this host is short of; the agent's client may try again."
+    status = 503
+
+
 class UpstreamError(EgressRefusal):
     """The target could not be reached, or its answer broke off or was not HTTP."""
 
