@@ -117,7 +117,7 @@ class BudgetExceededError(EgressRefusal):
 
 
 class GateBusyError(EgressRefusal):
-    """All agents together hold as many connections as the gate allows."""
+    """All agents together hold as many connections as the gate allows; the last quarter is for agents with few."""
 
     code = "EGRESS_BUSY"
     default_hint = "Try again in a moment; `clawbus logs` shows which session opens connections."
