@@ -17,7 +17,7 @@ from daemon.core.session_key import SessionKey
 from daemon.store.data_layout import Layout
 from daemon.store.mailbox_lives import forget_session
 from daemon.store.registry import Registry
-from schema.errors import FileBusyError, StorageError
+from schema.errors import ClawbusError
 from schema.ids import session_path
 from schema.os_faults import host_error
 
@@ -66,9 +66,7 @@ def finish_deletions(registry: Registry, sessions_dir: Path, now_ms: int) -> lis
     """Finish the deletions that an earlier daemon began, before anything searches for sessions. Return the finished ones."""
     done: list[SessionKey] = []
     for deletion, key, moved in registry.open_deletions():
-        with suppress(
-            StorageError, FileBusyError
-        ):  # the next start tries again; until then nothing takes the folder for a session
+        with suppress(ClawbusError):  # the next start tries again; until then nothing takes the folder for a session
             if not moved:
                 # What has the name beside a folder in the trash is a new session's.
                 if not os.path.lexists(trash_of(sessions_dir, deletion)):
