@@ -308,6 +308,28 @@ def test_what_this_host_cannot_read_now_is_no_fault_of_a_release(
     assert releases.checked(releases.find(paths[0].name)).fault is None
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM])
+def test_prune_removes_nothing_while_it_cannot_see_what_is_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    paths = [small_release(root, str(n), made_at=f"2026-01-0{n}T00:00:00.000Z") for n in range(1, 4)]
+    releases = Releases(root)
+    releases.link("blue", releases.find(paths[0].name))
+
+    def fails(*_: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", fails)
+        with pytest.raises(StorageError, match=os.strerror(number)):
+            releases.prune(1, [])
+    with monkeypatch.context() as patch:
+        unreadable(patch, "cmdline", number)
+        with pytest.raises(StorageError, match=os.strerror(number)):
+            releases.prune(1, [])
+    assert len(releases.list()) == 3
+
+
 def test_a_file_without_the_right_to_read_it_counts_as_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small_release(root)
     unreadable(monkeypatch, "__init__.py", errno.EACCES)
