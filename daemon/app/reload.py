@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
+from typing import Final
 
+import anyio
 import structlog
 
 from daemon.api.reloading import Reloaded
 from daemon.app.bus import Bus
 from daemon.config.models import Config
 from daemon.config.ownership import owned, ownership_of
+from daemon.core.errors import ConfigUnreadableError
 from daemon.core.ownership import Ownership
 from daemon.logs.pipeline import LogPipeline
 from daemon.systemd.notify import Notifier
-from schema.errors import ClawbusError
+from schema.errors import ClawbusError, StorageError
+
+_RETRY_S: Final = 2.0
 
 
 def reload_as_asked(
@@ -29,10 +34,27 @@ def reload_as_asked(
 
 
 def reload_at_signal(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config] | None) -> None:
-    """Reload at SIGHUP. The result goes to the log, because no client waits for it."""
-    with suppress(Exception):  # a failed reload changes nothing, and is logged
-        if reload is not None:
-            reload_config(bus, pipeline, reload)
+    """Reload at SIGHUP. The result goes to the log, because no client waits for it. Try again what this host cannot do now."""
+    if reload is not None and not _reloaded(bus, pipeline, reload):
+        bus.background.later(partial(_reload_until_done, bus, pipeline, reload))
+
+
+async def _reload_until_done(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> None:
+    while True:
+        await anyio.sleep(_RETRY_S)
+        if _reloaded(bus, pipeline, reload):
+            return
+
+
+def _reloaded(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> bool:
+    """Return False if it is worth another try. A failed reload changes nothing, and is logged."""
+    try:
+        reload_config(bus, pipeline, reload)
+    except (ConfigUnreadableError, StorageError):
+        return False
+    except Exception:  # noqa: BLE001 - nobody waits for it, and another try would fail as well
+        return True
+    return True
 
 
 def reload_config(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> Reloaded:

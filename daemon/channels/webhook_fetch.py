@@ -22,8 +22,9 @@ from daemon.config.egress import split_target
 from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.errors import BodyTooLargeError
 from daemon.core.public_addresses import is_public
-from daemon.http.pool import Backend
+from daemon.http.pool import Backend, HostShortError
 from daemon.http.resolver import Resolver
+from schema.errors import HostTroubleError
 from schema.plain_names import clean_name, looks
 
 MAX_URLS: Final = 20
@@ -130,6 +131,8 @@ class FileFetcher:
                 return bytes(data)
         except _PrivateError as error:
             raise BodyRefusedError(f"{where} is not at a public address.", hint="Send the file itself.") from error
+        except HostShortError as error:
+            raise HostTroubleError(f"the files of a request cannot be fetched: {error}.") from error
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise FileFetchError(f"{where}: {type(error).__name__}.") from error
 

@@ -101,7 +101,7 @@ class WebhookOut:
         where = url.get_secret_value()
         if message.files == NONE:
             return await self._post(self._pool, where, hook_name, message, key, made_post(hook, message))
-        async with self._room.hold(sum(one.size for one in message.files.files)):
+        async with self._room.hold(hook_name, sum(one.size for one in message.files.files)):
             try:
                 with typed_host_errors("the answer's files cannot be read"):
                     post = await anyio.to_thread.run_sync(made_post, hook, message)

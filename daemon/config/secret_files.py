@@ -7,11 +7,16 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from schema.os_faults import host_error, passes
+
 _MAX_BYTES: Final = 16 * 1024
 
 
 def read_secret_file(path: Path) -> str:
-    """Return the file's text without the newline at its end. Blocks. Raise ValueError, which names the file only."""
+    """Return the file's text without the newline at its end. Blocks.
+
+    Raise ValueError, which names the file only, and StorageError for what this host cannot do now.
+    """
     try:
         # Without O_NONBLOCK the opening of a fifo would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -20,6 +25,8 @@ def read_secret_file(path: Path) -> str:
                 raise ValueError(f"the secret file {path} is not a regular file.")
             found = stream.read(_MAX_BYTES + 1)
     except OSError as error:
+        if passes(error):
+            raise host_error(error, f"the secret file {path} cannot be read") from error
         raise ValueError(f"the secret file {path} cannot be read: {error.strerror}.") from error
     text = found.strip(b"\r\n \t")
     if not text:

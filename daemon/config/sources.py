@@ -13,9 +13,10 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from daemon.core.errors import ConfigError
+from daemon.core.errors import ConfigError, ConfigUnreadableError
+from schema.os_faults import host_error, passes
 
 CONFIG_NAME: Final = "clawbus.toml"
 PREFIX: Final = "CLAWBUS_"  # the prefix of every environment variable that sets a key
@@ -100,6 +101,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             hint="Run this as the daemon's user (`sudo -u clawbus clawbus ...`), or name another file with --config.",
         ) from error
     except (OSError, ValueError) as error:
+        if passes(error):
+            raise ConfigUnreadableError(str(host_error(cast("OSError", error), f"{path} cannot be read"))) from error
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"{path} cannot be read: {why}.", hint="Name a readable file with --config.") from error
     text = _decoded(path, data)

@@ -19,6 +19,15 @@ class ConfigError(ClawbusError):
     default_hint = "Correct the named key in clawbus.toml (docs/configuration.md lists them all)."
 
 
+class ConfigUnreadableError(ConfigError):
+    """The host cannot read the configuration file now. What it says is unknown; nothing in it is wrong."""
+
+    code = "CONFIG_UNREADABLE"
+    default_hint = (
+        "Look at this host (`clawbus doctor`, `dmesg`), then repeat the command; a daemon tries again by itself."
+    )
+
+
 class DataFolderError(ClawbusError):
     """The data folder is missing, not writable or not a clawbus folder."""
 

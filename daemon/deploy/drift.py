@@ -13,6 +13,7 @@ from daemon.core.release import Drift, Running, drift_of_daemon, drift_of_images
 from daemon.deploy.images import look_at_images
 from daemon.deploy.releases import Release, Releases
 from daemon.workers.source import Origin, digest_of_source
+from schema.errors import StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,9 @@ def check_release(config: Config, releases: Releases, release: Release) -> tuple
         found = drift_of_release(manifest, changes, digest_of_source(release.path), str(release.path))
     except ReleaseInvalidError as error:
         found = [Drift("manifest", release.short, str(error), str(release.path))]
+    except StorageError as error:
+        found = []
+        unknown.append(f"files: {error}")
     try:
         found += drift_of_images(manifest, look_at_images(config, manifest.images.values()))
     except RuntimeUnavailableError as error:

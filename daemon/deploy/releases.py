@@ -33,6 +33,7 @@ from daemon.runtimes.image_source import package_folder, source_digest
 from daemon.workers.source import RELEASES, changes_in, hash_files, manifest_in, site_of
 from schema.durable_files import sync_folder
 from schema.migrate import VERSION, Role
+from schema.os_faults import host_error, passes
 
 _MAKING: Final = ".making-"
 _RECENT_S: Final = 3600.0
@@ -118,14 +119,16 @@ class Releases:
     def slots(self) -> dict[str, str]:
         """Return {slot: folder name of its release}; a slot without a link is left out.
 
-        A link that leads elsewhere is given as it is: what is there is no release, whatever its name.
+        A link that leads elsewhere is given as it is: what is there is no release, whatever its name. Raise StorageError.
         """
         found: dict[str, str] = {}
         for slot in SLOTS:
             link = self.slot_link(slot)
             try:
                 text = os.readlink(link)  # noqa: PTH115 - the link's own text
-            except OSError:
+            except OSError as error:
+                if passes(error):
+                    raise host_error(error, f"{link} cannot be read") from error
                 continue
             target = Path(os.path.normpath(link.parent / text))
             found[slot] = target.name if _is_same(target.parent, self.folder) else text
@@ -258,7 +261,9 @@ class Releases:
 def _is_same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:
+    except OSError as error:
+        if passes(error):
+            raise host_error(error, f"{one} cannot be looked at") from error
         return False
 
 

@@ -7,18 +7,25 @@ import time
 from pathlib import Path
 from typing import Final
 
+from schema.os_faults import host_error, passes
+
 _EXEC_LOOKS: Final = 200  # a process may have erased its own command line: then it is not waited for any longer
 _EXEC_S: Final = 0.001
 
 
 def running_releases(folder: Path) -> set[str]:
-    """Return the names of the releases in this folder that a process was started from."""
+    """Return the names of the releases in this folder that a process was started from.
+
+    Raise StorageError when this host cannot look at all of them now: what is not seen would be removed.
+    """
     start = os.fsencode(folder.resolve()) + b"/"
     found: set[str] = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = _command_line(path).split(b"\0")
-        except OSError:  # it ended, or belongs to somebody who hides it
+        except OSError as error:  # it ended, or belongs to somebody who hides it
+            if passes(error):
+                raise host_error(error, f"{path} cannot be read") from error
             continue
         found |= {os.fsdecode(one[len(start) :].split(b"/")[0]) for one in words if one.startswith(start)}
     return found

@@ -14,7 +14,7 @@ from daemon.core.egress_usage import Usage
 from daemon.egress.client import Client, ClientGoneError
 from daemon.egress.headers import request_headers, response_headers
 from daemon.egress.ledger import Ledger
-from daemon.egress.refusals import BadRequestError, EgressRefusal, PrivateTargetError, UpstreamError
+from daemon.egress.refusals import BadRequestError, EgressRefusal, HostTroubledError, PrivateTargetError, UpstreamError
 from daemon.egress.rules import Rules, Target
 from daemon.egress.secrets import Secrets
 from daemon.egress.upstream import Upstream, as_refusals
@@ -113,7 +113,7 @@ class Exchanges:
                                 meter.feed(piece)
                             await client.piece(piece)
                     whole = True
-            except (UpstreamError, PrivateTargetError):
+            except (UpstreamError, PrivateTargetError, HostTroubledError):
                 meter = meter if outcome.status else None  # a target that sent no head is taken to have done no work
                 raise
             finally:

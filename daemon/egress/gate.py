@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class Gate:
         self._lock = threading.Lock()  # guards `_doors` and their files, because `open` runs in worker threads
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: TaskGroup | None = None
-        self._connections = anyio.Semaphore(_ALL_CONNECTIONS)
+        self._connections: Counter[str] = Counter()  # under way, by agent
         self._log = structlog.get_logger("egress")
 
     def subscribe(self, events: Subscriptions) -> None:
@@ -201,16 +202,15 @@ class Gate:
         client = Client(sock, self._config.max_body_bytes)
         lookups_are_of(door.key[0])
         try:
-            try:
-                self._connections.acquire_nowait()
-            except anyio.WouldBlock:
-                await client.refuse(GateBusyError("too many connections of all agents together."))
-                return
+            agent = door.key[0]
+            if not self._has_room(agent):
+                return await self._turn_away(door, client)
+            self._connections[agent] += 1
             try:
                 while await self._one(door, client):
                     pass
             finally:
-                self._connections.release()
+                self._connections[agent] -= 1
         except ClientGoneError:
             pass
         except Exception:  # noqa: BLE001 - whatever one connection meets, the others go on
@@ -218,6 +218,17 @@ class Gate:
         finally:
             client.close()
             slots.release()
+
+    def _has_room(self, agent: str) -> bool:
+        """Return whether an agent may have one more connection. The last quarter is for agents with few."""
+        used = self._connections.total()
+        few = max(1, _ALL_CONNECTIONS // 16)
+        return used < _ALL_CONNECTIONS * 3 // 4 or (used < _ALL_CONNECTIONS and self._connections[agent] < few)
+
+    async def _turn_away(self, door: _Door, client: Client) -> None:
+        busy = GateBusyError("too many connections of all agents together.")
+        await client.refuse(busy)
+        self._report(door, client, Outcome("?", None, busy.status, busy.code, str(busy)), self._clock.monotonic())
 
     async def _one(self, door: _Door, client: Client) -> bool:
         """Carry out one request. Return whether another may follow on the connection."""

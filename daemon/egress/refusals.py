@@ -80,6 +80,14 @@ class SecretUnavailableError(EgressRefusal):
     status = 503
 
 
+class HostTroubledError(EgressRefusal):
+    """The host is short of what a request needs, such as open files, and was for seconds. Nothing was sent to the target."""
+
+    code = "EGRESS_HOST"
+    default_hint = "`clawbus doctor` names what this host is short of; the agent's client may try again."
+    status = 503
+
+
 class UpstreamError(EgressRefusal):
     """The target could not be reached, or its answer was incomplete or not HTTP."""
 
@@ -109,7 +117,7 @@ class BudgetExceededError(EgressRefusal):
 
 
 class GateBusyError(EgressRefusal):
-    """The agents together already hold as many connections as the gate allows."""
+    """The agents together already hold as many connections as the gate allows. Its last quarter is for agents with few."""
 
     code = "EGRESS_BUSY"
     default_hint = "Try again in a moment; `clawbus logs` shows which session opens connections."

@@ -15,9 +15,9 @@ import httpcore
 
 from daemon.core.public_addresses import is_public
 from daemon.egress.headers import Headers
-from daemon.egress.refusals import PrivateTargetError, UpstreamError, UpstreamTimeoutError
+from daemon.egress.refusals import HostTroubledError, PrivateTargetError, UpstreamError, UpstreamTimeoutError
 from daemon.egress.rules import Target
-from daemon.http.pool import Backend
+from daemon.http.pool import Backend, HostShortError
 from daemon.http.resolver import Resolver
 
 _KEPT: Final = 64  # idle connections
@@ -89,6 +89,8 @@ def as_refusals(where: str) -> Generator[None]:
     """Turn httpcore's errors about the target into ours."""
     try:
         yield
+    except HostShortError as error:
+        raise HostTroubledError(str(error)) from error
     except httpcore.TimeoutException as error:
         raise UpstreamTimeoutError(f"{where} did not answer in time: {error or type(error).__name__}.") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:

@@ -131,6 +131,11 @@ class AgentChannel:
         self._pace(message.agent, asked.agent)
         target = SessionKey(asked.agent, asked.session)
         session = await self._parts.sessions.get(target)
+        if await session.call(partial(_reading, session, lambda db: store.is_of_another_life(db, asked.cause))):
+            raise PermanentDeliveryError(
+                f"the session {target} that asked was deleted; the one of this name now did not ask.",
+                hint="Nobody waits for this answer: `clawbus dead drop` it.",
+            )
         place = await session.call(partial(_reading, session, lambda db: store.place_of(db, asked.cause)))
         relay = relays.answer(asked, (message.agent, message.session), before)
         # A mid-turn message wakes nobody: it is read together with the answer. Otherwise each would cost the asker a turn.

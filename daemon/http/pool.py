@@ -23,10 +23,12 @@ import httpx
 import structlog
 
 from daemon.http.resolver import Resolver
+from schema.os_faults import is_exhausted
 
 KEPT: Final = 20  # the most idle connections
 _SPARE: Final = 10  # leaked connections that are tolerated; a cancelled send may leave one
 _STAGGER_S: Final = 0.25  # head start of an address over the next one
+_AGAIN_S: Final = 0.2  # between two tries of a host that is short of something
 
 
 def disable_sniffio() -> None:
@@ -37,6 +39,10 @@ def disable_sniffio() -> None:
     """
     if importlib.util.find_spec("sniffio") is None:
         cast("dict[str, ModuleType | None]", sys.modules)["sniffio"] = None
+
+
+class HostShortError(httpcore.ConnectError):
+    """The host could not connect: it was short of open files, memory or threads. The other end was not asked."""
 
 
 class Backend(httpcore.AsyncNetworkBackend):
@@ -57,16 +63,27 @@ class Backend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Look up the name and connect, within `timeout` seconds in all (None: no limit).
 
-        Raise httpcore.ConnectError or httpcore.ConnectTimeout.
+        While this host is short of something, try again within that time. Raise httpcore.ConnectError,
+        httpcore.ConnectTimeout or HostShortError.
         """
         options = list(socket_options or ())
+        short: OSError | None = None
         try:
             with anyio.fail_after(timeout):
-                addresses = await self.addresses(host, port)
-                return await self._connect_any(addresses, port, local_address, options)
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout(f"no connection within {timeout:g} s") from error
-        except OSError as error:
+                while True:
+                    try:
+                        addresses = await self.addresses(host, port)
+                        return await self._connect_any(addresses, port, local_address, options)
+                    except (OSError, httpcore.ConnectError) as error:
+                        short = _shortage(error)
+                        if short is None or timeout is None:
+                            raise
+                    await anyio.sleep(_AGAIN_S)
+        except (TimeoutError, OSError, httpcore.ConnectError) as error:
+            if short is not None:
+                raise HostShortError(f"this host cannot connect now: {short.strerror}") from error
+            if isinstance(error, TimeoutError):
+                raise httpcore.ConnectTimeout(f"no connection within {timeout:g} s") from error
             raise httpcore.ConnectError(str(error)) from error
 
     async def addresses(self, host: str, port: int) -> tuple[str, ...]:
@@ -85,12 +102,14 @@ class Backend(httpcore.AsyncNetworkBackend):
             return await self._inner.connect_tcp(addresses[0], port, None, local, options)
         found: list[httpcore.AsyncNetworkStream] = []
         errors: list[str] = []
+        short: list[OSError] = []
 
         async def attempt(address: str, failed: anyio.Event) -> None:
             try:
                 stream = await self._inner.connect_tcp(address, port, None, local, options)
             except httpcore.NetworkError as error:
                 errors.append(f"{address}: {error}")
+                short.extend(filter(None, [_shortage(error)]))
             else:
                 found.append(stream)
                 tasks.cancel_scope.cancel()
@@ -108,12 +127,21 @@ class Backend(httpcore.AsyncNetworkBackend):
             raise
         await _close(found[1:])
         if not found:
-            raise httpcore.ConnectError("; ".join(errors)[:300])
+            raise httpcore.ConnectError("; ".join(errors)[:300]) from (short[0] if short else None)
         return found[0]
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for this many seconds."""
         await anyio.sleep(seconds)
+
+
+def _shortage(error: BaseException | None) -> OSError | None:
+    """Return what in an error's causes says that this host is short of something; None where the other end is the cause."""
+    while error is not None:
+        if isinstance(error, OSError) and is_exhausted(error.errno):
+            return error
+        error = error.__cause__
+    return None
 
 
 async def _close(streams: list[httpcore.AsyncNetworkStream]) -> None:

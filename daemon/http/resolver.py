@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
 
 from daemon.core.clock import Clock
+from schema.os_faults import is_exhausted, probe
 
 HUNG_S: Final = 4.0  # seconds after which later callers no longer wait for a lookup
 FAILED_S: Final = 1.0  # seconds during which a failed lookup is the answer to everybody
@@ -100,7 +102,9 @@ class Resolver:
                 found = tuple(dict.fromkeys(str(row[4][0]) for row in rows))
                 problem = None if found else OSError("it has no address")
             except OSError as error:
-                problem = error
+                # A lookup that lacks a descriptor says that there is no such name.
+                found_now = probe(Path("/"))
+                problem = found_now if found_now is not None and is_exhausted(found_now.errno) else error
             except Exception as error:  # noqa: BLE001 - a name that cannot be encoded; the waiting callers must get it
                 problem = OSError(f"{type(error).__name__}: {error}")
             with suppress(RuntimeError):  # the loop is closed: no task waits any more

@@ -22,6 +22,7 @@ from daemon.inngest.errors import (
     InngestDbVersionError,
     SweepQueryFailedError,
 )
+from schema.closed_wal import read_closed
 from schema.connect import open_foreign_reader, open_foreign_writer
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, UnusableFileError
 from schema.handles import Reader, Writer
@@ -74,12 +75,15 @@ def read_database(path: Path, work: Callable[[Reader, Shape], T], patience: Pati
     """Return what `work` reads from the file at one instant. It may run several times, so it must only read.
 
     A file in DELETE mode is read without any lock: the server has no busy time-out, and each of its commits that met a
-    lock of ours would be lost. Raises the errors of `daemon.inngest.errors`, and no others of a database.
+    lock of ours would be lost. A WAL file that nobody has open stays without a `-wal` and `-shm` of ours. Raises the errors of `daemon.inngest.errors`, and no others of a database.
     """
     _check_there(path)
     with translated(path):
         if not uses_wal(path):
             return read_unlocked(path, lambda reader: work(reader, read_shape(reader, path)), patience or PATIENCE)
+        found = read_closed(path, lambda reader: (work(reader, read_shape(reader, path)),))
+        if found is not None:
+            return found[0]
         with open_foreign_reader(path) as reader:
             shape = read_shape(reader, path)
             with reader.snapshot():

@@ -17,6 +17,7 @@ from daemon.core.host_repairs import secret_repair
 from daemon.core.zones import zone
 from daemon.inspect.central_reading import ask
 from daemon.store.egress_usage import read_days
+from schema.errors import StorageError
 
 _SUMS = ("requests", "refused", "failed", "tokens_in", "tokens_out", "estimated", "bytes_up", "bytes_down")
 
@@ -40,7 +41,7 @@ def unusable_secrets(config: Config) -> Mapping[str, str]:
         if route.secret_file is not None:
             try:
                 read_secret_file(route.secret_file)
-            except ValueError as error:
+            except (ValueError, StorageError) as error:
                 found[str(route.secret_file)] = str(error)
     return found
 

@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 # Not the agent's doing: the target, the network, or a secret file.
-_TROUBLE_OF_OURS: Final = frozenset({"EGRESS_UPSTREAM", "EGRESS_UPSTREAM_TIMEOUT", "EGRESS_SECRET", "EGRESS_BUSY"})
+_TROUBLE_OF_OURS: Final = frozenset(
+    {"EGRESS_UPSTREAM", "EGRESS_UPSTREAM_TIMEOUT", "EGRESS_SECRET", "EGRESS_HOST", "EGRESS_BUSY"}
+)
 _ONE_BY_ONE: Final = 20  # answers delivered in one commit; above it, one line names up to MAX_ITEMS of them
 
 

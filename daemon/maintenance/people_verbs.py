@@ -88,12 +88,12 @@ def _decided(asked: Pairing, outcome: PairingOutcome, name: str | None) -> dict[
 
 def _user_for(db: Writer, asked: Pairing, verb: DecidePairing, by: str, now: int) -> str:
     """Return the user that the stranger is: the named one, the one of that identity, or a new one with a free name."""
-    if verb.user is not None:
-        if people.check_user(db, check_name("user", verb.user))["revoked_at"] is not None:
-            raise UserRefusedError(f"the user {verb.user!r} was revoked.", hint="`clawbus user restore` first.")
-        return verb.user
-    known = people.read_people(db).user_of(asked.channel, asked.sender)
+    known = verb.user
+    if known is None:
+        known = people.read_people(db).user_of(asked.channel, asked.sender)
     if known is not None:
+        if people.check_user(db, check_name("user", known))["revoked_at"] is not None:
+            raise UserRefusedError(f"the user {known!r} was revoked.", hint="`clawbus user restore` first.")
         return known
     base = _NO_NAME.sub("-", asked.sender).strip("-._")[:_MAX_NAME] or "user"
     name, number = base, 1

@@ -23,6 +23,7 @@ from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
 from daemon.store.mailbox import Mailbox
+from daemon.store.mailbox_lives import forget_messages
 from daemon.store.pruning import Step, prune_messages, prune_receipts, prune_records
 from daemon.store.routes import prune_mentioned
 from daemon.store.session_files import SessionFiles
@@ -191,7 +192,8 @@ class Retention:
                 return False
             await self._close(session)
             parts: tuple[tuple[str, Prune], ...] = (
-                ("messages", prune_messages), ("receipts", prune_receipts), ("records", prune_records),
+                ("messages", partial(prune_messages, forget=partial(forget_messages, self._mailbox.path, key))),
+                ("receipts", prune_receipts), ("records", prune_records),
             )  # fmt: skip
             for what, prune in parts if cutoff is not None else ():
                 await self._in_steps(session, what, prune, cutoff or 0, taken)

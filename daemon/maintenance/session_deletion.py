@@ -1,7 +1,7 @@
 """Deletes a session: stops its container, then removes its registry rows and its folder.
 
-The order is: change the registry, rename the folder, remove it. A daemon that dies in between finishes at its next start.
-Delivered answers stay delivered. A later message to the same name starts a new session.
+The order is: change the registry, rename the folder, free the ids of its mailbox entries, remove it. A daemon that dies in
+between finishes at its next start. Delivered answers stay delivered. A later message to the same name starts a new session.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.store import deliveries, outbound, schedules
+from daemon.store.data_layout import Layout
 from daemon.store.dead_letters import Operator
+from daemon.store.mailbox_lives import forget_session
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from daemon.store.session_trash import move_to_trash, remove_trash
@@ -135,6 +137,9 @@ class Deletions:
             await self._sessions.central(lambda registry: registry.undo_deletion(deletion, key, now))
             raise
         try:
+            forget = partial(forget_session, Layout(self._dir.parent).mailbox_db, key, deletion)
+            with typed_host_errors("mailbox.db cannot be changed"):
+                await anyio.to_thread.run_sync(forget)
             await self._sessions.central(lambda registry: registry.deletion_moved(deletion, key))
         except ClawbusError as error:
             # The session is gone all the same, and the next start finds its folder in the trash.
@@ -183,6 +188,7 @@ def delete_from_files(
     except StorageError:
         registry.undo_deletion(deletion, key, clock())
         raise
+    forget_session(Layout(sessions_dir.parent).mailbox_db, key, deletion)
     registry.deletion_moved(deletion, key)
     remove_trash(sessions_dir, deletion)
     registry.deletion_done(deletion, clock())

@@ -20,7 +20,9 @@ from daemon.config.models import Config
 from daemon.config.mounts import source_fault
 from daemon.core.errors import AgentFileError, EnvFileError, MountSourceError, SecretFileError
 from daemon.runtimes.protocol import Mount
+from schema.errors import ClawbusError
 from schema.layout import CONTAINER_SECRETS
+from schema.os_faults import host_error, passes
 
 _MAX_BYTES: Final = 64 * 1024  # of an environment file or a secret
 _LINE: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)\Z", re.DOTALL)
@@ -100,18 +102,25 @@ def _check_secrets(name: str, agent: Agent) -> None:
             raise SecretFileError(f"{where}: {path} is empty.")
 
 
+def _unreadable(where: str, path: str, error: OSError, error_class: type[AgentFileError]) -> ClawbusError:
+    """Return the error of a file, or the host's, if it cannot read any such file now."""
+    if passes(error):
+        return host_error(error, f"{where}: {path} cannot be read")
+    return error_class(f"{where}: {path} cannot be read: {error.strerror}.")
+
+
 def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
     """Return the text of a file of at most _MAX_BYTES. Raise `error_class`, which never quotes the text."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise error_class(f"{where}: {path} cannot be read: {error.strerror}.") from error
+        raise _unreadable(where, path, error, error_class) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise error_class(f"{where}: {path} is not a regular file.")
         raw = os.read(descriptor, _MAX_BYTES + 1)
     except OSError as error:
-        raise error_class(f"{where}: {path} cannot be read: {error.strerror}.") from error
+        raise _unreadable(where, path, error, error_class) from error
     finally:
         os.close(descriptor)
     if len(raw) > _MAX_BYTES:

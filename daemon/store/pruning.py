@@ -8,7 +8,7 @@ row with the highest seq. Synchronous; the caller holds the session's lock. One 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,10 +36,19 @@ class Step:
     done: bool
 
 
-def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now: int) -> Step:
+def prune_messages(
+    files: SessionFiles,
+    cutoff: int,
+    after: int,
+    limit: int,
+    now: int,
+    forget: Callable[[Sequence[str]], object] = lambda _: None,
+) -> Step:
     """Delete those of the next `limit` messages after seq `after` that ended before `cutoff` (epoch milliseconds).
 
-    Delete their history, attempts and closed dead letters too. Raise the errors of opening the files; then nothing is deleted.
+    Delete their history, attempts and closed dead letters too. `forget` is called with their ids before: whatever else is
+    found by them must not be found by a new message of the id. Raise its errors and those of opening the files; then
+    nothing is deleted.
     """
     with files.inbound() as db:
         if after == 0:
@@ -57,6 +66,7 @@ def prune_messages(files: SessionFiles, cutoff: int, after: int, limit: int, now
                 return Step(0, after, done=True)  # a new answer may reply to any of them; it must be recorded first
             taken = _finished(db, out, old, cutoff)
         if taken:
+            forget(taken)
             remove_attachments(db, files.folder, taken)
             with db.transaction():
                 for table, key in (

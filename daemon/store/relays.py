@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from daemon.core.relays import Relay, from_text
-from daemon.store import host_messages, messages, reply_routes
+from daemon.store import host_messages, messages, pruned, reply_routes
 from schema.handles import Reader, Writer
 from schema.rows import Address, MessageIn
 
@@ -68,6 +68,13 @@ def place_of(db: Reader, message_id: str | None) -> Address | None:
     message = messages.find(db, message_id) if message_id is not None else None
     address = messages.address_of(message) if message is not None else None
     return address or reply_routes.routing(db)
+
+
+def is_of_another_life(db: Reader, message_id: str | None) -> bool:
+    """Return whether this session never had the message: it was made anew under the name of the one that had it."""
+    if message_id is None or messages.find(db, message_id) is not None:
+        return False
+    return not any(one["what"] == "messages" for one in pruned.read(db))
 
 
 def tell_root(db: Writer, message_id: str, code: str, text: str, now: int) -> bool:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from daemon.core.session_key import SessionKey
+from daemon.store.data_layout import Layout
+from daemon.store.mailbox_lives import forget_session
 from daemon.store.registry import Registry
-from schema.errors import StorageError
+from schema.errors import ClawbusError
 from schema.ids import session_path
 from schema.os_faults import host_error
 
@@ -64,11 +66,12 @@ def finish_deletions(registry: Registry, sessions_dir: Path, now_ms: int) -> lis
     """Finish the deletions that an earlier daemon began, before anything searches for sessions. Return the finished ones."""
     done: list[SessionKey] = []
     for deletion, key, moved in registry.open_deletions():
-        with suppress(StorageError):  # the next start tries again; until then nothing takes the folder for a session
+        with suppress(ClawbusError):  # the next start tries again; until then nothing takes the folder for a session
             if not moved:
                 # What has the name beside a folder in the trash is a new session's.
                 if not os.path.lexists(trash_of(sessions_dir, deletion)):
                     move_to_trash(sessions_dir, key, deletion)
+                forget_session(Layout(sessions_dir.parent).mailbox_db, key, deletion)
                 registry.deletion_moved(deletion, key)
             remove_trash(sessions_dir, deletion)
             registry.deletion_done(deletion, now_ms)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from daemon.core.deploy_errors import DuplicateOwnershipError
+from schema.os_faults import passes
 
 _PREFIX: Final = "clawbus-owner"
 _WANTS: Final = "wants"
@@ -119,10 +120,12 @@ def _parsed(name: str) -> Owner | None:
 
 
 def _holds(pid: int, inode: str) -> bool:
-    """Return whether the process has the socket open. Only this user's processes can be asked."""
+    """Return whether the process has the socket open. Only this user's processes can be asked. Raise OSError when this host cannot tell."""
     try:
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
+    except OSError as error:
+        if passes(error):
+            raise  # a daemon that cannot be looked at now may own it all the same
         return False
     for one in descriptors:
         with suppress(OSError):  # it was closed meanwhile

@@ -22,6 +22,7 @@ from daemon.core.release import (
     read_manifest,
 )
 from daemon.runtimes.image_source import source_digest
+from schema.os_faults import host_error, passes
 
 RELEASES: Final = "releases"
 _MAX_MANIFEST: Final = 1024**2
@@ -70,21 +71,23 @@ def check_origin(found: Origin, root: str, *, developer: bool) -> None:
 
 
 def manifest_in(release: Path) -> Manifest:
-    """Return the manifest of a release's folder. Raise ReleaseInvalidError."""
+    """Return the manifest of a release's folder. Raise ReleaseInvalidError, and StorageError for what this host cannot do now."""
     path = release / MANIFEST_NAME
     try:
         with path.open("rb") as file:
             return read_manifest(file.read(_MAX_MANIFEST), str(path))
     except OSError as error:
+        _raise_passing(error, path)
         raise ReleaseInvalidError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def recorded_files(release: Path, manifest: Manifest) -> dict[str, str]:
-    """Return {path: digest} of the release's files when it was made. Raise ReleaseInvalidError."""
+    """Return {path: digest} of the release's files when it was made. Raise ReleaseInvalidError or StorageError."""
     path = release / FILES_NAME
     try:
         found = read_listing(path.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
+        _raise_passing(error, path)
         raise ReleaseInvalidError(f"{path} cannot be read: {error.strerror}.") from error
     if listing_digest(found) != manifest.tree_digest:
         raise ReleaseInvalidError(f"{path} was edited: it does not have the digest in {MANIFEST_NAME}.")
@@ -92,14 +95,24 @@ def recorded_files(release: Path, manifest: Manifest) -> dict[str, str]:
 
 
 def changes_in(release: Path, manifest: Manifest) -> Changes:
-    """Hash every file of a release, and compare it with the record. Takes tenths of a second. Raise ReleaseInvalidError."""
+    """Hash every file of a release, and compare it with the record. Takes tenths of a second.
+
+    Raise ReleaseInvalidError or StorageError.
+    """
     return compare_files(recorded_files(release, manifest), hash_files(release))
 
 
 def hash_files(release: Path) -> dict[str, str]:
-    """Return {path: digest} of the release's files, except its manifest and listing. A link's digest is that of its target's path."""
+    """Return {path: digest} of the release's files, except its manifest and listing. A link's digest is that of its target's path.
+
+    Raise StorageError: a file that this host cannot read now is not a changed one.
+    """
     found: dict[str, str] = {}
-    for folder, _, names in os.walk(release):
+
+    def unreadable(error: OSError) -> None:
+        _raise_passing(error, release)
+
+    for folder, _, names in os.walk(release, onerror=unreadable):
         for name in names:
             path = Path(folder, name)
             relative = path.relative_to(release).as_posix()
@@ -109,7 +122,7 @@ def hash_files(release: Path) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Return a file's digest. An unreadable file gets the digest of its error, so that it counts as changed."""
+    """Return a file's digest. A file that is not readable gets the digest of its error, so that it counts as changed."""
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
@@ -119,7 +132,14 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
+        _raise_passing(error, path)
         return hashlib.sha256(f"error {error.errno}".encode()).hexdigest()
+
+
+def _raise_passing(error: OSError, path: Path) -> None:
+    """Raise StorageError for what this host cannot do now, which says nothing about the release."""
+    if passes(error):
+        raise host_error(error, f"{path} cannot be read") from error
 
 
 def digest_of_source(release: Path) -> str:

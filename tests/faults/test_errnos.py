@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.errnos import Trial, Walk, plan
+from tests.support.daemon import eventually
 from tests.support.errnos.control import DAEMON, ERRNOS, RUNNER, Site, compiler
 
 pytestmark = [
@@ -80,6 +81,20 @@ def test_the_hosts_own_trouble_quarantines_nobody_costs_no_try_fails_no_message_
     assert not problems, "\n".join(problems)
     assert sum(bool(trial.fired) for trial in done) > len(done) // 2, "the faults are the test"
     assert walk.verdict() == []
+
+
+@pytest.mark.parametrize("number", ["EMFILE", "EIO"])
+def test_a_reload_that_cannot_read_the_file_now_comes_later(walk: Walk, number: str) -> None:
+    """Nobody sends the signal again."""
+    done, refused = len(walk.daemon.events("config_reloaded")), len(walk.daemon.events("reload_refused"))
+    walk.control.arm(Site(DAEMON, "open", "/clawbus.toml"), number, count=10**9)
+    try:
+        walk.daemon.reload()
+        eventually("it was refused", lambda: len(walk.daemon.events("reload_refused")) > refused)
+    finally:
+        walk.control.disarm()
+    assert "cannot be read" in walk.daemon.events("reload_refused")[-1]["error"]
+    eventually("it was done", lambda: len(walk.daemon.events("config_reloaded")) > done)
 
 
 def test_short_of_descriptors_doctor_and_status_name_it_while_it_lasts(walk: Walk) -> None:

@@ -95,6 +95,24 @@ def test_a_thread_that_an_agent_makes_up_reaches_no_session(daemon: RealDaemon) 
     ]
 
 
+def test_an_answer_to_a_deleted_session_is_not_given_to_a_new_one_of_its_name(daemon: RealDaemon) -> None:
+    """The new one is another conversation, perhaps of another person."""
+    mark = daemon.root / "asked"
+    daemon.post(f"to b hang {mark}", agent="a", session="s")
+    eventually("b works on it", lambda: mark.exists() and mark.read_text())
+    eventually("a has ended its turn", lambda: texts(daemon) == ["sent"])
+    assert daemon.cli("session", "delete", "a", "s").result["lost"] == []
+    daemon.ask("say fresh", agent="a", session="s", mailbox="somebody")
+    mark.with_name("asked.go").touch()
+    (letter,) = eventually("it explains itself", lambda: letters(daemon))
+    assert (letter["agent"], letter["session"]) == ("b", "agent:a:s")
+    assert "session a/s" in letter["reason"]
+    assert "was deleted" in letter["reason"]
+    assert daemon.rows("a", "s", "SELECT 1 FROM messages_in WHERE relay IS NOT NULL") == []
+    assert texts(daemon, "somebody") == ["fresh"]
+    assert daemon.cli("dead", "drop", letter["id"], "--session", "b/agent:a:s").ok
+
+
 def test_files_are_passed_on(make_daemon: Make) -> None:
     script = (
         """echo hello > "$HOME/note.txt"; echo '{"type":"message","to":"b","text":"say read","files":["note.txt"]}'"""

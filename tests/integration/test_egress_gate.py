@@ -407,6 +407,28 @@ async def test_a_thousand_connections_of_one_session_disturb_no_other(tmp_path: 
             assert (await helper.get("/model/x", timeout=PATIENCE_S)).status_code == 200
 
 
+async def test_the_sessions_of_one_agent_leave_connections_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its sessions may hold what the configuration allows; together they could hold what all agents have."""
+    monkeypatch.setattr("daemon.egress.gate._ALL_CONNECTIONS", 32)
+    async with world(tmp_path, max_connections=16) as w, contextlib.AsyncExitStack() as stack:
+        for session in ("s1", "s2", "s3", "s4"):
+            await anyio.to_thread.run_sync(w.gate.open, "helper", session)
+            folder = w.gate.folder("helper", session)
+            assert folder is not None
+            for _ in range(16):
+                await stack.enter_async_context(await anyio.connect_unix(folder / GATE_SOCKET))
+        helper = await stack.enter_async_context(w.client())
+        other = await stack.enter_async_context(w.client("other"))
+        with anyio.fail_after(PATIENCE_S):
+            while (await helper.get("/model/x")).status_code == 200:  # the crowd is still being let in
+                await helper.aclose()
+                helper = await stack.enter_async_context(w.client())
+        assert (await helper.get("/model/x")).headers["x-clawbus-code"] == "EGRESS_BUSY"
+        assert [(await other.get("/other/x")).status_code for _ in range(4)] == [200] * 4
+
+
 async def test_a_restarted_daemon_listens_in_the_same_folder(tmp_path: Path) -> None:
     async with world(tmp_path) as first, first.client() as client:
         assert (await client.get("/model/x")).status_code == 200

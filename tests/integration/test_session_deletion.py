@@ -38,6 +38,29 @@ def test_a_session_ends_and_its_name_begins_anew(make_daemon: Make) -> None:
     daemon.at_rest = True
 
 
+@pytest.mark.parametrize("up", [True, False], ids=["daemon up", "daemon down"])
+def test_answers_of_a_deleted_session_are_none_of_the_new_ones(make_daemon: Make, up: bool) -> None:
+    """A sender with ids of its own, such as a nightly job, uses them again in the session of the same name."""
+    daemon = make_daemon(obedient(), runtime_keys="idle_stop_s = 0.3", sweep_keys="max_tries = 1")
+    daemon.start()
+    assert daemon.ask("say old", agent="prog", session="s", id="m1") == {"text": "old"}
+    dies = daemon.ask("die 9", agent="prog", session="s", id="m2")
+    assert dies["error"]["code"] == "TRIES_EXHAUSTED"
+    eventually("at rest", lambda: daemon.running("prog", "s") is None)
+    assert daemon.cli("dead", "drop", "m2").ok
+    if not up:
+        daemon.stop()
+    deleted(daemon, "s")
+    if not up:
+        daemon.start()
+    assert daemon.ask("say new", agent="prog", session="s", id="m1") == {"text": "new"}
+    before = len(daemon.entries())
+    daemon.post("die 9", agent="prog", session="s", id="m2")
+    eventually("told again", lambda: len(daemon.entries()) > before)
+    assert daemon.answer("m2", agent="prog", session="s")["error"]["code"] == "TRIES_EXHAUSTED"
+    assert [one["content"]["text"] for one in daemon.entries() if one["in_reply_to"] == "m1"] == ["old", "new"]
+
+
 def test_one_with_work_is_refused_unless_its_loss_is_wanted(make_daemon: Make) -> None:
     daemon = make_daemon(obedient())
     daemon.start()
@@ -69,7 +92,9 @@ def test_without_a_daemon(make_daemon: Make) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("dies_at", ["move_to_trash", "deletion_moved", "remove_trash", "deletion_done"])
+@pytest.mark.parametrize(
+    "dies_at", ["move_to_trash", "forget_session", "deletion_moved", "remove_trash", "deletion_done"]
+)
 async def test_a_death_in_the_middle_is_finished_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
 ) -> None:

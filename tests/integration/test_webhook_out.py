@@ -119,6 +119,37 @@ async def test_a_receiver_of_clawbus_s_own_json_gets_the_files_in_base64(
     assert first.headers["x-clawbus-signature"] == sign_at(REPLY_SECRET.encode(), timestamp, first.body)
 
 
+async def test_a_receiver_that_hangs_does_not_keep_other_receivers_from_their_files(
+    app: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook whose hosts stand still, with many places: each has an answer with files, and tries it again and again."""
+    files = sent_files(tmp_path)
+    size = sum(one.size for one in files.files)
+    monkeypatch.setattr("daemon.channels.webhook_out._FILE_BYTES", 4 * size)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as still:
+        hook = {"agent": "a", "session": "s", "secret": SECRET, "reply_secret": REPLY_SECRET}
+        hooks = {
+            "still": {**hook, "reply_url": f"http://127.0.0.1:{still.getsockname()[1]}/"},
+            "well": {**hook, "reply_url": app.url},
+        }
+        table = {"listen": "127.0.0.1:0", "hooks": hooks}
+        made = build(WebhookChannel, "webhook", table, tmp_path, SetClock())
+
+        async def again_and_again(number: int) -> None:
+            while True:
+                with suppress(TransientDeliveryError):
+                    await made.deliver(outgoing("webhook", f"still:{number}", files=files))
+
+        async with running(made), anyio.create_task_group() as tasks:
+            for number in range(12):
+                tasks.start_soon(again_and_again, number)
+            await anyio.wait_all_tasks_blocked()
+            for number in range(3):
+                await made.deliver(outgoing("webhook", "well", message_out_id=f"out-{number}", files=files))
+            tasks.cancel_scope.cancel()
+    assert len(app.requests) == 3
+
+
 async def test_discord_gets_the_files_as_a_form_that_a_mail_parser_reads(app: Receiver, tmp_path: Path) -> None:
     hooks = {"me": {"agent": "a", "session": "s", "secret": SECRET, "reply_url": app.url, "reply_format": "discord"}}
     files = sent_files(tmp_path)

@@ -15,7 +15,7 @@ async def test_no_more_than_the_limit_is_held_and_one_larger_than_it_goes_alone(
 
     async def send(size: int) -> None:
         nonlocal now, most
-        async with room.hold(size):
+        async with room.hold("me", size):
             now += size
             most = max(most, now)
             await anyio.lowlevel.checkpoint()
@@ -30,15 +30,33 @@ async def test_no_more_than_the_limit_is_held_and_one_larger_than_it_goes_alone(
     assert most == 99
 
 
+async def test_a_receiver_gets_half_and_the_last_quarter_is_for_those_that_hold_nothing() -> None:
+    room = FileRoom(100, 0.01)
+    async with room.hold("still", 30), room.hold("still", 20):
+        with pytest.raises(TransientDeliveryError):
+            async with room.hold("still", 1):
+                raise AssertionError("more than half")
+        async with room.hold("slow", 25):
+            with pytest.raises(TransientDeliveryError):
+                async with room.hold("slow", 1):
+                    raise AssertionError("the last quarter")
+            async with room.hold("well", 999):
+                pass
+            async with room.hold("well", 10), room.hold("fine", 15):
+                with pytest.raises(TransientDeliveryError):
+                    async with room.hold("one more", 1):
+                        raise AssertionError("full")
+
+
 async def test_a_large_one_is_not_overtaken_for_ever() -> None:
     room, order, holds = FileRoom(10, 30), list[str](), anyio.Event()
 
     async def send(name: str, size: int) -> None:
-        async with room.hold(size):
+        async with room.hold("me", size):
             order.append(name)
 
     async def holder() -> None:
-        async with room.hold(5):
+        async with room.hold("me", 5):
             await holds.wait()
 
     with anyio.fail_after(30):
@@ -56,17 +74,17 @@ async def test_a_large_one_is_not_overtaken_for_ever() -> None:
 
 async def test_who_waits_too_long_is_tried_again_and_is_not_in_doubt() -> None:
     room = FileRoom(10, 0.01)
-    async with room.hold(10):
+    async with room.hold("me", 10):
         with pytest.raises(TransientDeliveryError) as refused:
-            async with room.hold(1):
+            async with room.hold("me", 1):
                 raise AssertionError("there is no room")
         assert (refused.value.in_doubt, refused.value.retry_after_s) == (False, 0.01)
-    async with room.hold(10):  # nothing was lost
+    async with room.hold("me", 10):  # nothing was lost
         pass
     with anyio.move_on_after(0) as cut:
-        async with room.hold(10):
+        async with room.hold("me", 10):
             await anyio.sleep_forever()
     assert cut.cancelled_caught
     with anyio.fail_after(30):
-        async with FileRoom(10, 30).hold(10), room.hold(0):
+        async with FileRoom(10, 30).hold("me", 10), room.hold("me", 0):
             pass

@@ -1,12 +1,15 @@
 """Releases on disk: what is listed, changed, linked and pruned."""
 
+import errno
 import fcntl
+import io
 import os
 import shutil
 import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +21,12 @@ from daemon.core.deploy_errors import (
     SourceOutsideError,
     UnknownReleaseError,
 )
+from daemon.deploy.drift import check_release, report, running_of
 from daemon.deploy.drift import repair as repair_drift
-from daemon.deploy.drift import report, running_of
 from daemon.deploy.own_images import with_own_images
 from daemon.deploy.releases import Releases, closure
-from daemon.workers.source import Origin, check_origin, manifest_in
+from daemon.workers.source import Origin, check_origin, hash_files, manifest_in
+from schema.errors import StorageError
 from tests.support.releases import small_release
 
 
@@ -268,3 +272,65 @@ def test_the_closure_has_what_clawbus_requires_and_no_tool_of_the_developer() ->
     names = {str(one.metadata["Name"]).lower() for one in closure("clawbus")}
     assert {"clawbus", "anyio", "pydantic", "starlette"} <= names
     assert not {"pytest", "ruff", "basedpyright"} & names
+
+
+def unreadable(patch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """Let every file of this name fail to open."""
+    real = io.open
+
+    def opened(file: Any, *arguments: Any, **more: Any) -> Any:
+        if Path(str(file)).name == name:
+            raise OSError(number, os.strerror(number), str(file))
+        return real(file, *arguments, **more)
+
+    patch.setattr(io, "open", opened)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.ESTALE])
+def test_what_this_host_cannot_read_now_is_no_fault_of_a_release(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    paths = [small_release(root, str(n), made_at=f"2026-01-0{n}T00:00:00.000Z") for n in range(1, 4)]
+    releases = Releases(root)
+    with monkeypatch.context() as patch:
+        unreadable(patch, "release.json", number)
+        for look in (releases.list, lambda: releases.prune(3, []), lambda: manifest_in(paths[0])):
+            with pytest.raises(StorageError, match=os.strerror(number)):
+                look()
+    assert len(releases.list()) == 3, "a release whose manifest could not be read was not taken for a broken one"
+    with monkeypatch.context() as patch:
+        unreadable(patch, "__init__.py", number)
+        with pytest.raises(StorageError, match=os.strerror(number)):
+            hash_files(paths[0])
+        drifts, unknown = check_release(Config(), releases, releases.find(paths[0].name))
+        assert drifts == []
+        assert os.strerror(number) in unknown[0]
+    assert releases.checked(releases.find(paths[0].name)).fault is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM])
+def test_prune_removes_nothing_while_it_cannot_see_what_is_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    paths = [small_release(root, str(n), made_at=f"2026-01-0{n}T00:00:00.000Z") for n in range(1, 4)]
+    releases = Releases(root)
+    releases.link("blue", releases.find(paths[0].name))
+
+    def fails(*_: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", fails)
+        with pytest.raises(StorageError, match=os.strerror(number)):
+            releases.prune(1, [])
+    with monkeypatch.context() as patch:
+        unreadable(patch, "cmdline", number)
+        with pytest.raises(StorageError, match=os.strerror(number)):
+            releases.prune(1, [])
+    assert len(releases.list()) == 3
+
+
+def test_a_file_without_the_right_to_read_it_counts_as_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_release(root)
+    unreadable(monkeypatch, "__init__.py", errno.EACCES)
+    assert Releases(root).changes(*Releases(root).usable(path.name)).changed

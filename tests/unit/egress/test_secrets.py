@@ -1,5 +1,7 @@
 """A route's secret is what its file holds now, and is read only where the file may have changed."""
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 
 from daemon.config.secret_files import read_secret_file
 from daemon.egress import secrets
-from daemon.egress.refusals import SecretUnavailableError
+from daemon.egress.refusals import HostTroubledError, SecretUnavailableError
 from daemon.egress.rules import Secret
 from daemon.egress.secrets import Secrets
 from tests.support.clock import MovedClock
@@ -44,4 +46,30 @@ async def test_every_change_is_seen_at_the_next_use(
     assert await kept.header(secret) == (b"authorization", b"Bearer moved")
     path.unlink()
     with pytest.raises(SecretUnavailableError):
+        await kept.header(secret)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.ESTALE])
+async def test_a_host_that_cannot_read_now_does_not_blame_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "key"
+    path.write_text("first\n")
+    left = [3]
+    real = os.open
+
+    def opened(name: str | Path, *arguments: int, **more: int) -> int:
+        if name == path and left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(secrets, "_AGAIN_S", 0.01)
+    kept, secret = Secrets(MovedClock(time.time_ns() // 1_000_000)), Secret(b"x-api-key", "{secret}", path)
+    assert await kept.header(secret) == (b"x-api-key", b"first")
+    left[0] = 10**9
+    monkeypatch.setattr(secrets, "_PATIENCE_S", 0.05)
+    with pytest.raises(HostTroubledError, match=os.strerror(number)):
         await kept.header(secret)

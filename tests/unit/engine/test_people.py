@@ -114,6 +114,18 @@ async def test_a_revoked_user_stays_out_under_every_id(kit: BusKit) -> None:
         assert await outcome(kit, BindUser(name="adam", channel="fake", sender="e1")) == "USER_REFUSED"
 
 
+async def test_a_request_of_somebody_who_was_revoked_meanwhile_is_not_called_approved(kit: BusKit) -> None:
+    async with kit.running():
+        here, direct = await ask(kit, "eve"), await ask(kit, "eve", direct=True)
+        await kit.operations.execute(DecidePairing(code=direct, approve=True))
+        await kit.operations.execute(RevokeUser(name="eve"))
+        assert await outcome(kit, DecidePairing(code=here, approve=True)) == "USER_REFUSED"
+        assert await outcome(kit, DecidePairing(code=here, approve=True, user="eve")) == "USER_REFUSED"
+        await kit.operations.execute(RestoreUser(name="eve"))
+        assert await outcome(kit, DecidePairing(code=here, approve=True)) == "done"
+        assert await reason(kit, "eve") == "reached"
+
+
 async def test_strangers_cannot_fill_the_table(kit: BusKit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_WAITING <= 1_000
     monkeypatch.setattr("daemon.store.people.MAX_WAITING", 3)

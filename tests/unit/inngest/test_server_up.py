@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.inngest.canary import Waiting, await_completion, event_report, runs_from_server, send_event
+from daemon.inngest.database import read_database
 from daemon.inngest.errors import InngestCanaryError
 from daemon.inngest.holders import find_holders
 from daemon.inngest.operations import operate
@@ -230,3 +231,10 @@ def test_a_reader_of_this_process_does_not_hide_a_server(db: InngestDb) -> None:
     with closing(sqlite3.connect(db.path)) as own:
         own.execute("SELECT count(*) FROM history").fetchone()
         assert find_holders(db.path) == ()
+
+
+def test_looking_at_a_file_whose_server_is_down_leaves_nothing_beside_it(wal: InngestDb) -> None:
+    """A `-wal` or `-shm` of another user would keep the server from writing to its own file."""
+    before = sorted(one.name for one in wal.path.parent.iterdir())
+    assert read_database(wal.path, lambda reader, _: reader.one("SELECT count(*) AS n FROM function_runs")) is not None
+    assert sorted(one.name for one in wal.path.parent.iterdir()) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,23 @@ async def test_a_pass_takes_what_is_old_and_tells_what_it_took(tmp_path: Path) -
     assert json.dumps(report["pruned"])
 
 
+async def test_the_answer_to_a_pruned_message_is_none_to_a_new_one_of_its_id(tmp_path: Path) -> None:
+    kit = BusKit(tmp_path)
+    entries = [
+        replace(ENTRY, message_out_id=f"of-{one}", agent=AGENT, session="main", in_reply_to=one) for one in ("m1", "m2")
+    ]
+    async with kit.running() as bus:
+        bus.retention._mailbox.put_many(entries)
+        await answered(kit, "m1", "m2")
+        month_later(kit)
+        assert (await bus.retention.prune()).taken["messages"] == 1
+        await kit.send(message_id="m1")
+        assert await kit.operations.wait_reply(AGENT, "main", "m1", 0.0) is None
+        kept = await kit.operations.wait_reply(AGENT, "main", "m2", 0.0)
+        assert kept is not None, "this message is still there"
+        assert len(bus.retention._mailbox.read("me")) == 2, "whoever reads the mailbox still finds both"
+
+
 async def test_an_idle_session_is_pruned_and_stays_idle(tmp_path: Path) -> None:
     kit = BusKit(tmp_path)
     async with kit.running() as bus:
@@ -99,9 +117,9 @@ async def test_a_session_that_has_not_changed_costs_no_look(tmp_path: Path, monk
     looked: list[str] = []
     real = daemon.maintenance.retention.prune_messages
 
-    def noted(files: Any, *arguments: Any) -> Any:
+    def noted(files: Any, *arguments: Any, **more: Any) -> Any:
         looked.append(files.folder.root.name)
-        return real(files, *arguments)
+        return real(files, *arguments, **more)
 
     monkeypatch.setattr("daemon.maintenance.retention.prune_messages", noted)
     async with kit.running() as bus:

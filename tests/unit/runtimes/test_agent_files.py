@@ -1,5 +1,6 @@
 """Secrets, environment files and mounts of an agent's table, as they are when a container starts."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from daemon.config.agents import Agent, AgentMount
 from daemon.config.models import Config
 from daemon.core.errors import AgentFileError, EnvFileError, MountSourceError, SecretFileError
 from daemon.runtimes.agent_files import environment_of, operator_mounts, secret_mounts, secret_variables
+from schema.errors import StorageError
 
 VALUE = "sk-very-secret"
 
@@ -102,3 +104,20 @@ def test_a_mount_whose_source_is_missing_or_became_a_link_to_our_data_waits(tmp_
     with pytest.raises(MountSourceError, match="data folder"):
         operator_mounts("a", one, config)
     assert issubclass(MountSourceError, AgentFileError)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM, errno.ESTALE])
+def test_a_host_that_cannot_read_now_does_not_blame_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    key = tmp_path / "key"
+    key.write_text(VALUE)
+
+    def short(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", short)
+        with pytest.raises(StorageError, match=os.strerror(number)):
+            secret_variables("a", agent(key), mounted=False)
+    assert secret_variables("a", agent(key), mounted=False)

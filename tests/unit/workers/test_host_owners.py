@@ -1,5 +1,6 @@
 """What daemons of one host own, between real processes: another role's names are refused, and a death frees them."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -71,6 +72,24 @@ def test_a_name_that_another_role_owns_is_refused_until_its_process_is_dead(begi
     other.wait(timeout=60)
     ours.hold([FAR, ECHO])
     ours.check(ECHO)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_an_owner_that_cannot_be_looked_at_now_is_no_owner_that_is_gone(
+    begin: Begin, ours: HostOwners, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    assert said(begin("cluster", f"theirs-{os.getpid()}", [ECHO])) == "held"
+
+    def short(_: Path) -> Iterator[Path]:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", short)
+        for ask in (lambda: ours.hold([ECHO]), lambda: ours.check(ECHO), ours.duplicates):
+            with pytest.raises(OSError, match=os.strerror(number)):
+                ask()
+    with pytest.raises(DuplicateOwnershipError):
+        ours.check(ECHO)
 
 
 def test_what_is_held_keeps_others_out_and_what_is_given_up_does_not(begin: Begin, ours: HostOwners) -> None:

@@ -1,0 +1,85 @@
+"""Reads another program's WAL file that no process has open, and leaves nothing beside it.
+
+SQLite makes a `-wal` and a `-shm` for every connection, also for one that only reads, and only one that writes removes them again.
+They belong to the reader's user: the program, as another user, could then not open its own file for writing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from schema.connect import open_foreign_reader
+from schema.errors import FileBusyError, StorageError
+from schema.handles import Reader
+from schema.lockfree import Patience, read_unlocked
+from schema.os_faults import host_error
+from schema.stamp import FileMovedError
+
+T = TypeVar("T")
+
+_AT_ONCE: Final = Patience(seconds=0.5)
+
+
+def read_closed(path: Path, work: Callable[[Reader], T]) -> T | None:
+    """Return what `work` reads from a WAL file; None if a process has it open, or opened it meanwhile.
+
+    `work` may run several times, must only read and must not return None. Raise StorageError and what `work` raises.
+    """
+    path = Path(os.path.realpath(path))  # where SQLite keeps the other files
+    if not _is_closed(path):
+        return None
+
+    def checked(reader: Reader) -> T:
+        found = work(reader)
+        if not _is_closed(path):
+            raise FileMovedError(f"{path.name} was opened by another process.")
+        return found
+
+    try:
+        return _read_copies(path, checked) if _has_wal(path) else read_unlocked(path, checked, _AT_ONCE)
+    except (FileBusyError, FileMovedError):
+        return None
+
+
+def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
+    """Read a file whose program died, with what its `-wal` holds, from copies of both."""
+    pair = [path, path.with_name(f"{path.name}-wal")]
+    with tempfile.TemporaryDirectory(prefix="clawbus-") as folder:
+        try:
+            before = [_mark(one) for one in pair]
+            if shutil.disk_usage(folder).free < sum(size for size, _ in before) * 2:
+                raise StorageError(
+                    f"{path.name} and its -wal must be copied, and {tempfile.gettempdir()} has no room for it.",
+                    hint="Set TMPDIR to a folder with more than twice as much room.",
+                )
+            for one in pair:
+                shutil.copyfile(one, Path(folder) / one.name)
+            if [_mark(one) for one in pair] != before:
+                raise FileMovedError(f"{path.name} was written to while it was copied.")
+        except OSError as error:
+            raise host_error(error, f"{path.name} cannot be copied") from error
+        with open_foreign_reader(Path(folder) / path.name) as reader:
+            return work(reader)
+
+
+def _is_closed(path: Path) -> bool:
+    """Return whether no process has the file open: each makes a `-shm`. What is beside it must be a file."""
+    wal = path.with_name(f"{path.name}-wal")
+    return not path.with_name(f"{path.name}-shm").exists() and (wal.is_file() or not os.path.lexists(wal))
+
+
+def _has_wal(path: Path) -> bool:
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
