@@ -326,7 +326,9 @@ def _session_settings(
         # A container can block one thread for as long as it likes, with a lock. One more for each keeps the rest free.
         threads=_THREADS + config.runtime.max_containers,
         operation_s=config.sweep.session_timeout_s * 0.8,  # an operation gives up before the sweep gives up on it
-        fate_of=lambda name: replace(fate_of(agents.get(name), config), trying_since=awake.since()),
+        fate_of=lambda name: replace(
+            fate_of(agents.get(name), config), trying_since=awake.since(), doubted=awake.doubts()
+        ),
         schedule_limits_of=lambda name: schedule_limits_of(agents.get(name), config),
     )
 
