@@ -201,7 +201,7 @@ class Bus:
         self.router.answer_commands_with(UserCommands(self.sessions, self.executor, clock, self.sweeper.poke, known))
         self.retention = Retention(
             self.sessions, Mailbox(folder.mailbox_db), config.retention, clock, self.supervisor.may_run,
-            self.sweeper.poke, partial(_expire, self.executor.deletions),
+            self.sweeper.poke, partial(_expire, self.executor.deletions), self.router.load,
         )  # fmt: skip
         self.verification = Verification(self.sessions, read_limits(config), clock)
 
