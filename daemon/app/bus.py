@@ -150,7 +150,8 @@ class Bus:
         """Build the gate, the sessions and their supervisor. Return what makes the containers' specifications."""
         config, clock, events = self.config, self.clock, self.events
         registry = overrides.registry or Registry(folder.central_db)
-        ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, _UsageKeeper(lambda: self.sessions))
+        doubts, keeper = self.awake.doubts, _UsageKeeper(lambda: self.sessions)
+        ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, keeper, doubts)
         self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
         self.gate.subscribe(events)
         self.grants = Grants(self.agents, lambda: self.router.table)
@@ -168,7 +169,7 @@ class Bus:
         )
         self.sessions.remember_with(self.supervisor.incarnations, install_id)
         self.budgets = Budgets(
-            self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events
+            self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events, doubts
         )
         return specs
 
