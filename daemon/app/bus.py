@@ -185,7 +185,9 @@ class Bus:
         self.watch.follow(events, self.sessions.known)
         self.typing = TypingSigns(self.channels, self.sessions.known, clock, events)
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
-        self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
+        self.router = Router(
+            self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels, self.awake.doubts
+        )
         live_destinations = LiveDestinations(
             self.supervisor, self.background, self.grants.places, specs.write_destinations
         )
