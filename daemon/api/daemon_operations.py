@@ -94,11 +94,14 @@ class DaemonOperations:
             left = until - self._clock.monotonic()
             step_s = max(0.0, min(left, _LOOK_S))
             entry = await self._local.wait_reply(agent, session, message_id, step_s, after, accepted_at)
-            if entry is not None or left <= _LOOK_S:
+            if entry is not None or left <= 0:
                 return entry
+            # Also at the end of a short wait: a terminal's `send --wait` waits a second at a time.
             error = await self._no_answer(_key(agent, session), message_id)
             if error is not None and await self._local.wait_reply(agent, session, message_id, 0.0, after) is None:
                 raise error
+            if left <= _LOOK_S:
+                return None
 
     async def _no_answer(self, key: SessionKey, message_id: str) -> ClawbusError | None:
         """Return the error that says why no answer will arrive. None while one may arrive, and when this is unknown."""
