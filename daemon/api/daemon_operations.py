@@ -18,7 +18,7 @@ from daemon.config.models import Config
 from daemon.config.policies import read_limits
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
-from daemon.core.errors import NoAnswerError
+from daemon.core.errors import NoAnswerError, UnknownSessionError
 from daemon.core.session_key import SessionKey
 from daemon.core.verb import AnyVerb
 from daemon.engine.router import Router
@@ -85,21 +85,25 @@ class DaemonOperations:
     ) -> MailboxEntry | None:
         """Return the first answer to a message, or None when none arrived within `timeout_s` seconds.
 
-        With `after`, the first entry about it above this cursor, also one that was said in the middle of the turn. Raise NoAnswerError as soon as it is known that none will arrive: the message is finished and no answer is on its
-        way, or its session is quarantined.
+        With `after`, the first entry about it above this cursor, also one that was said in the middle of the turn. Raise
+        NoAnswerError as soon as it is known that none will arrive: the message is finished and no answer is on its way, or
+        its session is quarantined. Raise UnknownSessionError when there is no such session any more.
         """
         until = self._clock.monotonic() + timeout_s
         while True:
             left = until - self._clock.monotonic()
             step_s = max(0.0, min(left, _LOOK_S))
             entry = await self._local.wait_reply(agent, session, message_id, step_s, after, accepted_at)
-            if entry is not None or left <= _LOOK_S:
+            if entry is not None or left <= 0:
                 return entry
+            # Also at the end of a short wait: a terminal's `send --wait` waits a second at a time.
             error = await self._no_answer(_key(agent, session), message_id)
             if error is not None and await self._local.wait_reply(agent, session, message_id, 0.0, after) is None:
                 raise error
+            if left <= _LOOK_S:
+                return None
 
-    async def _no_answer(self, key: SessionKey, message_id: str) -> NoAnswerError | None:
+    async def _no_answer(self, key: SessionKey, message_id: str) -> ClawbusError | None:
         """Return the error that says why no answer will arrive. None while one may arrive, and when this is unknown."""
         try:
             found = await self._sessions.get(key)
@@ -108,6 +112,8 @@ class DaemonOperations:
             alive = self._supervisor.slot(key) is not None
             why = await found.call(partial(unanswered, found.files, message_id, alive=alive))
             return NoAnswerError(f"no answer to {message_id} will come: {why}.") if why is not None else None
+        except UnknownSessionError:
+            return None if self._sessions.files_of(key).folder.root.exists() else _deleted(key, message_id)
         except ClawbusError:
             return None
 
@@ -231,6 +237,12 @@ def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
     return NoAnswerError(
         f"no answer to {message_id} comes while session {key} is in quarantine: {reason.rstrip('.')}. The message is kept.",
         hint=f"Run `clawbus session show {name}` for the reason and repair it, then `clawbus session release {name}`.",
+    )
+
+
+def _deleted(key: SessionKey, message_id: str) -> UnknownSessionError:
+    return UnknownSessionError(
+        f"no answer to {message_id} will come: session {key} was deleted, and the message with it."
     )
 
 

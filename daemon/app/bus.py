@@ -150,7 +150,8 @@ class Bus:
         """Build the gate, the sessions and their supervisor. Return what makes the containers' specifications."""
         config, clock, events = self.config, self.clock, self.events
         registry = overrides.registry or Registry(folder.central_db)
-        ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, _UsageKeeper(lambda: self.sessions))
+        doubts, keeper = self.awake.doubts, _UsageKeeper(lambda: self.sessions)
+        ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, keeper, doubts)
         self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
         self.gate.subscribe(events)
         self.grants = Grants(self.agents, lambda: self.router.table)
@@ -168,7 +169,7 @@ class Bus:
         )
         self.sessions.remember_with(self.supervisor.incarnations, install_id)
         self.budgets = Budgets(
-            self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events
+            self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events, doubts
         )
         return specs
 
@@ -184,7 +185,9 @@ class Bus:
         self.watch.follow(events, self.sessions.known)
         self.typing = TypingSigns(self.channels, self.sessions.known, clock, events)
         self.problems = Problems(self.sessions, self.supervisor, self.delivery, held_files)
-        self.router = Router(self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels)
+        self.router = Router(
+            self.ingress, self.sessions, config.routes, clock, self.background, events, self.channels, self.awake.doubts
+        )
         live_destinations = LiveDestinations(
             self.supervisor, self.background, self.grants.places, specs.write_destinations
         )
@@ -201,7 +204,7 @@ class Bus:
         self.router.answer_commands_with(UserCommands(self.sessions, self.executor, clock, self.sweeper.poke, known))
         self.retention = Retention(
             self.sessions, Mailbox(folder.mailbox_db), config.retention, clock, self.supervisor.may_run,
-            self.sweeper.poke, partial(_expire, self.executor.deletions),
+            self.sweeper.poke, partial(_expire, self.executor.deletions), self.router.load,
         )  # fmt: skip
         self.verification = Verification(self.sessions, read_limits(config), clock)
 
@@ -326,7 +329,9 @@ def _session_settings(
         # A container can block one thread for as long as it likes, with a lock. One more for each keeps the rest free.
         threads=_THREADS + config.runtime.max_containers,
         operation_s=config.sweep.session_timeout_s * 0.8,  # an operation gives up before the sweep gives up on it
-        fate_of=lambda name: replace(fate_of(agents.get(name), config), trying_since=awake.since()),
+        fate_of=lambda name: replace(
+            fate_of(agents.get(name), config), trying_since=awake.since(), doubted=awake.doubts()
+        ),
         schedule_limits_of=lambda name: schedule_limits_of(agents.get(name), config),
     )
 

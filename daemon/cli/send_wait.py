@@ -17,7 +17,7 @@ from daemon.cli.patience import insist
 from daemon.cli.same_place import operand
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.command_words import two_words
-from daemon.core.errors import DaemonSilentError, LostAnswerError
+from daemon.core.errors import DaemonSilentError, LostAnswerError, UnknownSessionError
 from daemon.core.waiting import what_it_waits_for
 from schema.errors import ClawbusError
 
@@ -106,6 +106,8 @@ def _failed(known: dict[str, Any], error: ClawbusError) -> Outcome:
     if not known["accepted"] and not isinstance(error, DaemonSilentError | LostAnswerError):
         raise error
     problem = problem_of(error)
+    if known["accepted"] and problem.code == UnknownSessionError.code:  # it was deleted, and the message with it
+        return Outcome(known, problem=problem)
     message = f"{problem.message.rstrip('.')}; message {known['message_id']} {_standing(known)}."
     return Outcome(known, problem=replace(problem, message=message), next_actions=_next(known))
 

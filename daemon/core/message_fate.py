@@ -29,13 +29,15 @@ class Fate:
     """An agent's rules. `strict`: a message that waits for its next try holds back the later ones of its session.
 
     `later_for`: how long an agent may go on saying "later" about one message; `later_base`: the first wait. Milliseconds.
-    `trying_since`: since when this daemon can have it tried (epoch milliseconds).
+    `trying_since`: since when this daemon can have it tried (epoch milliseconds). `doubted`: the wall clock may be wrong
+    now, so nothing ends for good because its time is over.
     """
 
     strict: bool = True
     later_for: int = 24 * 3_600_000
     later_base: int = 5_000
     trying_since: int = 0
+    doubted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,8 +171,11 @@ def last_until(times: Times, instant: int) -> int | None:
     return _cron(times.cron or "", instant - instant % 60_000 + 60_000, times.timezone, reverse=True)
 
 
-def fire(times: Times, next_at: int, now: int, sent: int) -> Firing:
-    """Return what a schedule whose next occurrence is `next_at` does now, after `sent` occurrences: nothing before `next_at`."""
+def fire(times: Times, next_at: int, now: int, sent: int, waited: int = 0) -> Firing:
+    """Return what a schedule whose next occurrence is `next_at` does now, after `sent` occurrences: nothing before `next_at`.
+
+    The last `waited` milliseconds do not make an occurrence a missed one.
+    """
     if next_at > now:
         return Firing((), missed=False, next_at=next_at)
     left = None if times.count is None else max(0, times.count - sent)
@@ -182,7 +185,7 @@ def fire(times: Times, next_at: int, now: int, sent: int) -> Firing:
     else:
         latest = last_until(times, now)
         latest = next_at if latest is None or latest < next_at else latest
-        wanted = times.catch_up is CatchUp.LATEST or now - latest <= MISSED_MS
+        wanted = times.catch_up is CatchUp.LATEST or now - waited - latest <= MISSED_MS
         due = (latest,) if wanted and left != 0 else ()
         missed = latest != next_at or not wanted
     if left is not None and len(due) >= left:

@@ -38,9 +38,20 @@ class Keeper(Protocol):
 
 
 class Ledger:
-    """Built once. `run` writes until it is cancelled; everything else is called in the event loop and does no I/O."""
+    """Built once. `run` writes until it is cancelled; everything else is called in the event loop and does no I/O.
 
-    def __init__(self, budgets: Mapping[str, Budget], zone: tzinfo, clock: Clock, keeper: Keeper) -> None:
+    `doubts` returns whether the clock may be wrong now: then no day is forgotten.
+    """
+
+    def __init__(
+        self,
+        budgets: Mapping[str, Budget],
+        zone: tzinfo,
+        clock: Clock,
+        keeper: Keeper,
+        doubts: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._doubts = doubts
         self._budgets = budgets
         self._zone = zone
         self._clock = clock
@@ -96,9 +107,9 @@ class Ledger:
         changed, self._changed = self._changed, set()
         if not changed:
             return
-        day = self._day()
+        before = "" if self._doubts() else days_before(self._day(), KEPT_DAYS)
         try:
-            await self._keeper.write([self._rows[key] for key in changed], days_before(day, KEPT_DAYS))
+            await self._keeper.write([self._rows[key] for key in changed], before)
         except ClawbusError as error:
             if len(changed) < _MAX_AHEAD:
                 self._changed |= changed

@@ -10,7 +10,7 @@ last second added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from functools import partial
 from typing import Final
@@ -43,7 +43,10 @@ _RETRY_S: Final = 10.0
 
 
 class Budgets:
-    """Built once, called in the event loop. `agents` is the table that a reload changes."""
+    """Built once, called in the event loop. `agents` is the table that a reload changes.
+
+    `doubts` returns whether the clock may be wrong now: then no day is forgotten.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,9 @@ class Budgets:
         supervisor: Supervisor,
         background: Background,
         events: Events,
+        doubts: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._doubts = doubts
         self._agents = agents
         self._zone = zone
         self._clock = clock
@@ -137,7 +142,7 @@ class Budgets:
         """Write what was counted since the last time. Raise ClawbusError; then it is written the next time."""
         changed, self._changed = self._changed, set()
         rows = [self._usage.days[key] for key in changed]
-        before = days_before(self.day, KEPT_DAYS)
+        before = "" if self._doubts() else days_before(self.day, KEPT_DAYS)
         try:
             await self._sessions.central(
                 lambda registry: registry.with_file(partial(agent_usage.write, days=rows, before=before))

@@ -74,7 +74,10 @@ class CommandRunner(Protocol):
 
 
 class Router:
-    """Built once, called in the event loop. It is the `accept` of channels, so it passes on plain messages as well."""
+    """Built once, called in the event loop. It is the `accept` of channels, so it passes on plain messages as well.
+
+    `doubts` returns whether the clock may be wrong now: then no stranger's request is forgotten.
+    """
 
     def __init__(
         self,
@@ -85,7 +88,9 @@ class Router:
         background: Background,
         events: Events,
         channels: Iterable[str],
+        doubts: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._doubts = doubts
         self.channels = frozenset(channels)
         self._ingress = ingress
         self._sessions = sessions
@@ -232,7 +237,7 @@ class Router:
             why = f"the sender {event.sender} was refused by {known.decided_by}"
             return replace(refusal, reason=RefusalReason.UNKNOWN_SENDER, why=why)
         if known is None or not known.waits(now):
-            ask = partial(people.ask, wanted=wanted)
+            ask = partial(people.ask, wanted=wanted, doubted=self._doubts())
             known = await self._sessions.central(lambda registry: registry.with_file(ask))
             if known is None:
                 why = f"{MAX_WAITING} strangers of channel {wanted.channel} wait for an approver already"

@@ -13,6 +13,7 @@ from typing import Final
 
 from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
+from daemon.core.message_fate import Fate
 from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, check, check_key, fire, lost_zone, next_after, set_back
 from daemon.core.session_key import SessionKey
 from daemon.engine.recurrence import free_occurrence
@@ -27,6 +28,7 @@ from schema.rows import Address, Kind, MessageIn, MessageStatus
 _KEEPS_FAILING: Final = Operator("clawbus", "it keeps failing")
 _RUNNING = "the occurrence before is not finished: message {}"
 _SET_BACK: Final = "the clock was set back"
+_JUST_AWAKE_MS: Final = 600_000  # longer than a clock is doubted
 _MISSED = "missed: the daemon did not run then, or the machine slept"
 
 
@@ -49,14 +51,18 @@ class Fired:
     paused: tuple[ScheduleRow, ...] = ()
 
 
-def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int, pause_after: int = 0) -> Fired:
+def sweep(
+    db: Writer, configured: Mapping[str, Scheduled], now: int, pause_after: int = 0, fate: Fate | None = None
+) -> Fired:
     """Take over the configuration's schedules and send what is due, in one transaction.
 
-    A schedule that is due after `pause_after` failures in a row (0: any number) is paused instead.
+    A schedule that is due after `pause_after` failures in a row (0: any number) is paused instead. While the clock is
+    doubted (`fate`) nothing is due; that wait makes no occurrence a missed one.
     """
+    fate = fate or Fate()
     changed = differs(db, configured)
     put_off = _put_off(db, now)
-    if not (changed or put_off or _placed(schedules.due(db, now))):
+    if not (changed or put_off or (not fate.doubted and _placed(schedules.due(db, now)))):
         return Fired()
     with db.transaction():
         for row in put_off:
@@ -64,7 +70,13 @@ def sweep(db: Writer, configured: Mapping[str, Scheduled], now: int, pause_after
             _note(db, "schedule_brought_forward", row.key, Operator(CONFIG, _SET_BACK), now)
         if changed:
             take_over(db, configured, now)
-        return fire_due(db, now, pause_after)
+        return Fired() if fate.doubted else fire_due(db, now, pause_after, _waited(fate, now))
+
+
+def _waited(fate: Fate, now: int) -> int:
+    """Return for how long what is due now may have waited until the clock was trusted, in milliseconds."""
+    waited = now - fate.trying_since
+    return waited if 0 <= waited <= _JUST_AWAKE_MS else 0
 
 
 def _put_off(db: Writer, now: int) -> list[ScheduleRow]:
@@ -83,8 +95,11 @@ def _placed(rows: list[ScheduleRow]) -> list[ScheduleRow]:
     return [row for row in rows if lost_zone(row.what.times) is None]
 
 
-def fire_due(db: Writer, now: int, pause_after: int) -> Fired:
-    """Store a message for each occurrence that is due, and set the next ones. Call inside a transaction."""
+def fire_due(db: Writer, now: int, pause_after: int, waited: int = 0) -> Fired:
+    """Store a message for each occurrence that is due, and set the next ones. Call inside a transaction.
+
+    `waited` milliseconds do not count towards an occurrence being missed.
+    """
     stored: list[MessageIn] = []
     paused: list[ScheduleRow] = []
     for row in _placed(schedules.due(db, now)):
@@ -92,7 +107,7 @@ def fire_due(db: Writer, now: int, pause_after: int) -> Fired:
         if pause_after and schedules.failing_streak(db, row, pause_after) >= pause_after:
             paused.append(_pause_failing(db, row, pause_after, now))
             continue
-        firing = fire(row.what.times, row.next_at, now, row.sent)
+        firing = fire(row.what.times, row.next_at, now, row.sent, waited)
         sent = row.sent
         if firing.missed and row.next_at not in firing.due:
             schedules.note_run(db, row.key, row.next_at, now, message_id=None, detail=_MISSED)

@@ -14,6 +14,7 @@ from daemon.core.clock import Clock
 from daemon.core.session_key import SessionKey
 
 _LONGEST_SLEEP_S = 5.0
+_SPARE = 64  # times that do not count any more, which the heap may hold
 
 
 class Schedule:
@@ -35,6 +36,10 @@ class Schedule:
             return
         self._earliest[key] = when
         heapq.heappush(self._heap, (when, key))
+        if len(self._heap) > 2 * len(self._earliest) + _SPARE:
+            # A session with a far time adds it anew after each nearer one.
+            self._heap = [(due, one) for one, due in self._earliest.items()]
+            heapq.heapify(self._heap)
         if self._heap[0][0] == when:
             self._changed.set()
 

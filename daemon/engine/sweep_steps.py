@@ -37,7 +37,7 @@ from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspec
 from daemon.engine.settle_steps import settle, unfinished, unseen_turns
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
-from daemon.store import deliveries, host_messages, messages, outbound, questions, schedules
+from daemon.store import deliveries, host_messages, messages, outbound, put_off, questions, schedules
 from daemon.store.backlog import count_dead
 from daemon.store.draining import is_draining, note_draining
 from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
@@ -146,7 +146,8 @@ def sweep_files(
             output_log.cut(files.folder.logs / STDERR_LOG)
     recovered = container is None and not occupied and files.has_journal() and files.recover()
     with files.inbound() as db, db.looking():
-        fired = schedule_steps.sweep(db, settings.configured, now, settings.policy.schedule_failures)
+        put_off.bring_forward(db, now)
+        fired = schedule_steps.sweep(db, settings.configured, now, settings.policy.schedule_failures, settings.fate)
         found = _read(db, files, container, now, settings, occupied=occupied, floor=floor, last_tool=last_tool)
         actions = decide(found.seen, settings.policy)
         begun = unseen_turns(db, [one for one in actions if isinstance(one, Settle)], found.seen.acks)
@@ -217,7 +218,8 @@ def _read(
             raw = replace(raw, noted=messages.noted_at(db, claimed, container.incarnation))
             stopping = cancelled_turns(db, out, container.incarnation)
     acks = {**judged.acks, **good}
-    too_late = expired(judged.pending, acks, raw.charged, now, alive=container is not None or occupied)
+    alive = container is not None or occupied
+    too_late = [] if settings.fate.doubted else expired(judged.pending, acks, raw.charged, now, alive=alive)
     over = {item.message_id for item in too_late}
     seen = replace(
         raw,
@@ -239,7 +241,9 @@ def _write(
     """Write all that was decided, in one transaction; none if nothing changes. Return rearmed messages and closed questions."""
     seen, now = found.seen, found.seen.now
     stale = _ended_attempts(db, seen)
-    changes = found.verdicts or questions.to_close(db, now) or any(not isinstance(one, Wake | Stop) for one in actions)
+    doubted = settings.fate.doubted
+    to_close = questions.to_close(db, now, doubted=doubted)
+    changes = found.verdicts or to_close or any(not isinstance(one, Wake | Stop) for one in actions)
     if not (messages.to_rearm(db, 1) or stale or changes or found.stopping.over):
         return [], []
     with db.transaction():
@@ -248,7 +252,7 @@ def _write(
             messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
         for turn in found.stopping.over:
             note_stopped(db, turn, seen.container.incarnation if seen.container else None, now)
-        closed = questions.close_overdue(db, now)  # after the messages have their statuses
+        closed = questions.close_overdue(db, now, doubted=doubted)  # after the messages have their statuses
         # After the loops above, so that a series whose occurrence was just settled is rearmed in this transaction.
         rearmed = recurrence.rearm(db, [*found.missed, *messages.to_rearm(db)], now, settings.timezone)
     return rearmed, closed

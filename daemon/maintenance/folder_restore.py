@@ -18,7 +18,7 @@ from daemon.core.repair_errors import BackupNotVerifiedError, RestoreFailedError
 from daemon.maintenance.backup import verify
 from daemon.maintenance.folder_backup import FORMAT, MANIFEST, Tell
 from daemon.maintenance.folder_files import Copied, copy_plain, hash_file
-from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, Layout
+from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, Layout, restoring
 from daemon.store.install import mark_restored
 from daemon.store.mailbox import raise_cursors
 from schema.errors import ClawbusError, SchemaTooNewError
@@ -88,7 +88,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
             f"{data_dir} is not empty.",
             hint="Name another folder with --data, or use --replace to move the existing one aside.",
         )
-    fresh = data_dir.with_name(f"{data_dir.name}.restoring")
+    fresh = restoring(data_dir)
     before = _free_name(data_dir, now_ms) if data_dir.exists() else None
     try:
         fresh.mkdir(mode=0o700)

@@ -21,6 +21,7 @@ from daemon.core.clock import Clock
 from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
+from daemon.store import conversations
 from daemon.store.expiry import ROW_GONE, RULE, drop_gone, expire_dead_letters
 from daemon.store.mailbox import Mailbox
 from daemon.store.mailbox_lives import forget_messages
@@ -68,7 +69,10 @@ class LastPass:
 
 
 class Retention:
-    """Built by the composition root; `run` in one task. `occupied`: whether a container holds the session's place."""
+    """Built by the composition root; `run` in one task.
+
+    `occupied`: whether a container holds the session's place. `forgot` is called after conversations were forgotten.
+    """
 
     def __init__(
         self,
@@ -79,8 +83,10 @@ class Retention:
         occupied: Callable[[SessionKey], bool],
         look: Callable[[SessionKey], None] = lambda _: None,
         delete: Callable[[SessionKey], Awaitable[object]] | None = None,
+        forgot: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._delete = delete
+        self._forgot = forgot
         self._sessions = sessions
         self._mailbox = mailbox
         self._config = config
@@ -125,7 +131,7 @@ class Retention:
         began, this = self._clock.monotonic(), LastPass(self._clock.now_ms())
         for part in (
             self._prune_sessions, self._expire_sessions, self._prune_incarnations, self._prune_deletions,
-            self._prune_mentioned, self._prune_mailbox,
+            self._prune_mentioned, self._prune_conversations, self._prune_mailbox,
         ):  # fmt: skip
             try:
                 await part(this)
@@ -312,6 +318,16 @@ class Retention:
 
     async def _prune_mentioned(self, this: LastPass) -> None:
         this.note("mentioned", await self._sessions.central(lambda registry: registry.with_file(prune_mentioned)))
+
+    async def _prune_conversations(self, this: LastPass) -> None:
+        cutoff = self._cutoff(self._config.incarnations_s)
+        if cutoff is None:
+            return
+        forget = partial(conversations.prune, cutoff=cutoff)
+        taken = await self._sessions.central(lambda registry: registry.with_file(forget))
+        this.note("conversations", taken)
+        if taken and self._forgot is not None:
+            await self._forgot()
 
     async def _prune_mailbox(self, this: LastPass) -> None:
         cutoff, after, taken = self._cutoff(self._config.mailbox_s), 0, 0

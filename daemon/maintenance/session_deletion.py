@@ -21,7 +21,7 @@ from daemon.core.session_key import SessionKey
 from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
-from daemon.store import deliveries, outbound, schedules
+from daemon.store import deliveries, outbound, questions, schedules
 from daemon.store.data_layout import Layout
 from daemon.store.dead_letters import Operator
 from daemon.store.mailbox_lives import forget_session
@@ -44,6 +44,8 @@ def unfinished_work(files: SessionFiles) -> list[str]:
             waiting = deliveries.count_open(db)
             if pending is not None and pending["n"]:
                 found.append(f"{pending['n']} messages are not finished")
+            if asked := questions.count_open(db):
+                found.append(f"{asked} questions wait for an answer (`clawbus question answer` gives one)")
             if kept := schedules.count(db):
                 found.append(f"{kept} schedules are set (`clawbus schedule cancel` ends one)")
             if waiting:

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import DataFolderError
-from daemon.store.data_layout import VERSION_NAME, Layout
+from daemon.store.data_layout import VERSION_NAME, Layout, restoring
 from daemon.store.folder_lock import lies_at, lock_folder, take_lock, write_holder
 from schema.errors import SchemaTooNewError
 from schema.migrate import VERSION
@@ -116,7 +116,19 @@ class DataFolder(Layout):
             os.close(self._folder_lock)
 
 
+def _refuse_half_restored(root: Path) -> None:
+    """Raise DataFolderError where a restore died: an empty folder in place of the one it moved aside would begin anew."""
+    fresh = restoring(root)
+    if not os.path.lexists(root) and os.path.lexists(fresh):
+        raise DataFolderError(
+            f"{root} is not there, and {fresh} is: a restore of it was interrupted.",
+            hint=f"Remove {fresh}, and repeat `clawbus restore`. A folder that was there before is beside it, as"
+            f" {root.name}.before-restore-TIME: to go back to that, rename it.",
+        )
+
+
 def _make_or_check(root: Path) -> None:
+    _refuse_half_restored(root)
     try:
         root.mkdir(mode=0o700, parents=True)
     except FileExistsError:

@@ -13,6 +13,11 @@ INSTALL_NAME: Final = "install-id"
 INSTALL_RECORD: Final = "install.json"
 
 
+def restoring(root: Path) -> Path:
+    """Return the folder in which a restore makes the data folder `root`, before it takes its place."""
+    return root.with_name(f"{root.name}.restoring")
+
+
 class Layout:
     """The paths in a data folder, also for the command line. Nothing is opened, created or checked."""
 

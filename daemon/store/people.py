@@ -106,13 +106,17 @@ def pairings(db: Reader, limit: int) -> Sequence[Pairing]:
     return [_pairing(row) for row in db.all("SELECT * FROM pairings ORDER BY asked_at DESC LIMIT ?", (limit,))]
 
 
-def ask(db: Writer, wanted: Pairing) -> Pairing | None:
-    """Record a request, or return the one of the same that waits. Return None when too many of its channel wait."""
+def ask(db: Writer, wanted: Pairing, *, doubted: bool = False) -> Pairing | None:
+    """Record a request, or return the one of the same that waits. Return None when too many of its channel wait.
+
+    With `doubted`, the clock may be wrong, and no request has expired.
+    """
     with db.transaction():
-        db.execute(
-            "DELETE FROM pairings WHERE (outcome IS NULL AND expires_at <= ?) OR decided_at <= ?",
-            (wanted.asked_at, wanted.asked_at - REFUSED_FOR_MS),
-        )
+        if not doubted:
+            db.execute(
+                "DELETE FROM pairings WHERE (outcome IS NULL AND expires_at <= ?) OR decided_at <= ?",
+                (wanted.asked_at, wanted.asked_at - REFUSED_FOR_MS),
+            )
         same = db.one(
             "SELECT * FROM pairings WHERE channel = ? AND sender = ? AND agent = ? AND scope = ? AND outcome IS NULL",
             wanted.asks,

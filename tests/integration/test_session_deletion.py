@@ -235,3 +235,16 @@ def test_one_whose_agent_died_with_its_daemon_does_not_come_back(make_daemon: Ma
     assert daemon.cli("session", "show", "prog", "s").error == "UNKNOWN_SESSION"
     assert not daemon.folder("prog", "s").exists()
     assert daemon.ask("say again", agent="prog", session="s") == {"text": "again"}
+
+
+def test_who_waits_for_an_answer_is_told_that_its_session_was_deleted(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    mark = daemon.root / "s"
+    waiting = daemon.begin_cli("send", f"hang {mark}", "--agent", "prog", "--session", "s", "--wait", "60")
+    eventually("in mid-turn", lambda: mark.exists() and mark.read_text())
+    deleted(daemon, "s", "--force", "--reason", "a test")
+    said = daemon.end_cli(waiting)
+    assert said.error == "UNKNOWN_SESSION"
+    assert "was deleted, and the message with it" in said.envelope["error"]["message"]
+    assert "stays so" not in said.envelope["error"]["message"]

@@ -112,10 +112,14 @@ def unrest(scenario: Scenario) -> str | None:
 
 
 def _punctual(scenario: Scenario, key: SessionKey) -> None:
-    """While everything works, no occurrence stays due for long, also where nothing else happens in its session."""
+    """While everything works, no occurrence stays due for long, also where nothing else happens in its session.
+
+    While the daemon doubts the clock, none fires.
+    """
     now = scenario.world.clock.now_ms()
     due = _rows(scenario.daemon, key, f"SELECT key FROM schedules WHERE state = 'active' AND next_at < {now}")
-    held = scenario.operator.quarantine_reason(key) is not None
+    bus = scenario.daemon.bus
+    held = scenario.operator.quarantine_reason(key) is not None or (bus is not None and bus.awake.doubts())
     scenario.late[key] = scenario.late[key] + 1 if due and not held else 0
     if scenario.late[key] > LATE_LOOKS:
         scenario.world.broken(f"{key}: the schedules {[row['key'] for row in due]} are due, and do not fire")

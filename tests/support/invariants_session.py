@@ -31,7 +31,15 @@ SILENT: Final = frozenset(
         *("claimed", "released", "delivery_failed", "dead_lettered", "series_ended", "requeued", "dropped"),
         *("ack_void", "question_asked", "question_decided", "turn_stopped"),
         *("schedule_set", "schedule_paused", "schedule_resumed", "schedule_removed", "schedule_run"),
-        *("delivery_in_doubt", "delivery_passed", "delivery_retried", "not_wanted", "carried_out", "expired"),
+        *(
+            "delivery_in_doubt",
+            "delivery_passed",
+            "delivery_retried",
+            "not_wanted",
+            "carried_out",
+            "expired",
+            "brought_forward",
+        ),
         *("swept", "sweep_undone", "session_killed", "session_reset", "session_quarantined", "session_released"),
     }
 )

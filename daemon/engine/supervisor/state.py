@@ -17,6 +17,7 @@ from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
 from daemon.core.errors import ImageError
 from daemon.core.events import SpawnFailed
+from daemon.core.schedules import CLOCK_SLACK_MS
 from daemon.core.session_key import SessionKey
 from daemon.engine.events import Events
 from daemon.engine.session import Session
@@ -27,6 +28,7 @@ from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
 from daemon.store.registry import Registry
+from daemon.store.session_rows import SessionRow
 from schema.errors import ClawbusError
 
 T = TypeVar("T")
@@ -147,6 +149,12 @@ class SupervisorState:
             registry.incarnation_started(slot.incarnation, running.container_id, running.started_at)
 
         self.begin(self.record, write, name=f"record start {slot.session.key}")
+
+    def backs_off_until(self, row: SessionRow) -> int | None:
+        """Return when the session's back-off ends, None if it has none. One that no rule makes was set by a clock ahead of ours."""
+        longest_s = max(self.config.spawn_backoff_max_s, self.timings.soft_backoff_max_s)
+        until, now = row.next_spawn_at or 0, self.clock.now_ms()
+        return until if now < until <= now + longest_s * 1000 + CLOCK_SLACK_MS else None
 
     async def back_off(self, session: Session, error: ClawbusError, limit_s: float, *, started: bool) -> None:
         """Record a failed start, and when the next may be tried: at most `limit_s` seconds from now.

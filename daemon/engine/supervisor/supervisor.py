@@ -225,8 +225,8 @@ class Supervisor:
             self._log.warning("wake_postponed", agent=key.agent, session=key.session, code=error.code, error=str(error))
             self._schedule.at(key, self._clock.now_ms() + int(self._timings.probe_s * 1000))
             return False
-        if row is not None and row.next_spawn_at is not None and row.next_spawn_at > self._clock.now_ms():
-            self._schedule.at(key, row.next_spawn_at)
+        if row is not None and (until := self._state.backs_off_until(row)) is not None:
+            self._schedule.at(key, until)
             return False
         if key in self._state.slots or not self._queue.add(key):
             return False

@@ -167,6 +167,16 @@ async def test_who_waits_on_a_quarantined_session_is_told_that_its_message_is_ke
     assert f"`clawbus session release {AGENT} main`" in told.value.hint
 
 
+async def test_who_waits_a_second_at_a_time_is_told_too(kit: BusKit) -> None:
+    """As `send --wait` on a terminal does, which shows what the agent does meanwhile."""
+    async with kit.running():
+        await kit.send(text="hi", message_id="m1", address=ME)
+        await kit.operations.execute(QuarantineSession(AGENT, "main", by="ops", reason="odd."))
+        with anyio.fail_after(SECONDS), pytest.raises(NoAnswerError):
+            await kit.operations.wait_reply(AGENT, "main", "m1", 0.05)
+        assert await kit.operations.wait_reply(AGENT, "main", "m1", 0.0) is None, "a look asks nothing of the session"
+
+
 # --- channels
 
 

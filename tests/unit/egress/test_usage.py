@@ -13,6 +13,7 @@ from daemon.core.egress_usage import Budget, Usage, UsageRow, day_of, days_befor
 from daemon.egress.ledger import Ledger
 from daemon.egress.refusals import BudgetExceededError
 from daemon.egress.usage import Meter, is_model_call
+from daemon.engine.awake import Awake
 from daemon.store.registry import Registry
 from schema.errors import FileBusyError
 from tests.support.clock import MovedClock
@@ -189,7 +190,7 @@ async def test_a_clock_that_is_ahead_for_a_moment_forgets_nothing_of_the_day(
 ) -> None:
     files, clock = Files(tmp_path / "central.db"), MovedClock()
     monkeypatch.setattr("daemon.egress.ledger._WRITE_S", 0.01)
-    ledger = Ledger({"helper": Budget(requests=3)}, UTC, clock, files)
+    ledger = Ledger({"helper": Budget(requests=3)}, UTC, clock, files, Awake(clock).doubts)
     day = day_of(clock.now_ms(), UTC)
 
     async def written(of: str) -> None:
@@ -209,3 +210,4 @@ async def test_a_clock_that_is_ahead_for_a_moment_forgets_nothing_of_the_day(
         with pytest.raises(BudgetExceededError):
             ledger.admit("helper", "model")
         tasks.cancel_scope.cancel()
+    assert [row.requests for row in files.registry.egress_days(day) if row.day == day] == [3], "nor on the disk"

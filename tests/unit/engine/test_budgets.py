@@ -86,3 +86,19 @@ def test_only_what_came_after_a_refill_counts() -> None:
     after = before.more(1, TurnUsage(output_tokens=7))
     assert (after.since(before).turns, after.since(before).tokens, after.since(before).cost) == (1, 7, 0.0)
     assert after.since(None) == after
+
+
+async def test_a_clock_that_is_a_year_ahead_for_a_moment_gives_no_budget_back(tmp_path: Path) -> None:
+    """The day that was used up, and an operator's refill, are still on record for the next daemon."""
+    kit = BusKit(tmp_path, agents={AGENT: Agent(turns_per_day=1)})
+    async with kit.running() as bus:
+        await turn(kit, "m1")
+        await kit.gone()
+        await bus.budgets.flush()
+        kit.clock.jump(366 * DAY_S)
+        await turn(kit, "m2")
+        await kit.gone()
+        await bus.budgets.flush()
+        kit.clock.jump(-366 * DAY_S)
+    async with kit.running() as bus:
+        assert bus.budgets.used_up() == {AGENT: "1 of 1 turns"}

@@ -86,6 +86,16 @@ async def test_a_code_expires(kit: BusKit) -> None:
         assert await ask(kit, "tom") != code
 
 
+async def test_a_clock_that_is_a_year_ahead_for_a_moment_loses_no_request(kit: BusKit) -> None:
+    async with kit.running():
+        code, year_s = await ask(kit, "tom"), 366 * 86_400
+        kit.clock.jump(year_s)
+        await ask(kit, "eve")
+        kit.clock.jump(-year_s)
+        assert await outcome(kit, DecidePairing(by="root", code=code, approve=True)) == "done"
+        assert await reason(kit, "tom") == "reached"
+
+
 async def test_the_approver_is_checked_when_he_decides(kit: BusKit) -> None:
     async with kit.running():
         for name, role in (("ann", "member"), ("max", "admin"), ("bob", "admin")):

@@ -57,6 +57,20 @@ def test_the_earliest_wish_counts_and_a_later_one_changes_nothing() -> None:
     assert schedule.pop_due() == [], "the wishes of before are gone"
 
 
+def test_a_far_time_that_is_named_again_and_again_costs_no_memory() -> None:
+    schedule, clock, _ = make()
+    far = clock.now + 10**10
+    for _ in range(1000):
+        for one in (A, B):
+            schedule.at(one, far)
+            schedule.now(one)
+        assert sorted(schedule.pop_due()) == [A, B]
+    schedule.at(A, far)
+    assert len(schedule._heap) < 100
+    clock.now = far
+    assert schedule.pop_due() == [A]
+
+
 def test_sessions_come_in_the_order_of_their_instants() -> None:
     schedule, clock, _ = make()
     for key, when in ((A, 30), (B, 10), (C, 20)):

@@ -1,8 +1,12 @@
 """Putting a backup of a whole data folder in place of what is there."""
 
+import shutil
 from pathlib import Path
 from typing import Final
 
+import pytest
+
+from daemon.core.errors import DataFolderError
 from daemon.maintenance.folder_backup import FolderLimits, back_up_folder
 from daemon.maintenance.folder_restore import restore_folder
 from daemon.store.data_folder import DataFolder
@@ -32,6 +36,37 @@ def test_two_restores_within_one_second_move_what_was_there_aside_twice(tmp_path
         ["since 0"], ["since 1"], ["since 2"],
     ]  # fmt: skip
     assert (data / "central.db").is_file()
+
+
+class Death(BaseException):
+    """The process ends here."""
+
+
+def test_no_daemon_begins_anew_where_a_restore_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there is moved aside, and the restored folder is not in its place yet."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    rename = Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if target == data:
+            raise Death
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dies)
+    with pytest.raises(Death):
+        restore_folder(backup, data, NOW, silent, replace=True)
+    monkeypatch.undo()
+    with pytest.raises(DataFolderError, match="a restore of it was interrupted") as refused:
+        DataFolder.open(data)
+    assert not data.exists(), "nothing was begun"
+    fresh = data.with_name("data.restoring")
+    assert f"Remove {fresh}" in refused.value.hint
+    shutil.rmtree(fresh)
+    assert restore_folder(backup, data, NOW, silent, replace=True)["files"]
+    DataFolder.open(data).close()
 
 
 def test_an_answer_that_arrives_during_a_backup_is_in_its_mailbox(tmp_path: Path) -> None:

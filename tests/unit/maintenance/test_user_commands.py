@@ -13,7 +13,10 @@ from daemon.config.user_commands import CommandTable
 from daemon.core.errors import UserRefusedError
 from daemon.core.people_verbs import AddUser, BindUser, SetRole
 from daemon.core.routing import PlaceEvent
+from daemon.core.session_verbs import DeleteSession
 from daemon.engine.sessions import Sessions
+from daemon.store import conversations
+from schema.handles import Writer
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, BusKit, until
 
@@ -199,3 +202,42 @@ async def test_what_came_before_a_new_beginning_and_is_handed_in_again_is_done_o
         assert (again.session, again.duplicate) == ("fake:room", True)
         (fresh,) = (await write(kit, "and another", identity="fresh")).accepted
         assert fresh.session == "fake:room~3"
+
+
+async def test_a_conversation_without_sessions_is_forgotten_in_time(kit: BusKit) -> None:
+    async with kit.running() as bus:
+        await people(kit)
+        await write(kit, "/new")
+        await write(kit, "hello")
+        for name in ("fake:room", "fake:room~2"):
+            assert await conversations_left(kit) == 1
+            await kit.operations.execute(DeleteSession(AGENT, name, by="root", force=True))
+            await bus.retention.prune()
+        assert await conversations_left(kit) == 1, "an event from before it began may still come again"
+        kit.clock.advance(31 * 86_400)
+        await bus.retention.prune()
+        assert await conversations_left(kit) == 0
+        assert (await write(kit, "hello again")).accepted[0].session == "fake:room"
+        await write(kit, "/new")
+        assert (await write(kit, "anew")).accepted[0].session == "fake:room~2"
+
+
+async def test_new_leads_to_no_older_conversation_after_the_registry_was_lost(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        await write(kit, "/new")
+        assert (await write(kit, "my secret is 7")).accepted[0].session == "fake:room~2"
+        await kit.bus.sessions.central(lambda registry: registry.with_file(forget_conversations))
+        await kit.bus.router.load()
+        await write(kit, "/new")
+        assert (await write(kit, "what is my secret?")).accepted[0].session == "fake:room~3"
+
+
+def forget_conversations(db: Writer) -> None:
+    """What a rebuilt central.db does not know."""
+    with db.transaction():
+        db.execute("DELETE FROM conversations")
+
+
+async def conversations_left(kit: BusKit) -> int:
+    return len(await kit.bus.sessions.central(lambda registry: registry.with_file(conversations.generations)))
