@@ -24,9 +24,8 @@ from daemon.channels.file_room import FileRoom
 from daemon.channels.protocol import Outgoing, Receipt, Typing
 from daemon.channels.signatures import retry_after_s, sign_at
 from daemon.channels.webhook_bodies import encoded
-from daemon.channels.webhook_events import hook_of
 from daemon.channels.webhook_files import Post, made_post
-from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings
+from daemon.channels.webhook_settings import Hook, Keys, WebhookSettings, hook_of
 from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.sent_files import NONE

@@ -72,6 +72,17 @@ def test_a_key_like_no_other_is_to_be_removed(tmp_path: Path) -> None:
         ("[agents.a.destinations.b]\nagent = 'b'", "agents.a.destinations.b.agent"),
         ("[agents.a.destinations.b]\nagent = 'a'\nchannel = 'local'\nplace = 'x'", "agents.a.destinations.b"),
         ("[agents.a.destinations.b]\nchannel = 'local'", "agents.a.destinations.b"),
+        ("[agents.a.destinations.b]\nchannel = 'local'\nplace = \"x\\ny\"", "agents.a.destinations.b.place"),
+        ("[agents.a.destinations.here]\nchannel = 'local'\nplace = 'x'", "agents.a.destinations.here"),
+        ('[agents.a.destinations."x\\ny"]\nchannel = "local"\nplace = "x"', r"agents.a.destinations.x\ny"),
+        (
+            '[agents.a.destinations.b]\nchannel = "local"\nplace = "x"\ndisplay_name = "x\\u202ey"',
+            "agents.a.destinations.b.display_name",
+        ),
+        (
+            "[agents.a]\n[schedules.s]\nagent = 'a'\ntext = 'x'\nevery_s = 9\ncheck = \"a\\u0000b\"",
+            "schedules.s.check",
+        ),
         ("[agent_messages]\nmax_hops = 0", "agent_messages.max_hops"),
     ],
 )
