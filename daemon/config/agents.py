@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from daemon.config.presets import PRESETS
 from daemon.config.sources import PREFIX
-from daemon.config.table import Table, check_path
+from daemon.config.table import MAX_MEMORY_BYTES, MAX_PIDS, MIN_CPUS, Table, check_path, check_word
 from daemon.core.answer_place import MAX_NAME, check_address, is_mailbox_name
 from daemon.core.answering import AnswersFrom
 from daemon.core.budgets import AgentBudget
@@ -103,9 +103,9 @@ class Agent(Table):
     mounts: tuple[AgentMount, ...] = ()
     image: str | None = None
     network: str | None = None
-    memory_bytes: int | None = Field(default=None, ge=16 * 1024**2)
-    cpus: float | None = Field(default=None, gt=0)
-    pids: int | None = Field(default=None, ge=16)
+    memory_bytes: int | None = Field(default=None, ge=16 * 1024**2, le=MAX_MEMORY_BYTES)
+    cpus: float | None = Field(default=None, ge=MIN_CPUS)
+    pids: int | None = Field(default=None, ge=16, le=MAX_PIDS)
     max_containers: int | None = Field(default=None, ge=1, le=1000)
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
@@ -137,6 +137,12 @@ class Agent(Table):
             given = {"command": preset.command, "mode": preset.mode, **given, "env": merged}
         provider = "acp" if given.get("preset") else "command" if "command" in given else "echo"
         return {"provider": provider, **given}
+
+    @field_validator("image", "network")
+    @classmethod
+    def _word(cls, value: str | None) -> str | None:
+        check_word(value or "")
+        return value
 
     @field_validator("env")
     @classmethod
