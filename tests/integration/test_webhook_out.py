@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import email
 import email.policy
+import gzip
 import hashlib
 import json
 import logging
 import random
 import socket
 import threading
+import tracemalloc
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from email.utils import formatdate
@@ -226,6 +228,19 @@ async def test_any_2xx_is_a_receipt(
 ) -> None:
     app.script.append(answer)
     assert await channel.deliver(message()) == Receipt(expected)
+
+
+async def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked(
+    app: Receiver, channel: WebhookChannel
+) -> None:
+    packed = gzip.compress(b'{"id":"' + bytes(50_000_000) + b'"}')
+    app.script.append(Answer(200, {**JSON, "content-encoding": "gzip"}, packed))
+    tracemalloc.start()
+    try:
+        assert await channel.deliver(message()) == Receipt(None)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_body_that_never_ends_does_not_undo_the_receipt(
