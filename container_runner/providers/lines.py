@@ -29,6 +29,7 @@ _HELD: Final = frozenset(
 _ENVELOPE: Final = frozenset({"type", "to", "thread_id", "deliver_after", "kind", "content", "text"})
 _OF_NOW: Final = frozenset({"now", "key"})  # fields that only a message which is sent at once may have
 _MAX_KEY: Final = 200
+_MAX_THREAD_BYTES: Final = 1000  # of a part of an address
 _MAX_IGNORED: Final = 100
 _NAMES_A_TYPE: Final = re.compile(
     rb"\s*\{.*\"type\"\s*:\s*\"(?:message|progress|tool|tool_end|state|later|question|schedule|change_schedule)\"",
@@ -212,10 +213,22 @@ class OutputParser:
         return OutMessage(
             content=self._content(fields),
             to=self._text(fields, "to"),
-            thread_id=self._text(fields, "thread_id"),
+            thread_id=self._thread(fields),
             deliver_after=self._instant(fields),
-            kind=self._text(fields, "kind") or Kind.CHAT,
+            kind=self._kind(fields),
         )
+
+    def _thread(self, fields: Mapping[str, object]) -> str | None:
+        thread = self._text(fields, "thread_id")
+        if thread is not None and ("\0" in thread or len(thread.encode()) > _MAX_THREAD_BYTES):
+            raise self._wrong(f"has a `thread_id` with NUL or of more than {_MAX_THREAD_BYTES} bytes")
+        return thread
+
+    def _kind(self, fields: Mapping[str, object]) -> str:
+        kind = self._text(fields, "kind") or Kind.CHAT
+        if kind not in tuple(Kind):
+            raise self._wrong(f"has a `kind` other than {', '.join(Kind)}")
+        return kind
 
     def _content(self, fields: Mapping[str, object]) -> Mapping[str, object]:
         """Return the line's content: every field except those that say where and when to send it.

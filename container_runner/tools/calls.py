@@ -14,7 +14,7 @@ from container_runner.tools.catalogue import CATALOGUE
 from container_runner.tools.session import RunningTurn, ToolSession
 from schema.errors import ClawbusError
 from schema.ids import MessageLife, row_id
-from schema.json_text import encode, sendable
+from schema.json_text import UnsendableError, encode, sendable
 from schema.plain_names import file_names
 from schema.questions import Decision, Question, QuestionError, change_request, from_fields, key_of, to_content
 from schema.rows import Address, Kind
@@ -81,7 +81,11 @@ class Calls:
 
     def call(self, name: str, arguments: dict[str, Any]) -> dict[str, object]:
         """Carry out one call. Raise ToolError."""
-        return self._tools[name](arguments)
+        try:
+            whole = cast("dict[str, Any]", sendable(arguments))
+        except UnsendableError as error:
+            raise ToolError("BAD_ARGUMENT", f"an argument {error}.", "Correct it and call again.") from error
+        return self._tools[name](whole)
 
     def _send_message(self, given: dict[str, Any]) -> dict[str, object]:
         text, turn = _text(given, "text"), self._turn()

@@ -137,6 +137,7 @@ def _build(
     if faults:
         raise ConfigError("; ".join(faults) + ".", hint=_HINT)
     _check_agents(name, settings, config)
+    _check_places(name, settings, config)
     _check_times(name, settings, config)
     context = ChannelContext(
         name=name,
@@ -177,6 +178,30 @@ def _check_agents(name: str, settings: BaseModel, config: Config) -> None:
         there = ", ".join(sorted(config.agents)) or "none"
         lines = [f"channels.{name}.{key}: there is no agent {agent!r} (known: {there})" for key, agent in unknown]
         raise ConfigError("; ".join(lines) + ".", hint="Add an [agents.NAME] table, or correct the named keys.")
+
+
+@runtime_checkable
+class KnowsPlaces(Protocol):
+    """Implemented by settings that name the channel's places, so that a place that cannot exist is found at start-up."""
+
+    def place_fault(self, place: str) -> str | None:
+        """Return why no answer can ever go to a place, or None."""
+        ...
+
+
+def _check_places(name: str, settings: BaseModel, config: Config) -> None:
+    """Check the places that other tables name: what is sent there would be a dead letter after all the work."""
+    if not isinstance(settings, KnowsPlaces):
+        return
+    named = {
+        f"agents.{agent}.destinations.{key}.place": one.place
+        for agent, table in config.agents.items()
+        for key, one in (table.destinations or {}).items()
+        if one.channel == name
+    } | {f"schedules.{key}.place": one.place or key for key, one in config.schedules.items() if one.channel == name}
+    faults = [f"{key}: {fault}" for key, place in named.items() if (fault := settings.place_fault(place)) is not None]
+    if faults:
+        raise ConfigError("; ".join(faults) + ".", hint=_HINT)
 
 
 def _check_times(name: str, settings: BaseModel, config: Config) -> None:

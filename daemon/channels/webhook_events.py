@@ -11,7 +11,7 @@ from typing import Final, cast
 
 from daemon.channels.protocol import Incoming, PlaceMessage
 from daemon.channels.webhook_refusals import BodyRefusedError, UnknownHookError
-from daemon.channels.webhook_settings import ANY_SESSION, Hook
+from daemon.channels.webhook_settings import ANY_SESSION, OF_PLACE, Hook
 from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.place_names import escape, fitted
 from daemon.core.routing import PlaceEvent
@@ -19,7 +19,6 @@ from daemon.core.templates import MissingFieldError, look_up, parse
 from schema.ids import check_session
 from schema.rows import Address
 
-_OF_PLACE: Final = ":"
 _ONE_FIELD: Final = 2  # literals in a template with one field: the text before it and the text after it
 # Where services put a person's text in the bodies that they post, for routes that match the text.
 _TEXTS: Final = (("text",), ("body", "text"), ("body", "message"), ("body", "comment", "body"), ("body", "content"))
@@ -70,16 +69,11 @@ def is_wanted(hook: Hook, event: str, payload: Mapping[str, object]) -> bool:
     return kind in hook.events or (action is not None and f"{kind}.{action}" in hook.events)
 
 
-def hook_of(place: str) -> str:
-    """Return the name of the hook that a place belongs to."""
-    return place.partition(_OF_PLACE)[0]
-
-
 def _event(hook: Hook, request: HookRequest, values: Mapping[str, object]) -> PlaceMessage:
     if request.session is not None:
         raise UnknownHookError("routes name this hook's sessions.", hint="POST /hooks/NAME")
     within = _filled("place", hook.place, values)
-    place = request.hook if within is None else f"{request.hook}{_OF_PLACE}{within}"
+    place = request.hook if within is None else f"{request.hook}{OF_PLACE}{within}"
     text = _filled("text", hook.text, values)
     if text is None:
         text = next((found for path in _TEXTS if (found := look_up(values, path))), "")

@@ -258,7 +258,10 @@ class WebhookIn:
         logged = True if status >= 500 else self._refusals.allows(self._clock.monotonic())
         if logged:
             more = {"unlogged_before": self._refusals.take_unlogged()} if self._refusals.unlogged else {}
-            level("webhook_refused", path=request.url.path[:200], status=status, code=error.code, client=client, **more)
+            level(
+                "webhook_refused", path=request.url.path[:200], status=status, code=error.code, error=str(error)[:500],
+                client=client, **more,
+            )  # fmt: skip
         if status >= 500:
             # Log the internal cause; tell the sender only that it is not at fault.
             self._log.warning("webhook_not_stored", code=error.code, error=str(error), hint=error.hint)
@@ -267,7 +270,7 @@ class WebhookIn:
             )
             response.headers["retry-after"] = str(refusals.RETRY_AFTER_S)
         else:
-            response = _failure(status, error.code, str(error), error.hint)
+            response = _failure(status, error.code, *refusals.said_outside(error))
         if status == 405:
             response.headers["allow"] = "POST"
         if not await _finish(request, error):

@@ -99,6 +99,23 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
 )
 
 
+# What a sender is told of refusals whose own words are the operator's: they name agents, people and commands of the host.
+_OUTSIDE: Final[tuple[tuple[type[ClawbusError], str, str], ...]] = (
+    (UnknownAgentError, "nobody answers at this hook now.", "Ask who runs it."),
+    (UnknownSessionError, "there is no such conversation.", "Send a message first."),
+    (UnknownQuestionError, "there is no such question here.", "Send the agent a message instead."),
+    (QuestionClosedError, "the question is closed.", "Send the agent a message instead."),
+    (AnswerForbiddenError, "you may not answer this question.", "Have somebody answer who may."),
+    (AnswerRefusedError, "the question has no such answer.", "Answer with an option's label, id or number."),
+)
+
+
+def said_outside(error: ClawbusError) -> tuple[str, str]:
+    """Return what a sender is told of a refusal that is its own to correct: the reason and what to do."""
+    neutral = next(((said, fix) for kind, said, fix in _OUTSIDE if isinstance(error, kind)), None)
+    return neutral if neutral is not None else (str(error), error.hint)
+
+
 def status_of(error: ClawbusError) -> int:
     """Return the HTTP status of a refusal: 503 for anything that the sender cannot correct."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 503)

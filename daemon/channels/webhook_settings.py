@@ -30,6 +30,7 @@ from schema.os_faults import read_own_file
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
+OF_PLACE: Final = ":"  # between the hook's name and what its `place` template says
 HOOK_VALUES: Final = frozenset(("event", "hook", "body", "text"))  # the fields that a hook's templates may use
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
 _EVENT: Final = re.compile(r"[A-Za-z0-9_:.-]{1,100}\Z")
@@ -216,6 +217,13 @@ class WebhookSettings(BaseModel):
         """See daemon.channels.registry.NamesAgents."""
         return {f"hooks.{name}.agent": hook.agent for name, hook in self.hooks.items() if hook.agent is not None}
 
+    def place_fault(self, place: str) -> str | None:
+        """See daemon.channels.registry.KnowsPlaces."""
+        hook = self.hooks.get(hook_of(place))
+        if hook is None:
+            return f"there is no hook {hook_of(place)!r} (known: {', '.join(sorted(self.hooks)) or 'none'})"
+        return None if hook.reply_url is not None or hook.reply == "none" else "its hook has no reply_url"
+
     @field_validator("hooks")
     @classmethod
     def _names(cls, value: dict[str, Hook]) -> dict[str, Hook]:
@@ -233,6 +241,11 @@ class WebhookSettings(BaseModel):
                 " or set allow_public = true"
             )
         return value
+
+
+def hook_of(place: str) -> str:
+    """Return the name of the hook that a place belongs to."""
+    return place.partition(OF_PLACE)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def since_ms(text: str, now_ms: int) -> int:
     if instant is not None:
         return instant
     try:
-        return now_ms - span_ms(text)
+        return max(now_ms - span_ms(text), 0)  # nothing is older than 1970, and no calendar reaches back for ever
     except typer.BadParameter:
         message = f"{text!r} is not a time; write how long ago (90s, 15m, 2h, 3d) or an instant (2026-11-21T02:00Z)."
         raise typer.BadParameter(message) from None

@@ -11,11 +11,15 @@ from pydantic import Field, field_validator, model_validator
 
 from daemon.config.presets import PRESETS
 from daemon.config.sources import PREFIX
-from daemon.config.table import Table, check_path
+from daemon.config.table import MAX_MEMORY_BYTES, MAX_PIDS, MIN_CPUS, Table, check_path, check_word
+from daemon.core.answer_place import MAX_NAME, check_address, is_mailbox_name
 from daemon.core.answering import AnswersFrom
 from daemon.core.budgets import AgentBudget
+from daemon.core.destinations import OWN_PLACE
+from daemon.core.errors import MessageError
 from schema.errors import InvalidNameError
 from schema.ids import check_name
+from schema.rows import Address
 from schema.tools import TOOLS
 
 PROVIDERS: Final = ("echo", "command", "acp")  # of our own runner; another one (agents.NAME.runner) may have others
@@ -31,6 +35,13 @@ class AgentDestination(Table):
     place: str = ""
     agent: str = ""
     display_name: str = ""
+
+    @field_validator("display_name")
+    @classmethod
+    def _shown(cls, value: str) -> str:
+        if not value.isprintable() or len(value) > MAX_NAME:
+            raise ValueError(f"must have at most {MAX_NAME} printable characters")
+        return value
 
     @model_validator(mode="after")
     def _one_of_two(self) -> AgentDestination:
@@ -92,9 +103,9 @@ class Agent(Table):
     mounts: tuple[AgentMount, ...] = ()
     image: str | None = None
     network: str | None = None
-    memory_bytes: int | None = Field(default=None, ge=16 * 1024**2)
-    cpus: float | None = Field(default=None, gt=0)
-    pids: int | None = Field(default=None, ge=16)
+    memory_bytes: int | None = Field(default=None, ge=16 * 1024**2, le=MAX_MEMORY_BYTES)
+    cpus: float | None = Field(default=None, ge=MIN_CPUS)
+    pids: int | None = Field(default=None, ge=16, le=MAX_PIDS)
     max_containers: int | None = Field(default=None, ge=1, le=1000)
     runner: tuple[str, ...] = ()
     destinations: dict[str, AgentDestination] | None = None
@@ -126,6 +137,12 @@ class Agent(Table):
             given = {"command": preset.command, "mode": preset.mode, **given, "env": merged}
         provider = "acp" if given.get("preset") else "command" if "command" in given else "echo"
         return {"provider": provider, **given}
+
+    @field_validator("image", "network")
+    @classmethod
+    def _word(cls, value: str | None) -> str | None:
+        check_word(value or "")
+        return value
 
     @field_validator("env")
     @classmethod
@@ -196,15 +213,25 @@ def agent_table_faults(
         key = f"agents.{name}.claim_max_s" if agent.claim_max_s else "sweep.claim_max_s"
         yield f"{key}: must be longer than agents.{name}.timeout_s, {agent.timeout_s:g}"
     for place, destination in (agent.destinations or {}).items():
-        if destination.agent:
-            if destination.agent not in agents:
-                there = ", ".join(sorted(agents))
-                yield (
-                    f"agents.{name}.destinations.{place}.agent: there is no agent {destination.agent!r} (known: {there})"
-                )
-        elif destination.channel not in channels:
-            there = ", ".join(sorted(channels))
-            yield (
-                f"agents.{name}.destinations.{place}.channel: no channel {destination.channel!r} is configured"
-                f" (known: {there})"
-            )
+        yield from _destination_faults(f"agents.{name}.destinations.{place}", place, destination, channels, agents)
+
+
+def _destination_faults(
+    key: str, name: str, destination: AgentDestination, channels: Collection[str], agents: Collection[str]
+) -> Iterator[str]:
+    if not is_mailbox_name(name):
+        yield f"{key!r}: the name of a destination has 1 to {MAX_NAME} printable characters"
+    elif name == OWN_PLACE:
+        yield f"{key}: `{OWN_PLACE}` is the name of a session's own place; choose another one"
+    if destination.agent:
+        if destination.agent not in agents:
+            there = ", ".join(sorted(agents))
+            yield f"{key}.agent: there is no agent {destination.agent!r} (known: {there})"
+    elif destination.channel not in channels:
+        there = ", ".join(sorted(channels))
+        yield f"{key}.channel: no channel {destination.channel!r} is configured (known: {there})"
+    else:
+        try:
+            check_address(Address(destination.channel, destination.place))
+        except MessageError as error:
+            yield f"{key}.place: {str(error).rstrip('.')}; {error.hint.rstrip('.')}"

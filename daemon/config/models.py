@@ -17,7 +17,7 @@ from daemon.config.agents import Agent
 from daemon.config.egress import Egress
 from daemon.config.routes import RouteTable
 from daemon.config.schedules import ScheduleTable
-from daemon.config.table import Table, check_path
+from daemon.config.table import MAX_MEMORY_BYTES, MAX_PIDS, MIN_CPUS, Table, check_path, check_word
 from daemon.config.user_commands import CommandTable
 from daemon.core.zones import zone
 
@@ -44,11 +44,19 @@ class Docker(Table):
     host: str = ""
     image: str = DEFAULT_IMAGE
     network: str = "none"
-    memory_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
-    cpus: float = Field(default=1.0, gt=0)
-    pids: int = Field(default=256, ge=16)
+    memory_bytes: int = Field(default=1024**3, ge=16 * 1024**2, le=MAX_MEMORY_BYTES)
+    cpus: float = Field(default=1.0, ge=MIN_CPUS)
+    pids: int = Field(default=256, ge=16, le=MAX_PIDS)
     user: str = ""
     timeout_s: float = Field(default=30.0, gt=0)
+
+    @field_validator("image", "network")
+    @classmethod
+    def _word(cls, value: str) -> str:
+        if not value:
+            raise ValueError("must not be empty: Docker would take a default of its own")
+        check_word(value)
+        return value
 
     @field_validator("host")
     @classmethod

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from daemon.config.table import check_path
 from daemon.core.answer_place import check_address
 from daemon.core.errors import MessageError, ScheduleError
 from daemon.core.schedules import CatchUp, Times, check_form, check_key, local_instant
@@ -33,6 +34,13 @@ class ScheduleTable(BaseModel):
     place: str | None = None
     thread: str | None = None
     check: str | None = Field(default=None, min_length=1, max_length=2000)
+
+    @field_validator("check")
+    @classmethod
+    def _command(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_path(value)
+        return value
 
     def times(self, default_zone: str) -> Times:
         """Return its times. Raise ScheduleError for text that is not a time or a zone."""

@@ -8,6 +8,9 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+MAX_MEMORY_BYTES: Final = 1024**5
+MAX_PIDS: Final = 4_194_304  # the kernel's own limit
+MIN_CPUS: Final = 0.01  # less is refused by the engines, and much less counts as no limit
 _LONGEST_S: Final = 10 * 366 * 86400.0
 
 
@@ -24,6 +27,12 @@ class Table(BaseModel):
         if name.endswith("_s") and isinstance(value, float) and value > _LONGEST_S:
             raise ValueError(f"must be at most {_LONGEST_S:.0f} seconds (ten years)")
         return value
+
+
+def check_word(text: str) -> None:
+    """Raise ValueError for a text with blanks or control characters, which names no image and no network."""
+    if not text.isprintable() or any(one.isspace() for one in text):
+        raise ValueError("must not contain blanks or control characters")
 
 
 def check_path(text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from daemon.core.routing import ANYWHERE, Route
 
 AGENT_CHANNEL: Final = "agent"  # the channel name of addresses that are agents; no channel may be configured with it
+OWN_PLACE: Final = "here"  # the name of the session's own place: no other destination may have it
 MAX_DESTINATIONS: Final = 500  # for one agent: each of its sessions stores the whole list
 
 
@@ -57,7 +58,7 @@ def destinations_of(
         if (route.channel, route.place) in there:
             continue
         there.add((route.channel, route.place))
-        name = _free(route.name, found)
+        name = _free(route.name, (*found, OWN_PLACE))
         found[name] = NamedPlace(name, route.channel, route.place, route.name, DestinationSource.ROUTE)
     return tuple(found.values())
 

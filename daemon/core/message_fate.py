@@ -125,7 +125,7 @@ def claimed_by(claim: Ack, incarnation: str, born: int | None) -> bool:
         return claim.incarnation == incarnation
     if claim.changed_at is None or born is None:
         return True
-    return _latest(claim.changed_at) >= born
+    return latest_moment(claim.changed_at) >= born
 
 
 def looks_older(message: MessageIn, ack: Ack) -> bool:
@@ -134,7 +134,7 @@ def looks_older(message: MessageIn, ack: Ack) -> bool:
     if ack.status not in _FINAL or ack.changed_at is None or accepted is None or message.void_ack is not None:
         return False
     born = time_of(ack.incarnation) if ack.incarnation is not None else None
-    return _latest(ack.changed_at) < accepted and (born is None or born < accepted)
+    return latest_moment(ack.changed_at) < accepted and (born is None or born < accepted)
 
 
 def deferred(message: MessageIn, ack: Ack, first_at: int | None, fate: Fate, now: int) -> Defer | GiveUp:
@@ -157,6 +157,6 @@ def _holds(message: MessageIn, now: int) -> bool:
     return message.holds and waits and message.trigger and not message.on_wake and not is_expired(message, now)
 
 
-def _latest(instant: int) -> int:
+def latest_moment(instant: int) -> int:
     """Return the latest moment that a time may stand for. A time in whole seconds may stand for any moment of that second."""
     return instant + _SECOND - 1 if instant % _SECOND == 0 else instant

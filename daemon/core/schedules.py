@@ -8,7 +8,7 @@ elapsed time from its start.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
@@ -191,6 +191,23 @@ def fire(times: Times, next_at: int, now: int, sent: int, waited: int = 0) -> Fi
     if left is not None and len(due) >= left:
         return Firing(due, missed, None)
     return Firing(due, missed, next_after(times, due[-1] if times.catch_up is CatchUp.ALL and due else now))
+
+
+def in_step(firings: Mapping[str, Firing], now: int) -> dict[str, Firing]:
+    """Return what several schedules of one session fire together, by key, so that their occurrences come in the order of time.
+
+    One that has more to make up than a batch holds ends its batch early: the others go no further in this one than it does.
+    """
+    ends = [one.due[-1] for one in firings.values() if one.due and one.next_at is not None and one.next_at <= now]
+    end = min(ends, default=now)
+    found: dict[str, Firing] = {}
+    for key, one in firings.items():
+        due = tuple(instant for instant in one.due if instant <= end)
+        if len(due) == len(one.due):
+            found[key] = one
+        elif due:
+            found[key] = replace(one, due=due, next_at=one.due[len(due)])
+    return found
 
 
 def set_back(times: Times, next_at: int, now: int) -> tuple[Times, int] | None:

@@ -24,6 +24,8 @@ from schema.questions import from_content, is_question
 from schema.rows import DeliveryState
 
 _UNSENDABLE: Final = frozenset({Reason.BAD_CONTENT, Reason.UNKNOWN_KIND})
+# An answer that may not wait so long: its sender is notified if it was to go there, and not for a reminder elsewhere.
+_NOT_SCHEDULED: Final = frozenset({Reason.TOO_FAR_AHEAD, Reason.TOO_MANY_SCHEDULED})
 
 
 def write_receipts(db: Writer, taken: Mapping[str, Outcome], now: int) -> None:
@@ -86,10 +88,12 @@ def _notify_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> No
     """Inform the sender that an answer cannot be sent. The message counts as completed, so nothing else informs it."""
     candidate = decision.candidate
     answered = candidate.row.in_reply_to
-    if decision.reason not in _UNSENDABLE or candidate.from_host or answered is None:
+    if decision.reason not in _UNSENDABLE | _NOT_SCHEDULED or candidate.from_host or answered is None:
         return
     message = messages.find(db, answered)
     address = messages.address_of(message) if message is not None else None
+    if decision.reason in _NOT_SCHEDULED and decision.address != address:
+        return
     if message is not None and address is not None:
         host_messages.notify_sender(
             db, message, address, decision.reason, "The answer to this message cannot be sent.", now

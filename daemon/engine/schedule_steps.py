@@ -7,6 +7,7 @@ Synchronous; the caller holds the session's lock.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,7 +15,18 @@ from typing import Final
 from daemon.config.models import Config
 from daemon.core.errors import ScheduleError, UnknownScheduleError
 from daemon.core.message_fate import Fate
-from daemon.core.schedules import CLOCK_SLACK_MS, CatchUp, check, check_key, fire, lost_zone, next_after, set_back
+from daemon.core.schedules import (
+    CLOCK_SLACK_MS,
+    CatchUp,
+    Firing,
+    check,
+    check_key,
+    fire,
+    in_step,
+    lost_zone,
+    next_after,
+    set_back,
+)
 from daemon.core.session_key import SessionKey
 from daemon.engine.recurrence import free_occurrence
 from daemon.store import host_messages, messages, schedules
@@ -27,6 +39,7 @@ from schema.rows import Address, Kind, MessageIn, MessageStatus
 
 _KEEPS_FAILING: Final = Operator("clawbus", "it keeps failing")
 _RUNNING = "the occurrence before is not finished: message {}"
+_SERIES: Final = "schedule:"  # before a schedule's key: the series of its messages
 _SET_BACK: Final = "the clock was set back"
 _JUST_AWAKE_MS: Final = 600_000  # longer than a clock is doubted
 _MISSED = "missed: the daemon did not run then, or the machine slept"
@@ -100,33 +113,41 @@ def fire_due(db: Writer, now: int, pause_after: int, waited: int = 0) -> Fired:
 
     `waited` milliseconds do not count towards an occurrence being missed.
     """
-    stored: list[MessageIn] = []
     paused: list[ScheduleRow] = []
+    rows: dict[str, ScheduleRow] = {}
     for row in _placed(schedules.due(db, now)):
-        assert row.next_at is not None
         if pause_after and schedules.failing_streak(db, row, pause_after) >= pause_after:
             paused.append(_pause_failing(db, row, pause_after, now))
-            continue
-        firing = fire(row.what.times, row.next_at, now, row.sent, waited)
-        sent = row.sent
-        if firing.missed and row.next_at not in firing.due:
-            schedules.note_run(db, row.key, row.next_at, now, message_id=None, detail=_MISSED)
-        for instant in firing.due:
-            # The last one is sent beside an unfinished message: nothing would make up for it.
-            waits = row.what.times.catch_up is CatchUp.ALL or firing.next_at is None
-            unfinished = None if waits else schedules.unfinished(db, row.key)
-            if unfinished is not None:
-                schedules.note_run(db, row.key, instant, now, message_id=None, detail=_RUNNING.format(unfinished))
-                continue
-            message = _store(db, row, instant, now)
-            if message is not None:
-                stored.append(message)
-                sent += 1
-        over = firing.next_at is None
-        schedules.put(
-            db, replace(row, next_at=firing.next_at, sent=sent, state=ScheduleState.OVER if over else row.state)
-        )
-    return Fired(tuple(stored), tuple(paused))
+        else:
+            rows[row.key] = row
+    firings = {key: fire(row.what.times, row.next_at or now, now, row.sent, waited) for key, row in rows.items()}
+    return Fired(tuple(_fire_in_step(db, rows, in_step(firings, now), now)), tuple(paused))
+
+
+def _fire_in_step(
+    db: Writer, rows: Mapping[str, ScheduleRow], firings: Mapping[str, Firing], now: int
+) -> list[MessageIn]:
+    """Store the occurrences of all schedules in the order of time, and set the next ones."""
+    stored: list[MessageIn] = []
+    for key, firing in firings.items():
+        first = rows[key].next_at
+        if firing.missed and first is not None and first not in firing.due:
+            schedules.note_run(db, key, first, now, message_id=None, detail=_MISSED)
+    for instant, key in sorted((instant, key) for key, firing in firings.items() for instant in firing.due):
+        row, firing = rows[key], firings[key]
+        # The last one is sent beside an unfinished message: nothing would make up for it.
+        waits = row.what.times.catch_up is CatchUp.ALL or firing.next_at is None
+        unfinished = None if waits else schedules.unfinished(db, key)
+        if unfinished is not None:
+            schedules.note_run(db, key, instant, now, message_id=None, detail=_RUNNING.format(unfinished))
+        elif (message := _store(db, row, instant, now)) is not None:
+            stored.append(message)
+    sent = Counter((message.series_id or "").removeprefix(_SERIES) for message in stored)
+    for key, firing in firings.items():
+        row, over = rows[key], firing.next_at is None
+        state = ScheduleState.OVER if over else row.state
+        schedules.put(db, replace(row, next_at=firing.next_at, sent=row.sent + sent[key], state=state))
+    return stored
 
 
 def _pause_failing(db: Writer, row: ScheduleRow, failures: int, now: int) -> ScheduleRow:
@@ -141,7 +162,7 @@ def _pause_failing(db: Writer, row: ScheduleRow, failures: int, now: int) -> Sch
 
 def _store(db: Writer, row: ScheduleRow, instant: int, now: int) -> MessageIn | None:
     """Store the message of an occurrence; None if it was stored before, by a clock that was set back since."""
-    series = f"schedule:{row.key}"
+    series = f"{_SERIES}{row.key}"
     identity, stored = free_occurrence(db, series, instant)
     if not schedules.note_run(db, row.key, instant, now, message_id=identity) or stored:
         return None

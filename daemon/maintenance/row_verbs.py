@@ -104,5 +104,7 @@ def _scheduled(verb: PutSchedule) -> Scheduled:
             text.encode()
         except UnicodeEncodeError as error:
             raise ContentError(f"{name} has half a character, which is no text in UTF-8.") from error
+    if verb.check is not None and "\0" in verb.check:
+        raise ScheduleError("check has a NUL character, which no command can have.", hint="Remove it.")
     content = json.dumps({"text": verb.text}, ensure_ascii=False)
     return Scheduled(times, content, address, verb.check)

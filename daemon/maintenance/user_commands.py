@@ -13,8 +13,17 @@ from typing import Final
 
 from daemon.channels.protocol import Accepted, PlaceMessage
 from daemon.core.clock import Clock
+from daemon.core.errors import (
+    NotAnApproverError,
+    PairingClosedError,
+    RequestRefusedError,
+    UnknownMessageError,
+    UnknownUserError,
+    UserRefusedError,
+)
 from daemon.core.message_verbs import CancelMessage
 from daemon.core.people_verbs import DecidePairing
+from daemon.core.repair_errors import MessageFinishedError
 from daemon.core.routing import RouteTarget
 from daemon.core.session_key import SessionKey
 from daemon.core.user_commands import BuiltIn, Command, CommandRule, help_text
@@ -23,11 +32,12 @@ from daemon.engine.sessions import Sessions
 from daemon.maintenance.daemon_executor import DaemonExecutor
 from daemon.store import conversations, host_messages, messages
 from daemon.store.transitions import change_status
-from schema.errors import ClawbusError
 from schema.instants import to_text
 from schema.rows import Kind, MessageIn, MessageStatus
 
 _MAX_STOPPED: Final = 100
+# What the person who decides is told. Any other error is the host's: the command is handed in again.
+_NOT_DECIDED: Final = (NotAnApproverError, PairingClosedError, RequestRefusedError, UnknownUserError, UserRefusedError)
 
 
 class UserCommands:
@@ -94,8 +104,12 @@ class UserCommands:
             try:
                 await self._executor.execute(verb)
                 stopped += 1
-            except ClawbusError:  # it ended meanwhile
+            except (MessageFinishedError, UnknownMessageError):  # it ended meanwhile
                 continue
+        left = len(running) - _MAX_STOPPED
+        if left > 0:
+            more = f"{left} more {'waits' if left == 1 else 'wait'}"
+            return f"Stopped {stopped} messages; {more}. Write /stop again to stop them too."
         return "Stopped." if stopped else "The agent is not working on anything."
 
     async def _begin_anew(self, target: RouteTarget, message_id: str) -> str:
@@ -113,7 +127,7 @@ class UserCommands:
                     by=target.user or "user", code=code[:20], approve=approve, approver=target.user or "nobody"
                 )
             )
-        except ClawbusError as error:
+        except _NOT_DECIDED as error:
             return str(error)
         return f"{done['sender']} is now {done['name']}." if done["name"] else f"{done['sender']} was refused."
 

@@ -66,24 +66,25 @@ _NOT_RELEASED: Final = 125
 
 # $1 exit file, $2 working folder, then the runner. `read` fails at end of file: the daemon died before the record was
 # on disk, so nothing starts. A trapped signal ends `wait` early, so it is asked again; 127 then means that the answer
-# before was the child's. `kill -KILL 0` ends the whole group, this shell included.
+# before was the child's. `kill -KILL 0` ends the whole group, this shell included. Its variables have names that no agent's
+# may have: a shell hands on, with its own value, what it assigns to a variable that it was given.
 _WRAPPER: Final = """
-exit_file=$1; cd "$2" || exit 126; shift 2
-code=
-trap 'got=1' TERM
-read -r go <&3 || exit 125
+clawbus_exit_file=$1; cd "$2" || exit 126; shift 2
+clawbus_code=
+trap 'clawbus_got=1' TERM
+read -r clawbus_go <&3 || exit 125
 exec 3<&-
 "$@" &
-child=$!
+clawbus_child=$!
 while :; do
-  got=
-  wait "$child"
-  now=$?
-  if [ "$now" -eq 127 ] && [ -n "$code" ]; then break; fi
-  code=$now
-  [ -n "$got" ] || break
+  clawbus_got=
+  wait "$clawbus_child"
+  clawbus_now=$?
+  if [ "$clawbus_now" -eq 127 ] && [ -n "$clawbus_code" ]; then break; fi
+  clawbus_code=$clawbus_now
+  [ -n "$clawbus_got" ] || break
 done
-printf '%s\\n' "$code" > "$exit_file"
+printf '%s\\n' "$clawbus_code" > "$clawbus_exit_file"
 kill -KILL 0
 """
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from daemon.core.destinations import AGENT_CHANNEL, DestinationSource, NamedPlace
+from daemon.core.destinations import AGENT_CHANNEL, OWN_PLACE, DestinationSource, NamedPlace
 from daemon.store import reply_routes
 from schema.handles import Reader, Writer
 
-OWN_PLACE: Final = "here"
 _COLUMNS: Final = "name, display_name, type, channel_type, platform_id, agent_group_id, source"
 _Row = tuple[str, str, str, str | None, str | None, str | None, str]
 

@@ -104,6 +104,7 @@ class InstallFile:
         fresh = self._path.with_name(f"{self._path.name}.new")
         try:
             with fresh.open("w", encoding="utf-8") as file:
+                os.fchmod(file.fileno(), 0o600)  # whatever the umask: it says whose the containers are
                 json.dump(asdict(install), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from daemon.core.message_fate import latest_moment
 from daemon.store.transitions import record
 from schema.handles import Reader, Writer
 from schema.ids import MAX_ID
@@ -190,7 +191,9 @@ def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, a
         " DO UPDATE SET claimed_at = excluded.claimed_at, ended_at = NULL, outcome = NULL",
         (message_id, incarnation, claimed_at),
     )
-    record(db, message_id, "claimed", claimed_at, incarnation=incarnation, detail={"seen_at": to_text(at)})
+    # Of a runner that writes whole seconds, the life of a message must not show the claim before the acceptance.
+    shown = min(latest_moment(claimed_at), at)
+    record(db, message_id, "claimed", shown, incarnation=incarnation, detail={"seen_at": to_text(at)})
     return True
 
 

@@ -157,7 +157,7 @@ class Telemetry:
             self.metrics.retries.labels(event.agent).inc()
         else:
             self.metrics.finished.labels(event.agent, attempt.outcome).inc()
-        self.metrics.wait.labels(event.agent).observe((attempt.claimed_at - attempt.due_at) / 1000)
+        self.metrics.wait.labels(event.agent).observe(max(0, attempt.claimed_at - attempt.due_at) / 1000)
         self.metrics.turn.labels(event.agent).observe((attempt.ended_at - attempt.claimed_at) / 1000)
         self._trace_try(event.agent, event.session, attempt, event.usage if isinstance(event, MessageSettled) else None)
 

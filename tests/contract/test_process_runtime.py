@@ -55,6 +55,17 @@ async def test_the_daemons_environment_does_not_leak(
     ]
 
 
+async def test_an_agent_s_variables_are_its_own_whatever_their_names(process_harness: ProcessHarness) -> None:
+    """The shell that starts the runner has variables too."""
+    given = {name: f"mine-{name}" for name in ("code", "go", "got", "child", "now", "exit_file")}
+    runtime, spec = process_harness.runtime(), process_harness.spec()
+    spec = dataclasses.replace(spec, runner=("/usr/bin/env",), environment={**spec.environment, **given})
+    running = await runtime.spawn(spec)
+    assert (await runtime.wait(running.container_id)).code == 0
+    printed = (await runtime.logs(running.container_id)).splitlines()
+    assert {name: f"{name}={value}" in printed for name, value in given.items()} == dict.fromkeys(given, True)
+
+
 @pytest.mark.parametrize("how", ["runtime kill", "runner killed by others", "shell killed by others", "stop"])
 async def test_nothing_of_a_container_outlives_its_end(process_harness: ProcessHarness, how: str) -> None:
     """Also a child in a session of its own that has lost every CLAWBUS_* variable, as agent programs have."""

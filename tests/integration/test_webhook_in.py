@@ -16,7 +16,17 @@ import structlog
 
 from daemon.channels.signatures import sign
 from daemon.channels.webhook import WebhookChannel
-from daemon.core.errors import AttachmentError, ContentError, MessageError, UnknownAgentError, UnknownSessionError
+from daemon.core.errors import (
+    AnswerForbiddenError,
+    AnswerRefusedError,
+    AttachmentError,
+    ContentError,
+    MessageError,
+    QuestionClosedError,
+    UnknownAgentError,
+    UnknownQuestionError,
+    UnknownSessionError,
+)
 from schema.errors import ClawbusError, FileBusyError, StorageError
 from schema.instants import from_text
 from schema.rows import Address, Kind
@@ -404,8 +414,6 @@ async def test_415(served: Served, content_type: str) -> None:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (UnknownAgentError("there is no agent 'a'."), 404),
-        (UnknownSessionError("there is no session 's'."), 404),
         (ContentError("content has 9 bytes; the limit is 8."), 413),
         (MessageError("kind 'x' is unknown."), 400),
     ],
@@ -415,6 +423,28 @@ async def test_what_the_bus_refuses_is_said(served: Served, error: ClawbusError,
     answer = refused(await served.send(), status, error.code)
     assert answer["error"]["message"] == str(error)
     assert answer["fix"] == error.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UnknownAgentError("there is no agent 'a' (known: payroll)."), 404),
+        (UnknownSessionError("there is no session payroll/s."), 404),
+        (UnknownQuestionError("there is no question payroll."), 404),
+        (QuestionClosedError("q was answered by payroll at noon."), 409),
+        (AnswerForbiddenError("payroll may not answer q."), 403),
+        (AnswerRefusedError("payroll is none."), 400),
+    ],
+)
+async def test_a_refusal_names_nobody_and_no_command_of_the_host(
+    served: Served, error: ClawbusError, status: int
+) -> None:
+    served.bus.error = error
+    with structlog.testing.capture_logs() as logs:
+        response = await served.send()
+    refused(response, status, error.code)
+    assert not [inner for inner in ("payroll", "clawbus", "agents.") if inner in response.text]
+    assert [entry["error"] for entry in logs if entry["event"] == "webhook_refused"] == [str(error)]
 
 
 @pytest.mark.parametrize("error", [StorageError("/var/lib/x: disk full"), FileBusyError("/var/lib/x locked")])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import email
 import email.policy
+import gzip
 import hashlib
 import json
 import logging
 import random
 import socket
 import threading
+import tracemalloc
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from email.utils import formatdate
@@ -259,6 +261,19 @@ async def test_any_2xx_is_a_receipt(
     assert await channel.deliver(message()) == Receipt(expected)
 
 
+async def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked(
+    app: Receiver, channel: WebhookChannel
+) -> None:
+    packed = gzip.compress(b'{"id":"' + bytes(50_000_000) + b'"}')
+    app.script.append(Answer(200, {**JSON, "content-encoding": "gzip"}, packed))
+    tracemalloc.start()
+    try:
+        assert await channel.deliver(message()) == Receipt(None)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
 async def test_a_body_that_never_ends_does_not_undo_the_receipt(
     app: Receiver, channel: WebhookChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,9 +425,9 @@ async def test_sends_that_are_cancelled_at_random_moments_take_nothing_from_late
                     await made.deliver(message(message_out_id=f"late-{number}", key=f"a/s/late-{number}"))
             pool = made._out._pool
             assert pool is not None
-            assert pool._now.under_way == 0
+            assert pool._current.under_way == 0
             # A connection that is neither in use nor idle is a slot that never comes back.
-            assert all(one.is_idle() or one.is_closed() for one in pool._now.transport.pool.connections)
+            assert all(one.is_idle() or one.is_closed() for one in pool._current.transport.pool.connections)
         tasks.cancel_scope.cancel()
 
 
@@ -422,13 +437,13 @@ async def test_a_pool_whose_connections_nobody_uses_is_replaced_and_the_send_suc
     await channel.deliver(message())
     pool = channel._out._pool
     assert pool is not None
-    broken = pool._now
+    broken = pool._current
     origin = httpcore.URL(app.url).origin
     broken.transport.pool._connections += [broken.transport.pool.create_connection(origin) for _ in range(100)]
     with structlog.testing.capture_logs() as told:
         await channel.deliver(message(message_out_id="second", key="a/s/second"))
     assert pool.replaced == 1
-    assert pool._now is not broken
+    assert pool._current is not broken
     assert broken.client.is_closed
     assert [one["event"] for one in told if one["log_level"] == "warning"] == ["webhook_pool_replaced"]
     await channel.deliver(message(message_out_id="third", key="a/s/third"))

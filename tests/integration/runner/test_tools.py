@@ -231,3 +231,10 @@ def test_a_later_try_in_the_same_container_says_nothing_twice(client: Client, ki
     again = said()
     assert [one["id"] for one in again] == [one["id"] for one in first]
     assert [one["sent_before"] for one in (*first, *again)] == [False, False, True, True]
+
+
+def test_half_a_character_in_any_argument_is_answered_at_once(client: Client) -> None:
+    half = "n-\ud83d"
+    assert client.call("edit_message", message=half, text="x")["error"]["code"] == "UNKNOWN_MESSAGE"
+    assert client.call("react", message=half, emoji="\N{THUMBS UP SIGN}")["error"]["code"] == "UNKNOWN_MESSAGE"
+    assert client.call("send_message", text="x", to=half)["error"]["code"] == "UNKNOWN_DESTINATION"

@@ -185,3 +185,33 @@ def test_a_channel_that_takes_longer_than_the_bus_waits_is_refused(tmp_path: Pat
                 build_channels(config, SetClock())
         else:
             assert "webhook" in build_channels(config, SetClock())
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [("gone", "no hook 'gone'"), ("gone:room", "no hook 'gone'"), ("mute", "no reply_url"), ("quiet:room", None)],
+)
+@pytest.mark.parametrize("table", ["agents.a.destinations.d", "schedules.s"])
+def test_a_place_that_its_channel_cannot_have_is_found_at_start_up(
+    tmp_path: Path, table: str, place: str, fault: str | None
+) -> None:
+    hooks = {
+        "mute": {"agent": "a", "session": "s", "secret": "0123456789"},
+        "quiet": {"agent": "a", "session": "s", "secret": "9876543210", "reply": "none"},
+    }
+    named = {"channel": "webhook", "place": place}
+    agent = {"destinations": {"d": named}} if "destinations" in table else {}
+    schedules = {"s": {"agent": "a", "text": "x", "every_s": 60, **named}} if "schedules" in table else {}
+    config = Config.model_validate(
+        {
+            "data_dir": tmp_path,
+            "agents": {"a": agent},
+            "schedules": schedules,
+            "channels": {"webhook": {"hooks": hooks}},
+        }
+    )
+    if fault is None:
+        build_channels(config, SetClock())
+    else:
+        with pytest.raises(ConfigError, match=f"{table}.place: .*{fault}"):
+            build_channels(config, SetClock())

@@ -10,9 +10,9 @@ import pytest
 
 from daemon.channels.protocol import Incoming, PlaceMessage
 from daemon.channels.webhook_bodies import DISCORD_LIMIT, FORMATS, encoded, operator_body
-from daemon.channels.webhook_events import HookRequest, hook_of, is_wanted, message_of
+from daemon.channels.webhook_events import HookRequest, is_wanted, message_of
 from daemon.channels.webhook_refusals import BodyRefusedError
-from daemon.channels.webhook_settings import Hook
+from daemon.channels.webhook_settings import Hook, hook_of
 from daemon.core.errors import PermanentDeliveryError
 from schema.rows import Address
 from tests.support.channels import outgoing

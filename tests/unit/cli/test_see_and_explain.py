@@ -242,6 +242,10 @@ def test_every_option_that_takes_a_duration_takes_the_same_ones(cli: CommandLine
             assert cli(*option, words).code == code, (option, words)
 
 
+def test_nothing_is_older_than_the_first_instant() -> None:
+    assert since_ms("999999999d", 10**12) == 0
+
+
 @pytest.mark.parametrize("text", ["", "h", "-5s", "5 weeks", "1e3s", "99999999999s"])
 def test_what_is_no_duration_is_wrong_usage(text: str) -> None:
     with pytest.raises(typer.BadParameter):

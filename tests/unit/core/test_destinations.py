@@ -33,6 +33,10 @@ def test_a_name_that_is_taken_gets_a_number() -> None:
     assert found == {"ops": "local:ops-room", "ops-2": "local:kitchen", "ops-2-2": "local:hall"}
 
 
+def test_a_route_does_not_take_the_name_of_the_session_s_own_place() -> None:
+    assert names(Route("here", "local", "kitchen", "echo")) == {"here-2": "local:kitchen"}
+
+
 def test_routes_can_be_left_out() -> None:
     assert names(Route("team", "local", "kitchen", "echo"), listed=(OPS,), from_routes=False) == {
         "ops": "local:ops-room"

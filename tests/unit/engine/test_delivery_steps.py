@@ -412,6 +412,21 @@ def test_whoever_waits_for_an_answer_that_cannot_be_sent_is_told(world: SessionW
     check_session(world.root)
 
 
+@pytest.mark.parametrize(("place", "told"), [(None, ["TOO_FAR_AHEAD"]), ("elsewhere", [])])
+def test_whoever_waits_for_an_answer_that_may_not_wait_so_long_is_told(
+    world: SessionWorld, place: str | None, told: list[str]
+) -> None:
+    with world.runner() as db, db.transaction():
+        db.execute(
+            "INSERT INTO messages_out(id, seq, in_reply_to, timestamp, deliver_after, kind, channel_type, platform_id, content)"
+            " VALUES ('o1', 101, 'm1', '2026-11-21T00:00:00.000Z', '2999-01-01T00:00:00Z', 'chat', ?, ?, '{\"text\": \"x\"}')",
+            ("local" if place is not None else None, place),
+        )
+    look(world)
+    notices = world.read("SELECT * FROM host_messages")
+    assert [json.loads(notice["content"])["error"]["code"] for notice in notices] == told
+
+
 @pytest.mark.parametrize(
     "content", ['{"n": 1e30}', '{"n": 123456789012345678901234567890}', '{"t": "1e999"}', '{"a": [[]]}']
 )

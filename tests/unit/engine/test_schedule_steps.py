@@ -150,6 +150,22 @@ def test_everything_that_was_missed_comes_in_order(world: SessionWorld) -> None:
     assert [message.seq for message in first.fired] == sorted(message.seq for message in first.fired)
 
 
+def test_what_several_schedules_of_a_session_missed_comes_in_the_order_of_time(world: SessionWorld) -> None:
+    put(world, hourly(catch_up=CatchUp.ALL), "b")
+    half = Scheduled(Times(every_ms=HOUR // 2, catch_up=CatchUp.ALL), '{"text":"half"}', HOME)
+    put(world, half, "a")
+    put(world, Scheduled(Times(at=NOW + 28 * HOUR + 1, catch_up=CatchUp.LATEST), '{"text":"once"}', HOME), "c")
+    world.now += 30 * HOUR + 2
+    fired: list[tuple[int, str]] = []
+    while batch := sweep(world).fired:
+        fired += [(int(message.id.rpartition("@")[2]), message.id[9]) for message in batch]
+    assert fired == sorted(fired)
+    assert [sum(key == name for _, key in fired) for name in "abc"] == [60, 30, 1]
+    assert [row(world, name).sent for name in "abc"] == [60, 30, 1]
+    seqs = world.read("SELECT id FROM messages_in ORDER BY seq")
+    assert [int(one["id"].rpartition("@")[2]) for one in seqs] == [instant for instant, _ in fired]
+
+
 def test_the_same_again_changes_nothing_and_another_text_does(world: SessionWorld) -> None:
     assert put(world, hourly())["was"] == "added"
     world.now += 1000

@@ -174,6 +174,18 @@ def test_a_claim_that_was_given_back_costs_no_try(world: SessionWorld) -> None:
     check_session(world.root, at_rest=True)
 
 
+def test_a_claim_in_whole_seconds_is_not_shown_before_its_message_was_accepted(world: SessionWorld) -> None:
+    """As a runner writes it that knows nothing finer: claimed 0.2 s after the message came, in the second before."""
+    second = NOW - NOW % 1000
+    world.now = second + 300
+    world.accept("m")
+    with world.files.inbound() as db, db.transaction():
+        messages.note_claim(db, "m", "i", second, second + 500)
+    shown = world.read("SELECT at FROM message_history WHERE message_id = 'm' AND event = 'claimed'")
+    assert shown == [{"at": second + 500}]
+    assert world.read("SELECT claimed_at FROM attempts") == [{"claimed_at": second}], "what it says is kept"
+
+
 @pytest.mark.parametrize("reason", [CEILING, CLAIM_STUCK])
 def test_a_forced_end_charges_even_a_claim_that_was_given_back(world: SessionWorld, reason: str) -> None:
     """Otherwise a message that hangs every agent, each of which lets go of it on SIGTERM, would go round forever."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from daemon.config.schedules import ScheduleTable, schedule_faults
-from daemon.core.errors import ContentError, MessageError
+from daemon.core.errors import ContentError, MessageError, ScheduleError
 from daemon.core.schedule_verbs import PutSchedule
 from daemon.core.session_key import SessionKey
 from tests.support.bus_kit import AGENT, BusKit
@@ -39,6 +39,15 @@ async def test_half_a_character_is_refused(tmp_path: Path, keys: dict[str, Any])
     async with kit.running():
         with pytest.raises(ContentError, match=list(keys)[-1]):
             await kit.operations.executor.execute(PutSchedule(AGENT, "s", id="k", every_ms=60_000, **keys))
+
+
+async def test_a_check_that_no_shell_could_run_is_refused(tmp_path: Path) -> None:
+    kit = BusKit(tmp_path / "data")
+    async with kit.running():
+        with pytest.raises(ScheduleError, match="NUL"):
+            await kit.operations.executor.execute(
+                PutSchedule(AGENT, "s", id="k", text="t", every_ms=60_000, check="echo a\0b")
+            )
 
 
 @pytest.mark.parametrize("keys", [{"place": "a\nb"}, {"place": "m" * 201}, {"thread": "x" * 1001}])

@@ -15,7 +15,9 @@ from daemon.core.people_verbs import AddUser, BindUser, SetRole
 from daemon.core.routing import PlaceEvent
 from daemon.core.session_verbs import DeleteSession
 from daemon.engine.sessions import Sessions
+from daemon.maintenance import message_repair
 from daemon.store import conversations
+from schema.errors import StorageError
 from schema.handles import Writer
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, BusKit, until
@@ -118,6 +120,33 @@ async def test_stop_ends_what_the_agent_works_on(kit: BusKit) -> None:
         assert (await answers(kit, 3))[-1] == "The agent is not working on anything."
 
 
+async def test_a_stop_that_cannot_be_stored_now_is_handed_in_again(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> object:
+        raise StorageError("/var/lib/clawbus: the disk is full")
+
+    async with kit.running():
+        await people(kit)
+        (accepted,) = (await write(kit, "a long job")).accepted
+        with monkeypatch.context() as patched:
+            patched.setattr(message_repair, "cancel", full)
+            with pytest.raises(StorageError):
+                await write(kit, "/stop", identity="x")
+        await write(kit, "/stop", identity="x")
+        assert "Stopped." in await answers(kit, 2)
+        assert (await kit.message(accepted.message_id, "fake:room"))["status"] == "cancelled"
+
+
+async def test_a_stop_says_what_it_left(kit: BusKit) -> None:
+    async with kit.running():
+        await people(kit)
+        for _ in range(103):
+            await write(kit, "a long job")
+        await write(kit, "/stop")
+        assert "Stopped 100 messages; 3 more wait. Write /stop again to stop them too." in await answers(kit, 101)
+
+
 async def test_new_begins_another_session_once_for_each_event(kit: BusKit) -> None:
     async with kit.running():
         await people(kit)
@@ -170,6 +199,24 @@ async def test_an_admin_lets_a_stranger_in_from_the_chat(kit: BusKit) -> None:
         assert "tom is now tom." in told
         assert any("was approved by max" in one for one in told)
         assert "other" in [one.agent for one in (await write(kit, "hi", "tom", place="asking")).accepted]
+
+
+async def test_an_approval_that_cannot_be_stored_now_is_handed_in_again(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> object:
+        raise StorageError("/var/lib/clawbus/central.db: the disk is full")
+
+    async with kit.running():
+        await people(kit)
+        code = next(one.code for one in (await write(kit, "hi", "tom", place="asking")).refusals if one.code)
+        await write(kit, "/status", sender="max")
+        with monkeypatch.context() as patched:
+            patched.setattr(Sessions, "central", full)
+            with pytest.raises(StorageError):
+                await write(kit, f"/approve {code}", sender="max", identity="a")
+        await write(kit, f"/approve {code}", sender="max", identity="a")
+        assert await answers(kit, 2) == ["The agent is resting.", "tom is now tom."]
 
 
 async def test_an_operator_s_command_becomes_a_message(kit: BusKit) -> None:

@@ -256,3 +256,14 @@ def test_a_line_about_a_schedule_is_a_request_to_the_host_and_no_part_of_the_ans
     for wrong in (b'{"type":"schedule","key":"k"}', b'{"type":"change_schedule","key":"k","action":"x"}'):
         with pytest.raises(AnswerInvalidError, match="Line 1"):
             parse(wrong)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    ['"kind":"reminder"', '"thread_id":"a\\u0000b"', f'"thread_id":"{"x" * 1001}"'],
+    ids=["kind", "NUL", "long"],
+)
+def test_what_the_host_could_not_deliver_is_refused_before_it_is_committed(fields: str) -> None:
+    for now in ("", ',"now":true'):
+        with pytest.raises(AnswerInvalidError, match="Line 1"):
+            parse(f'{{"type":"message","text":"x",{fields}{now}}}'.encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,15 @@ def record(folder: Path) -> Install:
 def test_the_folder_itself_is_no_copy(folder: Path) -> None:
     assert not is_copied(record(folder), folder)
     assert not is_copied(None, folder), "a folder of an earlier version"
+
+
+def test_the_record_is_its_owner_s_whatever_the_umask(folder: Path) -> None:
+    before = os.umask(0)
+    try:
+        InstallFile(folder / "open.json").write(record(folder))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((folder / "open.json").stat().st_mode) == 0o600
 
 
 def test_a_copy_is_one_though_every_byte_and_date_is_the_same(folder: Path, tmp_path: Path) -> None:
