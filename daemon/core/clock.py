@@ -14,7 +14,11 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Return seconds of a clock that never goes back. Only differences are meaningful."""
+        """Return seconds of a clock that never goes back. Only differences are meaningful. It stands still in a sleep."""
+        ...
+
+    def slept_s(self) -> float:
+        """Return for how many seconds the machine has slept since its start."""
         ...
 
 
@@ -28,3 +32,7 @@ class SystemClock:
     def monotonic(self) -> float:
         """Return the seconds since an arbitrary start."""
         return time.monotonic()
+
+    def slept_s(self) -> float:
+        """Return for how many seconds the machine has slept since its start (clock_gettime(2), CLOCK_BOOTTIME)."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)

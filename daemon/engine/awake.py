@@ -11,30 +11,38 @@ _DOUBT_S: Final = 300.0
 
 
 class Awake:
-    """Built at the start. A wall clock that leaves the monotonic one means sleep, or a clock that was set: time begins anew."""
+    """Built at the start. Compares the wall clock with the monotonic one, and both with the time that the machine slept."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since = clock.now_ms()
-        self._offset = self._behind()
+        self._ahead = self._ahead_ms()
+        self._slept = clock.slept_s()
         self._set_forward_at: float | None = None  # by the monotonic clock
 
     def since(self) -> int:
-        """Return the instant, in epoch milliseconds: the start, or when the machine woke up."""
-        offset = self._behind()
-        if abs(offset - self._offset) > _JUMP_MS:  # set back, the start would lie in the future for as long
+        """Return the instant, in epoch milliseconds: the start, the end of a sleep, or when the clock was set."""
+        moved, slept = self._moved()
+        if abs(moved) > _JUMP_MS:  # set back, the start would lie in the future for as long
             self._since = self._clock.now_ms()
-            self._set_forward_at = self._clock.monotonic() if offset > self._offset else None
-        self._offset = offset
+        if abs(moved - slept) > _JUMP_MS:
+            self._set_forward_at = self._clock.monotonic() if moved > slept else None
         return self._since
 
     def doubts(self) -> bool:
         """Return whether the wall clock was set forward a moment ago, and may be set right again.
 
-        Until then nothing ends for good because its time is over. A machine that slept looks the same.
+        Until then nothing ends for good because its time is over. A machine that only slept has the right time.
         """
         self.since()
         return self._set_forward_at is not None and self._clock.monotonic() - self._set_forward_at < _DOUBT_S
 
-    def _behind(self) -> float:
+    def _moved(self) -> tuple[float, float]:
+        """Return by how much the wall clock left the monotonic one since the last call, and how long a sleep was. Milliseconds."""
+        ahead, slept = self._ahead_ms(), self._clock.slept_s()
+        moved = ahead - self._ahead, (slept - self._slept) * 1000
+        self._ahead, self._slept = ahead, slept
+        return moved
+
+    def _ahead_ms(self) -> float:
         return self._clock.now_ms() - self._clock.monotonic() * 1000

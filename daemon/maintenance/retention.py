@@ -116,7 +116,7 @@ class Retention:
         await anyio.sleep(min(_FIRST_S, self._config.interval_s))
         while True:
             before, passed = self.last, await self.prune()
-            # A pass that waited comes again soon: a laptop that sleeps every night must get to one, whatever the interval.
+            # A pass that waited comes again soon: a clock that is set every day must not keep them all away.
             waited = passed is before
             await anyio.sleep(min(_AGAIN_S, self._config.interval_s) if waited else self._config.interval_s)
 
@@ -146,10 +146,10 @@ class Retention:
         return this
 
     def _offset(self) -> int:
-        return self._clock.now_ms() - int(self._clock.monotonic() * 1000)
+        return self._clock.now_ms() - int((self._clock.monotonic() + self._clock.slept_s()) * 1000)
 
     def _was_set_forward(self) -> bool:
-        """Return whether the wall clock was set forward since the last call. A machine that slept looks the same."""
+        """Return whether the wall clock was set forward since the last call. A sleep of the machine does not count."""
         by_ms = self._offset() - self._offset_ms
         self._offset_ms += by_ms
         if by_ms > _JUMP_MS:

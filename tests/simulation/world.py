@@ -79,6 +79,10 @@ class SimClock:
         """Virtual seconds."""
         return self.loop.time()
 
+    def slept_s(self) -> float:
+        """It never sleeps."""
+        return 0.0
+
 
 @dataclass
 class Finding:

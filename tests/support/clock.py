@@ -8,11 +8,12 @@ START: Final = 1_800_000_000_000
 
 
 class MovedClock:
-    """`advance` lets time pass; `jump` sets the wall clock alone, as an operator or a resume from suspend does."""
+    """`advance` lets time pass; `jump` sets the wall clock alone, as an operator does; `sleep` is a suspended machine."""
 
     def __init__(self, now_ms: int = START) -> None:
         self._now_ms = now_ms
         self._monotonic = 1000.0
+        self._slept = 0.0
 
     def now_ms(self) -> int:
         return self._now_ms
@@ -26,3 +27,10 @@ class MovedClock:
 
     def jump(self, seconds: float) -> None:
         self._now_ms += int(seconds * 1000)
+
+    def slept_s(self) -> float:
+        return self._slept
+
+    def sleep(self, seconds: float) -> None:
+        self._now_ms += int(seconds * 1000)
+        self._slept += seconds

@@ -41,6 +41,9 @@ class StillClock:
     def monotonic(self) -> float:
         return 0.0
 
+    def slept_s(self) -> float:
+        return 0.0
+
 
 @dataclass
 class ForensicWorld:

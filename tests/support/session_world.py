@@ -39,6 +39,9 @@ class SessionWorld:
     def monotonic(self) -> float:
         return self.now / 1000
 
+    def slept_s(self) -> float:
+        return 0.0
+
     # the host
 
     def accept(

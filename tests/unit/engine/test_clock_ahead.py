@@ -141,16 +141,40 @@ async def test_a_schedule_comes_at_its_own_time(kit: BusKit) -> None:
     assert await fired(kit) == [f"schedule:k@{at}"]
 
 
-async def test_what_was_due_just_before_a_machine_woke_is_not_missed(kit: BusKit) -> None:
+async def test_what_was_due_just_before_the_clock_was_set_is_not_missed(kit: BusKit) -> None:
     """The time in which the clock is doubted makes no occurrence too late."""
     await kit.send(message_id="m1")
     at = kit.clock.now_ms() + 3_600_000
     await schedule(kit, Times(at=at))
-    kit.clock.jump(3_600 + 200)  # four minutes late
+    kit.clock.jump(3_600 + 200)  # three minutes late
     await kit.bus.sweeper.tick()
+    await kit.settle()
+    assert await fired(kit) == []
     kit.advance(310)
     await kit.bus.sweeper.tick()
+    await kit.settle()
     assert await fired(kit) == [f"schedule:k@{at}"]
+
+
+async def test_after_a_sleep_nothing_waits(kit: BusKit) -> None:
+    """A machine that slept has the right time when it wakes."""
+    await kit.send(message_id="m1", not_after=kit.clock.now_ms() + 3_600_000)
+    at = kit.clock.now_ms() + 7_200_000
+    await schedule(kit, Times(at=at))
+    kit.clock.sleep(7_200 + 10)
+    await kit.bus.sweeper.tick()
+    await kit.settle()
+    assert (await kit.message("m1"))["status"] == "cancelled"
+    assert await fired(kit) == [f"schedule:k@{at}"]
+
+
+async def test_a_clock_that_was_set_in_a_sleep_is_doubted(kit: BusKit) -> None:
+    await kit.send(message_id="m1", not_after=kit.clock.now_ms() + DAY_S * 1000)
+    kit.clock.sleep(3_600)
+    kit.clock.jump(DAY_S)
+    await kit.bus.sweeper.tick()
+    await kit.settle()
+    assert (await kit.message("m1"))["status"] == "pending"
 
 
 async def test_a_retry_of_a_message(kit: BusKit) -> None:

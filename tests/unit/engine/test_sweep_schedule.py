@@ -28,6 +28,9 @@ class MovedClock:
     def monotonic(self) -> float:
         return self.now / 1000
 
+    def slept_s(self) -> float:
+        return 0.0
+
 
 def make() -> tuple[Schedule, MovedClock, list[SessionKey]]:
     clock, due = MovedClock(), list[SessionKey]()

@@ -39,6 +39,9 @@ class FixedClock:
         self.elapsed += self.step
         return self.elapsed
 
+    def slept_s(self) -> float:
+        return 0.0
+
 
 class Data:
     """A data folder as a daemon leaves it."""

@@ -34,6 +34,9 @@ class MovedClock:
     def monotonic(self) -> float:
         return 0.0
 
+    def slept_s(self) -> float:
+        return 0.0
+
 
 @pytest.fixture
 def start() -> Iterator[Start]:

@@ -24,6 +24,9 @@ class MovedClock:
     def monotonic(self) -> float:
         return self.at
 
+    def slept_s(self) -> float:
+        return 0.0
+
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
