@@ -58,14 +58,22 @@ class Asking:
         await insist(lambda: self._outbox.add(identity, reply), self._note)
         if question.notify:
             return None
-        deadline = anyio.current_time() + question.timeout_s + _GRACE_S
+        found = await self._decided(identity, question.timeout_s + _GRACE_S)
+        # An earlier try may have asked it with a later deadline: the host, which has that one, ends the question.
+        while found is None and await insist(lambda: self._outbox.is_asked(identity), self._note):
+            found = await self._decided(identity, _GRACE_S)
+        return found or Decision(Outcome.TIMEOUT, question.default)
+
+    async def _decided(self, identity: str, seconds: float) -> Decision | None:
+        """Return how the question ended, or None if it did not within these seconds."""
+        deadline = anyio.current_time() + seconds
         while (left := deadline - anyio.current_time()) > 0:
             mark = self._watch.pokes
             found = await insist(lambda: self._outbox.decision(identity), self._note)
             if found is not None:
                 return found
             await self._watch.after(mark, left)
-        return Decision(Outcome.TIMEOUT, question.default)
+        return None
 
     def _numbered(self, key: str, *, named: bool) -> str:
         """Return the key for the question's id. A question without a key gets a number, so that its repetitions differ."""

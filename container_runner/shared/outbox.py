@@ -116,6 +116,16 @@ class Outbox:
             raise InboundUnreadableError(str(error)) from error
         return Decision(Outcome.CANCELLED) if refused is not None and refused["status"] == "failed" else None
 
+    def is_asked(self, question_id: str) -> bool:
+        """Return whether the host has recorded the question, and so will record how it ended. Raise InboundUnreadableError."""
+        try:
+            with open_reader(self._inbound) as reader:
+                if not reader.columns("questions"):
+                    return False
+                return reader.one("SELECT 1 FROM questions WHERE id = ?", (question_id,)) is not None
+        except ClawbusError as error:
+            raise InboundUnreadableError(str(error)) from error
+
 
 def insert_row(db: Writer, row_id: str, seq: int, timestamp: str, reply: Reply) -> None:
     """Insert one row of messages_out. Call inside a transaction that has inbound.db attached."""
