@@ -64,7 +64,7 @@ test: $(STAMP) ## the tests, on every core (ARGS="-k name")
 	@$(WITH_BYTECODE) $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: $(STAMP) ## the unit suite alone, on every core: about a minute (ARGS="-k name")
-	@$(WITH_BYTECODE) $(BIN)/pytest tests/unit -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(WITH_BYTECODE) $(BIN)/pytest tests/unit -n auto -o faulthandler_timeout=0 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(STAMP) ## faults in simulation, on real processes and containers (MINUTES=10 FUZZ=100000 SEED=n)
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) --fuzz $(FUZZ) $(if $(SEED),--seed $(SEED))

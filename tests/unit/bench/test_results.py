@@ -1,13 +1,10 @@
 """What benchmarks make of their measurements: sums of steps, quarters of a memory curve, panels of the picture."""
 
-import html
 from pathlib import Path
-
-import pytest
 
 from bench.busy_sessions import quarters
 from bench.figures import Curve, Figure, Result
-from bench.picture import PANELS, collected, draw
+from bench.picture import collected, draw
 from bench.steps import BEGIN, STEPS, means
 
 LINE = Curve("one", ((1.0, 2.0), (10.0, 3.0)))
@@ -39,17 +36,6 @@ def result(**curves: list[Curve]) -> Result:
 def test_curves_of_several_benchmarks_share_a_panel() -> None:
     found = collected({"a": result(latency=[LINE]), "b": result(latency=[LINE, LINE], memory=[LINE]), "c": result()})
     assert {panel: len(curves) for panel, curves in found.items()} == {"latency": 3, "memory": 1}
-
-
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_a_picture_is_drawn(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / "out" / f"bench.{suffix}"
-    assert draw({"a": result(**{panel: [LINE] for panel in PANELS})}, "a machine", path)
-    content = path.read_bytes()
-    assert content.startswith({"svg": b"<?xml", "png": b"\x89PNG"}[suffix])
-    if suffix == "svg":
-        text = html.unescape(content.decode())
-        assert [panel.title for panel in PANELS.values() if panel.title not in text] == []
 
 
 def test_nothing_to_draw_makes_no_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,7 @@ STATUS_UPDATE = re.compile(r"update\s+messages_in\s+set\b[^\"]*\bstatus\s*=", re
 HISTORY_CHANGE = re.compile(r"(update\s+message_history|delete\s+from\s+message_history)", re.IGNORECASE)
 
 
+@cache
 def sql_of(path: Path) -> list[str]:
     """Every string of a file, adjacent literals joined as Python joins them, up to the WHERE."""
     found: list[str] = []
