@@ -271,7 +271,8 @@ def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
 def _state(accepted: dict[str, Any]) -> str:
     state = accepted.get("state", "accepted")
     again = accepted.get("requeued_as")
-    return f"failed, and is worked on again as {again}, {state}" if again else str(state)
+    ended = accepted.get("previous") or "failed"
+    return f"{ended}, and is worked on again as {again}, {state}" if again else str(state)
 
 
 def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:
