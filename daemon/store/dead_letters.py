@@ -83,7 +83,12 @@ def refuse_closed(db: Reader, identity: str) -> None:
     closed = db.one(f"SELECT * FROM {CLOSED_TABLE} WHERE id = ?", (identity,))
     if closed is not None:
         what = f"{closed['outcome']} as {closed['requeued_as']}" if closed["requeued_as"] else closed["outcome"]
-        raise NotDeadLetterError(f"{identity} was {what} by {closed['by']} at {to_text(closed['at'])}.")
+        hint = (
+            f"`clawbus message show {closed['requeued_as']}` shows the one that does its work."
+            if closed["requeued_as"]
+            else None
+        )
+        raise NotDeadLetterError(f"{identity} was {what} by {closed['by']} at {to_text(closed['at'])}.", hint=hint)
 
 
 def requeue_answer(db: Writer, letter: DeadAnswer, operator: Operator, at: int) -> None:

@@ -137,6 +137,7 @@ def test_what_has_ended_is_retried_once(world: SessionWorld, status: MessageStat
     message_repair.retry(world.files, "m", WHO, NOW)
     error = refused(world, lambda: message_repair.retry(world.files, "m", WHO, NOW), NotDeadLetterError)
     assert "requeued as m+r1" in str(error)
+    assert "clawbus message show m+r1" in (error.hint or "")
     world.change("UPDATE messages_in SET status = ? WHERE id = 'm+r1'", (status.value,))
     assert message_repair.retry(world.files, "m+r1", WHO, NOW)["retried_as"] == "m+r2"
 
