@@ -77,8 +77,8 @@ class Accepted:
     """The durable confirmation: the row is committed. `duplicate`: a row with this id and content was already stored.
 
     `address` is the stored row's: answers go there, even if a duplicate named another place. `state` is that of this
-    id's message. If that message failed and was requeued, `requeued_as` is its successor's id, `state` is the successor's
-    state, and `previous` is the state of the failed message.
+    id's message. If that message failed or was cancelled, and was requeued, `requeued_as` is its successor's id, `state`
+    is the successor's state, and `previous` is its own.
     """
 
     message_id: str

@@ -19,6 +19,7 @@ from daemon.core.templates import MissingFieldError, look_up, parse
 from schema.ids import check_session
 from schema.rows import Address
 
+_FIELDS: Final = "Send the fields that are named; a name is made of text, whole numbers, true and false."
 _ONE_FIELD: Final = 2  # literals in a template with one field: the text before it and the text after it
 # Where services put a person's text in the bodies that they post, for routes that match the text.
 _TEXTS: Final = (("text",), ("body", "text"), ("body", "message"), ("body", "comment", "body"), ("body", "content"))
@@ -111,7 +112,7 @@ def _filled(key: str, template: str | None, values: Mapping[str, object]) -> str
         return (parsed.render(values, escape) if several else parsed.render(values)) or None
     except MissingFieldError as error:
         if key == "place":
-            raise BodyRefusedError(f"the hook's place cannot be filled: {error}.") from error
+            raise BodyRefusedError(f"the hook's place cannot be filled: {error}.", hint=_FIELDS) from error
         return None
 
 
@@ -129,4 +130,4 @@ def _session(hook: Hook, request: HookRequest, values: Mapping[str, object]) -> 
     try:
         return fitted(template.render(values, escape))
     except MissingFieldError as error:
-        raise BodyRefusedError(f"the hook's session cannot be named: {error}.") from error
+        raise BodyRefusedError(f"the hook's session cannot be named: {error}.", hint=_FIELDS) from error

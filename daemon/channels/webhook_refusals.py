@@ -52,7 +52,7 @@ class BodyRefusedError(RequestRefusedError):
     """400: the body is not what its content type says."""
 
     code = "BODY_INVALID"
-    default_hint = "Send UTF-8 JSON."
+    default_hint = "Correct what the message names; JSON and text are in UTF-8."
 
 
 class BodyTimeoutError(RequestRefusedError):

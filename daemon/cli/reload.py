@@ -37,9 +37,10 @@ def reload(invocation: Invocation) -> Outcome:
     unit = invocation.unit
     command = restart_command(unit, None) if unit is not None else "clawbus serve"
     how = f"`{command}`" if unit is not None else f"Ctrl-C where it runs, then `{command}`"
+    take = "takes" if len(result["restart_needed_for"]) == 1 else "take"
     problem = Problem(
         "RESTART_NEEDED",
-        f"{left} changed too, and takes effect only at a restart; agents and logs.level are in force.",
+        f"{left} changed too, and {take} effect only at a restart; agents and logs.level are in force.",
         f"Restart the daemon: {how}. No agent is ended.",
     )
     action = NextAction(command, "restart the daemon; agents keep running")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,14 +67,14 @@ def send_and_wait(
                     look()
                 entry = wait_for_reply(client, known, max(0.0, until - clock.monotonic()), clock, hear, look, after)
             why = _held_up(client, known) if entry is None else _reason(client, known)
-            answer = None if entry is None else as_result(entry)
-            _save(invocation, [*said, *([answer] if answer is not None else [])], save)
+            answers = [] if entry is None else [as_result(one) for one in (entry, *_rest(client, known, entry.cursor))]
+            _save(invocation, [*said, *answers], save)
     except ClawbusError as error:
         return _failed(known, error)
     except KeyboardInterrupt:
         problem = interrupted(f"interrupted; message {known['message_id']} {_standing(known)}.")
         return Outcome(known, problem=problem, exit_code=INTERRUPTED, next_actions=_next(known))
-    return _answered(known, answer, wait, why)
+    return _answered(known, answers, wait, why)
 
 
 def _accept(
@@ -203,6 +204,19 @@ def wait_for_reply(
             time.sleep(0.2)  # a daemon that answers at once is stopping: do not spin until it is gone
 
 
+def _rest(client: ControlClient, known: dict[str, Any], after: int) -> list[MailboxEntry]:
+    """Return what is there of the answer above the cursor of its first message. An error ends the look: the first one is had."""
+    found: list[MailboxEntry] = []
+    with suppress(ClawbusError):
+        while True:
+            entry = client.wait_reply(known["agent"], known["session"], _working_id(known), 0.0, after)
+            if entry is None:
+                break
+            after = entry.cursor
+            found += [entry] if entry.final else []
+    return found
+
+
 def _working_id(accepted: dict[str, Any]) -> str:
     """Return the id of the message whose answer counts: a failed one is worked on under another id."""
     return accepted.get("requeued_as") or accepted["message_id"]
@@ -215,12 +229,13 @@ def _save(invocation: Invocation, answers: list[dict[str, Any]], target: Path | 
         save_files(invocation, answers, target)
 
 
-def _answered(accepted: dict[str, Any], answer: dict[str, Any] | None, wait_s: float, why: str) -> Outcome:
-    if answer is None:
+def _answered(accepted: dict[str, Any], answers: list[dict[str, Any]], wait_s: float, why: str) -> Outcome:
+    if not answers:
         message = f"no answer came within {wait_s:g} s; message {accepted['message_id']} is accepted and stays so.{why}"
         fix = "Read the mailbox later, or send again with the same --id and a longer --wait: it is not stored twice."
         return Outcome(accepted, problem=Problem("NO_ANSWER_YET", message, fix), next_actions=_next(accepted))
-    result = {**accepted, "answer": answer}
+    answer, *more = answers
+    result = {**accepted, "answer": answer, "more": more}
     if answer["error"] is not None:
         problem = Problem(
             "AGENT_FAILED", why or str(answer["error"]), f"`clawbus run show {accepted['message_id']}` says why."
@@ -230,14 +245,18 @@ def _answered(accepted: dict[str, Any], answer: dict[str, Any] | None, wait_s: f
     def people(console: Console) -> None:
         from daemon.cli.present import say_block  # noqa: PLC0415
 
-        say_block(console, answer["text"], rest="  ")
-        for line in file_lines(answer):
-            say_block(console, line, rest="  ")
+        for one in answers:
+            say_block(console, one["text"], rest="  ")
+            for line in file_lines(one):
+                say_block(console, line, rest="  ")
 
-    if not all("saved" in one for one in answer.get("files", ())):
-        save = f"clawbus mailbox --after {answer['cursor'] - 1} --limit 1 --save . {operand(answer['mailbox'])}"
-        return Outcome(result, people, (NextAction(save, "save the files"),))
-    return Outcome(result, people)
+    unsaved = [one for one in answers if not all("saved" in file for file in one.get("files", ()))]
+    return Outcome(result, people, tuple(map(_save_action, unsaved)))
+
+
+def _save_action(answer: dict[str, Any]) -> NextAction:
+    command = f"clawbus mailbox --after {answer['cursor'] - 1} --limit 1 --save . {operand(answer['mailbox'])}"
+    return NextAction(command, "save the files")
 
 
 def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
@@ -252,7 +271,8 @@ def _say_accepted(console: Console, accepted: dict[str, Any]) -> None:
 def _state(accepted: dict[str, Any]) -> str:
     state = accepted.get("state", "accepted")
     again = accepted.get("requeued_as")
-    return f"failed, and is worked on again as {again}, {state}" if again else str(state)
+    ended = accepted.get("previous") or "failed"
+    return f"{ended}, and is worked on again as {again}, {state}" if again else str(state)
 
 
 def _next(accepted: dict[str, Any]) -> tuple[NextAction, ...]:

@@ -25,6 +25,7 @@ from daemon.core.session_verbs import (
     StopSession,
 )
 from daemon.core.verb import Verb
+from schema.errors import HostileFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +89,11 @@ def show(
                 f"clawbus session release {two_words(*named)}", "take it out of quarantine, once its cause is repaired"
             ),
         )
+        if any(error.startswith(HostileFileError.code) for error in report["errors"]):
+            reset = f"clawbus session reset {two_words(*named)} --discard"
+            steps += (
+                NextAction(reset, "or, when it cannot be repaired, set out/ aside: a release alone does not last"),
+            )
     elif report["messages"]:
         newest = report["messages"][0]["id"]
         steps = (

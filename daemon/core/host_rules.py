@@ -12,6 +12,7 @@ from daemon.core.command_words import one_word
 from daemon.core.diagnosis import Choice, Diagnosis, span
 from daemon.core.facts import DaemonState, HostFacts, Limit
 from daemon.core.host_repairs import BACKUPS, exhausted_repair, restart_choice, storage_repair, unlocking
+from daemon.core.printable import room
 from schema.errors import HostTroubleError, UnusableFileError
 from schema.instants import to_text
 
@@ -19,7 +20,6 @@ CLOCK_SLACK_MS: Final = 60_000
 TOO_NEW: Final = "SCHEMA_TOO_NEW"
 UPGRADE: Final = "pip install --upgrade clawbus"
 _KNOWN_TROUBLES: Final = frozenset({"registry", "storage", "disk", "runtime", "image"})
-_MIB: Final = 1024**2
 _START: Final[Mapping[str, str]] = MappingProxyType(
     {"docker": "systemctl start docker", "podman": "systemctl start podman.socket"}
 )
@@ -239,9 +239,7 @@ def disk_full(host: HostFacts) -> Diagnosis | None:
         return None
     evidence = [why for why in (host.write_error, storage.why if storage else None, disk.why if disk else None) if why]
     if host.free_bytes is not None:
-        evidence.append(
-            f"{host.free_bytes // _MIB} MiB are free; below {host.low_bytes // _MIB} MiB writing soon fails."
-        )
+        evidence.append(f"{room(host.free_bytes)} are free; below {room(host.low_bytes)} writing soon fails.")
     if host.free_inodes is not None:
         evidence.append(f"{host.free_inodes} inodes are free: every new file needs one, whatever its size.")
     failing = host.write_error is not None or storage is not None

@@ -68,6 +68,11 @@ def _spelled(found: re.Match[str]) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
+def room(size: int) -> str:
+    """Return a number of bytes as `12 MiB`, or below one of them as `614 KiB`."""
+    return f"{size // 1024**2} MiB" if size >= 1024**2 else f"{size // 1024} KiB"
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """Return `1 answer` or `2 answers`: the number with its noun, whose plural is `many`, or `one` with an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"

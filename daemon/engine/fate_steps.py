@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from daemon.core.diagnosis import span
 from daemon.core.message_fate import (
     EXPIRY_GRACE,
     Defer,
@@ -154,8 +155,7 @@ def _end_attempt(db: Writer, message_id: str, incarnation: str | None, now: int,
 
 
 def _give_up(db: Writer, verdict: GiveUp, now: int) -> None:
-    hours = round(verdict.deferred_for / 3_600_000, 1)
-    text = f"gave up: for {hours:g} hours the agent asked for it to be tried again later"
+    text = f"gave up: for {span(verdict.deferred_for)} the agent asked for it to be tried again later"
     message = messages.find(db, verdict.message_id)
     detail = {"code": "DEFERRED_TOO_LONG", "reason": text, "agent_said": verdict.reason, "deferrals": verdict.number}
     change_status(

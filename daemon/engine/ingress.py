@@ -134,7 +134,7 @@ class Ingress:
         again = stored.id if stored.id != kept.known.id else None
         return Accepted(
             kept.known.id, key.agent, key.session, kept.known.seq, kept.duplicate, _address_of(stored),
-            state=stored.status.value, previous=MessageStatus.FAILED.value if kept.failed else None, requeued_as=again,
+            state=stored.status.value, previous=kept.previous, requeued_as=again,
         )  # fmt: skip
 
     async def _stored_content(self, key: SessionKey, incoming: Incoming) -> object:
@@ -344,7 +344,7 @@ def _default_expiry(agent: Agent, message: MessageIn, now: int) -> int | None:
 class Stored:
     """The result of storing. `known` is the message with the requested id, `effective` the one that the agent works on.
 
-    They differ if the known message failed and was requeued, now (`requeued`) or earlier.
+    They differ if the known message failed or was cancelled, and was requeued, now (`requeued`) or earlier.
     """
 
     known: MessageIn
@@ -353,9 +353,10 @@ class Stored:
     requeued: bool = False
 
     @property
-    def failed(self) -> bool:
-        """Whether the message with the requested id had failed."""
-        return self.duplicate and self.known.status is MessageStatus.FAILED
+    def previous(self) -> str | None:
+        """How the message with the requested id had ended before another one did its work, or None."""
+        requeued = self.effective.id != self.known.id
+        return self.known.status.value if self.duplicate and requeued else None
 
 
 def store(session: Session, message: MessageIn, incoming: Incoming, now: int) -> Stored:

@@ -33,7 +33,10 @@ def read_manifest(backup: Path) -> list[Copied]:
     try:
         loaded = cast("object", json.loads((backup / MANIFEST).read_text(encoding="utf-8")))
     except OSError as error:
-        raise RestoreRefusedError(f"{backup} is not a backup of a data folder: it has no {MANIFEST}.") from error
+        raise RestoreRefusedError(
+            f"{backup} is not a backup of a data folder: it has no {MANIFEST}.",
+            hint="Name the folder that `clawbus backup` made.",
+        ) from error
     except ValueError as error:
         raise BackupNotVerifiedError(f"{backup / MANIFEST} is not JSON.") from error
     manifest = cast("dict[str, Any]", loaded) if isinstance(loaded, dict) else {}

@@ -6,7 +6,6 @@ what is tried again after its end is a new message with the same content and add
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from daemon.core.errors import UnknownMessageError
@@ -14,7 +13,7 @@ from daemon.core.message_fate import is_noted
 from daemon.core.repair_errors import MessageFinishedError
 from daemon.maintenance.stale_sweep import tell_cancelled
 from daemon.store import messages, outbound
-from daemon.store.dead_letters import DeadAnswer, Operator, dead_letter, requeue_message
+from daemon.store.dead_letters import DeadAnswer, Operator, dead_letter, refuse_closed, requeue_message
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, record
 from schema.errors import HostileFileError
@@ -68,8 +67,8 @@ def cancel(
 def retry(files: SessionFiles, message_id: str, operator: Operator, now: int) -> dict[str, Any]:
     """Have a message tried now: one that waits at once, one that was given up or cancelled as a new message.
 
-    Returns {id, was, retried_as}. Raise UnknownMessageError, MessageFinishedError (it is completed) or what opening the
-    file raises; nothing has changed then.
+    Returns {id, was, retried_as}. Raise UnknownMessageError, MessageFinishedError (it is completed), NotDeadLetterError (a
+    new message does its work already) or what opening the file raises; nothing has changed then.
     """
     with files.inbound() as db:
         message = _find(db, message_id)
@@ -83,7 +82,8 @@ def retry(files: SessionFiles, message_id: str, operator: Operator, now: int) ->
                     assert not isinstance(letter, DeadAnswer)
                     retried_as = requeue_message(db, letter, operator, now).id
                 case MessageStatus.CANCELLED:
-                    retried_as = _anew(db, message, operator, now)
+                    refuse_closed(db, message_id)
+                    retried_as = requeue_message(db, message, operator, now).id
                 case MessageStatus.COMPLETED:
                     raise MessageFinishedError(
                         f"{message_id} is completed; it was answered.",
@@ -138,14 +138,3 @@ def _due_now(db: Writer, message: MessageIn, operator: Operator, now: int) -> No
         change_status(db, message.id, MessageStatus.PENDING, "resumed", now, detail=detail)
     record(db, message.id, "retry_requested", now, detail=detail)
     db.execute("UPDATE messages_in SET process_after = NULL WHERE id = ?", (message.id,))
-
-
-def _anew(db: Writer, message: MessageIn, operator: Operator, now: int) -> str:
-    again = replace(
-        message, id=messages.free_id(db, message.id), seq=messages.next_even_seq(db), timestamp=to_text(now),
-        status=MessageStatus.PENDING, process_after=None, recurrence=None, tries=0, not_after=None, solo=True,
-        holds=False, deferrals=0, void_ack=None,
-    )  # fmt: skip
-    record(db, message.id, "requeued", now, detail=operator.detail(requeued_as=again.id))
-    messages.insert(db, again, now, detail=operator.detail(requeue_of=message.id))
-    return again.id

@@ -59,10 +59,7 @@ def dead_letter(db: Reader, letter_id: str) -> DeadLetter:
     """Return the open dead letter of this id. Raise UnknownMessageError, or NotDeadLetterError with its state."""
     message = find(db, letter_id)
     tracked = db.one("SELECT * FROM delivery_attempts WHERE message_out_id = ?", (letter_id,))
-    closed = db.one(f"SELECT * FROM {CLOSED_TABLE} WHERE id = ?", (letter_id,))
-    if closed is not None:
-        what = f"{closed['outcome']} as {closed['requeued_as']}" if closed["requeued_as"] else closed["outcome"]
-        raise NotDeadLetterError(f"{letter_id} was {what} by {closed['by']} at {to_text(closed['at'])}.")
+    refuse_closed(db, letter_id)
     if tracked is not None and tracked["state"] == DeliveryState.DEAD:
         return DeadAnswer(
             message_out_id=letter_id,
@@ -79,6 +76,19 @@ def dead_letter(db: Reader, letter_id: str) -> DeadLetter:
     if state is None:
         raise UnknownMessageError(f"there is no message {letter_id!r} in this session.")
     raise NotDeadLetterError(f"{letter_id} is {state}, not a dead letter.")
+
+
+def refuse_closed(db: Reader, identity: str) -> None:
+    """Raise NotDeadLetterError if the message or answer was requeued as another one, or dropped."""
+    closed = db.one(f"SELECT * FROM {CLOSED_TABLE} WHERE id = ?", (identity,))
+    if closed is not None:
+        what = f"{closed['outcome']} as {closed['requeued_as']}" if closed["requeued_as"] else closed["outcome"]
+        hint = (
+            f"`clawbus message show {closed['requeued_as']}` shows the one that does its work."
+            if closed["requeued_as"]
+            else None
+        )
+        raise NotDeadLetterError(f"{identity} was {what} by {closed['by']} at {to_text(closed['at'])}.", hint=hint)
 
 
 def requeue_answer(db: Writer, letter: DeadAnswer, operator: Operator, at: int) -> None:
@@ -109,7 +119,7 @@ def latest_requeue(db: Reader, message: MessageIn) -> MessageIn:
 def requeue_message(
     db: Writer, message: MessageIn, operator: Operator, at: int, *, not_after: int | None = None
 ) -> MessageIn:
-    """Write a new message with the failed one's content and address, due at once. Close the failed one.
+    """Write a new message with the content and address of one that failed or was cancelled, due at once. Close that one.
 
     The new one is tried alone. It expires only at `not_after`, if given: the old expiry may be why the message failed.
     """

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from daemon.core.printable import room
+
 LOW_BYTES: Final = 64 * 1024**2  # less free space than this is reported as trouble, before writing fails
 LOW_INODES: Final = 1000  # fewer free inodes than this are reported; a new session needs about ten
 _SHARE: Final = 10  # of a small disk, less than a tenth: it could never have as much free
@@ -38,8 +40,8 @@ class FreeRoom:
     def __str__(self) -> str:
         """Return the text for people, which names what is short."""
         if self.few_inodes:
-            return f"{self.inodes} inodes (new files; `df -i`) and {self.bytes // 1024**2} MiB are free"
-        return f"{self.bytes // 1024**2} MiB are free"
+            return f"{self.inodes} inodes (new files; `df -i`) and {room(self.bytes)} are free"
+        return f"{room(self.bytes)} are free"
 
 
 def free_room(folder: Path) -> FreeRoom | None:

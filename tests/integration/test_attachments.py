@@ -118,6 +118,27 @@ def test_the_sender_gets_the_file_that_the_agent_made_and_reads_why_others_did_n
     daemon.at_rest = True
 
 
+SEVERAL = """
+import json, os
+for number in (1, 2):
+    with open(f"{os.environ['HOME']}/{number}.txt", "w") as made:
+        made.write(str(number))
+    print(json.dumps({"type": "message", "text": f"part {number}", "files": [f"{number}.txt"]}))
+"""
+
+
+def test_an_answer_of_several_messages_comes_whole_with_the_files_of_each(
+    make_daemon: Callable[..., RealDaemon],
+) -> None:
+    daemon = make_daemon(command_agent("prog", (sys.executable, "-I", "-c", SEVERAL)))
+    daemon.start()
+    target = daemon.root / "saved"
+    result = daemon.cli("send", "x", "-s", "prog/s", "--wait", "60", "--save", str(target)).result
+    assert [one["text"] for one in (result["answer"], *result["more"])] == ["part 1", "part 2"]
+    assert sorted(path.name for path in target.iterdir()) == ["1.txt", "2.txt"]
+    daemon.at_rest = True
+
+
 COPIER = """
 import json, os, shutil, sys
 turn = json.load(sys.stdin)

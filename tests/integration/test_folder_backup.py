@@ -143,7 +143,9 @@ def test_a_damaged_backup_is_not_restored(daemon: RealDaemon) -> None:
         copy, fresh = daemon.root / how, daemon.root / f"fresh-{how}"
         shutil.copytree(daemon.root / "backup", copy)
         damage(how, copy)
-        assert daemon.cli("restore", str(copy), "--data", str(fresh)).error == code, how
+        refused = daemon.cli("restore", str(copy), "--data", str(fresh))
+        assert refused.error == code, how
+        assert "of this very file" not in refused.envelope["fix"], "it is a folder"
         assert not fresh.exists()
 
 

@@ -296,6 +296,12 @@ def test_the_reload_command_says_whether_all_is_in_force(daemon: RealDaemon) -> 
     assert said.error == "RESTART_NEEDED"
     assert "Ctrl-C" in said.envelope["fix"], "no unit runs this daemon"
     assert said.envelope["result"]["restart_needed_for"] == ["telemetry"]
+    assert said.envelope["error"]["message"].startswith("telemetry changed too, and takes effect only at a restart")
+    daemon.config.write_text(
+        right + "\n[telemetry]\ntrace_sample_ratio = 0.5\n[agent_messages]\nmax_hops = 7\n", encoding="utf-8"
+    )
+    both = daemon.cli("reload").envelope["error"]["message"]
+    assert both.startswith("agent_messages, telemetry changed too, and take effect only at a restart")
     assert "added" not in said.envelope["result"]["agents"], "what can be done at once is done"
     daemon.config.write_text(right + "\n[agents.bad]\nprovider = 'claude'\n", encoding="utf-8")
     refused = daemon.cli("reload")

@@ -87,6 +87,11 @@ def test_a_quarantine_outlives_the_daemon(make_daemon: Make) -> None:
     daemon.kill()
     daemon.start()
     assert daemon.show("prog", "bad")["state"] == "quarantined"
+    steps = daemon.cli("session", "show", "prog", "bad").envelope["next_actions"]
+    assert [one["command"].partition(" session ")[2] for one in steps] == [
+        "release prog bad",
+        "reset prog bad --discard",
+    ]
     path.unlink()
     path.with_name("outbound.kept").rename(path)
     daemon.cli("session", "release", "prog", "bad")

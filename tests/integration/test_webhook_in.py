@@ -563,6 +563,7 @@ async def test_a_message_may_say_until_when_it_is_wanted(served: Served) -> None
     }
     refused = await served.send(x_clawbus_not_after="soon")
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "BODY_INVALID")
+    assert refused.json()["fix"].startswith("Correct what the message names")
 
 
 async def test_a_redelivery_of_what_failed_says_what_becomes_of_it(

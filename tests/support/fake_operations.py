@@ -99,7 +99,8 @@ class FakeOperations:
         accepted_at: int | None = None,
     ) -> MailboxEntry | None:
         for entry in self.entries:
-            if (entry.agent, entry.session, entry.in_reply_to) == (agent, session, message_id):
+            about = (entry.agent, entry.session, entry.in_reply_to) == (agent, session, message_id)
+            if about and entry.cursor > (after or 0):
                 return entry
         await self._poll(timeout_s)
         return None

@@ -50,8 +50,10 @@ def test_a_session_s_name_may_come_from_the_body() -> None:
     made = message_of(hook, request({"issue": {"number": 7}}))
     assert isinstance(made, Incoming)
     assert made.session == "pr-7"
-    with pytest.raises(BodyRefusedError):
-        message_of(hook, request({"zen": "Design for failure."}))
+    for body in ({"zen": "Design for failure."}, {"number": 1.5}, {"number": {"a": 1}}):
+        with pytest.raises(BodyRefusedError) as refused:
+            message_of(hook, request(body))
+        assert "UTF-8" not in (refused.value.hint or ""), "the JSON is right"
 
 
 def test_without_an_agent_a_request_is_an_event_of_a_place() -> None:

@@ -63,6 +63,32 @@ def test_people_see_the_answer_alone(cli: CommandLine, operations: FakeOperation
     assert (answer.code, answer.out) == (0, "hello [bold]you\n")
 
 
+def test_an_answer_of_several_messages_is_shown_whole(cli: CommandLine, operations: FakeOperations) -> None:
+    cli("send", "one", *TO_ECHO, "--id", "m1")
+    for text in ("two", "three"):
+        operations.answer(operations.received[0], {"text": text})
+    again = ("send", "one", *TO_ECHO, "--id", "m1", "--wait", "30")
+    assert cli(*again, "--pretty").out == "one\ntwo\nthree\n"
+    result = cli(*again).result
+    assert (result["answer"]["text"], [one["text"] for one in result["more"]]) == ("one", ["two", "three"])
+
+
+def test_an_answer_is_shown_though_the_daemon_ends_before_it_says_whether_there_is_more(
+    cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = operations.wait_reply
+
+    async def wait_reply(
+        agent: str, session: str, message_id: str, wait_s: float, after: int | None, *rest: int | None
+    ) -> object:
+        if after:
+            raise StorageError("the disk is away")
+        return await whole(agent, session, message_id, wait_s, after, *rest)
+
+    monkeypatch.setattr(operations, "wait_reply", wait_reply)
+    assert cli("send", "hello", *TO_ECHO, "--wait", "30", "--pretty").out == "hello\n"
+
+
 def test_no_answer_in_time_is_not_ok_but_accepted(cli: CommandLine, operations: FakeOperations) -> None:
     answer = cli("send", "hello", "--agent", "mute", "--session", "s", "--wait", "0.05", "--id", "m1")
     envelope = answer.envelope

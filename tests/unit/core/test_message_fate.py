@@ -303,6 +303,9 @@ def test_after_too_long_it_is_a_dead_letter_and_its_sender_is_told(world: Sessio
     (failed,) = world.read("SELECT detail FROM message_history WHERE event = 'failed'")
     assert json.loads(failed["detail"])["code"] == "DEFERRED_TOO_LONG"
     assert json.loads(failed["detail"])["agent_said"] == "429 of the model"
+    assert json.loads(failed["detail"])["reason"].startswith(
+        f"gave up: for {(world.now - NOW) // SECOND} s the agent asked"
+    )
     (notice,) = world.read("SELECT * FROM host_messages")
     assert json.loads(notice["content"])["error"]["code"] == "DEFERRED_TOO_LONG"
     assert "429" not in notice["content"], "what the agent says to the operator is not for the sender"

@@ -26,6 +26,7 @@ from daemon.core.errors import (
 from daemon.core.session_key import SessionKey
 from daemon.engine import ingress as ingress_module
 from daemon.engine.dead_letters import drop_one
+from daemon.maintenance import message_repair
 from daemon.store import messages
 from daemon.store.dead_letters import Operator
 from daemon.store.registry import Registry
@@ -365,6 +366,17 @@ async def test_what_an_operator_dropped_is_worked_on_when_its_sender_sends_it_ag
     now = kit.clock.now_ms()
     await session.call(lambda: drop_one(session.files, "m1", Operator("ada"), now))
     assert (await kit.send(message_id="m1")).requeued_as == "m1+r1"
+
+
+async def test_an_id_that_was_cancelled_and_retried_stands_for_the_message_that_does_the_work(kit: BusKit) -> None:
+    await kit.send(message_id="m1", process_after=kit.clock.now_ms() + 1000)
+    session, now = await kit.session(), kit.clock.now_ms()
+    await session.call(lambda: message_repair.cancel(session.files, "m1", Operator("ada"), now, live=None))
+    cancelled = await kit.send(message_id="m1")
+    assert (cancelled.state, cancelled.previous, cancelled.requeued_as) == ("cancelled", None, None)
+    await session.call(lambda: message_repair.retry(session.files, "m1", Operator("ada"), now))
+    again = await kit.send(message_id="m1")
+    assert (again.state, again.previous, again.requeued_as) == ("pending", "cancelled", "m1+r1")
 
 
 async def test_a_message_may_expire(kit: BusKit) -> None:

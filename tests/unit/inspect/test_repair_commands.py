@@ -19,6 +19,13 @@ from tests.support.session_world import NOW, SessionWorld
 HOST = HostFacts(now=NOW, data_dir="/data")
 
 
+def test_a_small_disk_is_told_with_numbers_that_are_not_zero() -> None:
+    (found,) = diagnose_host(replace(HOST, daemon=DaemonState.UP, free_bytes=300 * 1024, low_bytes=614 * 1024))
+    assert "300 KiB are free; below 614 KiB writing soon fails." in found.evidence
+    (found,) = diagnose_host(replace(HOST, daemon=DaemonState.UP, free_bytes=9 * 1024**2, low_bytes=64 * 1024**2))
+    assert "9 MiB are free; below 64 MiB writing soon fails." in found.evidence
+
+
 def test_an_image_is_told_with_the_keys_that_name_it_and_the_agents_that_use_it(tmp_path: Path) -> None:
     path = tmp_path / "clawbus.toml"
     path.write_text(

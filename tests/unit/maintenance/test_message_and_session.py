@@ -131,10 +131,15 @@ def test_what_has_ended_goes_as_a_new_message(world: SessionWorld, status: Messa
     check_session(world.root)
 
 
-def test_a_failed_message_is_retried_once(world: SessionWorld) -> None:
-    put(world, MessageStatus.FAILED)
+@pytest.mark.parametrize("status", [MessageStatus.FAILED, MessageStatus.CANCELLED])
+def test_what_has_ended_is_retried_once(world: SessionWorld, status: MessageStatus) -> None:
+    put(world, status)
     message_repair.retry(world.files, "m", WHO, NOW)
-    refused(world, lambda: message_repair.retry(world.files, "m", WHO, NOW), NotDeadLetterError)
+    error = refused(world, lambda: message_repair.retry(world.files, "m", WHO, NOW), NotDeadLetterError)
+    assert "requeued as m+r1" in str(error)
+    assert "clawbus message show m+r1" in (error.hint or "")
+    world.change("UPDATE messages_in SET status = ? WHERE id = 'm+r1'", (status.value,))
+    assert message_repair.retry(world.files, "m+r1", WHO, NOW)["retried_as"] == "m+r2"
 
 
 def test_a_completed_message_is_not_repeated(world: SessionWorld) -> None:
