@@ -198,16 +198,17 @@ def _last_events(db: Reader, ids: Sequence[str]) -> dict[str, int]:
 
 
 def _open_or_requeued(db: Reader, rows: Sequence[sqlite3.Row]) -> set[str]:
-    """Return failed messages that are open dead letters, or whose requeued copy still exists and refers to them."""
-    failed = [row["id"] for row in rows if row["status"] == MessageStatus.FAILED]
-    kept = set(failed)
-    for chunk in chunks(failed):
+    """Return failed messages that are open dead letters, and ended ones whose requeued copy still exists: it refers to them."""
+    kept = {row["id"] for row in rows if row["status"] == MessageStatus.FAILED}
+    ended = [row["id"] for row in rows if row["status"] in (MessageStatus.FAILED, MessageStatus.CANCELLED)]
+    for chunk in chunks(ended):
         closed = db.all(
-            f"SELECT id FROM dead_letters_closed WHERE id IN ({marks(chunk)})"
-            " AND (requeued_as IS NULL OR requeued_as NOT IN (SELECT id FROM messages_in))",
+            "SELECT id, requeued_as IN (SELECT id FROM messages_in) AS refers FROM dead_letters_closed"
+            f" WHERE id IN ({marks(chunk)})",
             chunk,
         )
-        kept.difference_update(row["id"] for row in closed)
+        for row in closed:
+            (kept.add if row["refers"] else kept.discard)(row["id"])
     return kept
 
 

@@ -204,10 +204,11 @@ def test_the_time_of_closing_counts(world: SessionWorld) -> None:
     assert prune_all(world) == 0
 
 
-def test_a_requeued_message_stays_for_as_long_as_its_copy(world: SessionWorld) -> None:
+@pytest.mark.parametrize("ended", [MessageStatus.FAILED, MessageStatus.CANCELLED])
+def test_a_requeued_message_stays_for_as_long_as_its_copy(world: SessionWorld, ended: MessageStatus) -> None:
     """Else the copy's own requeue would take the first id again."""
     runner_file(world)
-    accept_finished(world, "m1", status=MessageStatus.FAILED)
+    accept_finished(world, "m1", status=ended)
     with world.files.inbound() as db, db.transaction():
         failed = messages.find(db, "m1")
         assert failed is not None
