@@ -44,6 +44,24 @@ class Copied:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class CopiedFolder:
+    """A folder below which files were copied, with the rights and the owner that it had."""
+
+    path: str
+    mode: int
+    uid: int
+    gid: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a row of the manifest."""
+        return asdict(self)
+
+
+# What was copied, or the path of what was left out.
+Found = Copied | CopiedFolder | str
+
+
 def copy_file(source: int, target: Path, most: int) -> tuple[int, str]:
     """Copy at most the first `most` bytes of an open file into a new one (0600), synced. Returns its size and SHA-256."""
     digest, size = hashlib.sha256(), 0
@@ -87,8 +105,8 @@ def copy_plain(
         os.close(parent)
 
 
-def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_files: int) -> Iterator[Copied | str]:
-    """Copy every plain file below a folder, as long as the limits allow: `max_files` counts folders, too.
+def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_files: int) -> Iterator[Found]:
+    """Copy the folder and every plain file below it, as long as the limits allow: `max_files` counts folders, too.
 
     What is left out comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too
     long a path. The rest of a folder in which the limit was reached comes as `folder/*`.
@@ -103,6 +121,7 @@ def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_
         return
     try:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield _folder(descriptor, relative)
         yield from _Tree(max_bytes, max_files).copy(descriptor, target, relative, 0)
     finally:
         os.close(descriptor)
@@ -115,7 +134,7 @@ class _Tree:
         self._bytes = max_bytes
         self._files = max_files
 
-    def copy(self, folder: int, target: Path, relative: str, depth: int) -> Iterator[Copied | str]:
+    def copy(self, folder: int, target: Path, relative: str, depth: int) -> Iterator[Found]:
         # No more than may be copied, and one to know that there are more: a folder may hold millions of names.
         for name, is_folder in sorted(_names(folder, self._files + 1).items()):
             path = f"{relative}/{name}"
@@ -132,13 +151,14 @@ class _Tree:
                 self._bytes -= copied.size if copied is not None else 0
                 yield copied or path
 
-    def _folder(self, parent: int, name: str, target: Path, relative: str, depth: int) -> Iterator[Copied | str]:
+    def _folder(self, parent: int, name: str, target: Path, relative: str, depth: int) -> Iterator[Found]:
         descriptor = _open_folder(name, parent)
         if descriptor is None:
             yield relative
             return
         try:
             target.mkdir(mode=0o700)
+            yield _folder(descriptor, relative)
             yield from self.copy(descriptor, target, relative, depth + 1)
         finally:
             os.close(descriptor)
@@ -161,6 +181,11 @@ def _open_folder(path: Path | str, parent: int | None) -> int | None:
         return os.open(path, _FOLDER, dir_fd=parent)
     except OSError:
         return None
+
+
+def _folder(descriptor: int, relative: str) -> CopiedFolder:
+    status = os.fstat(descriptor)
+    return CopiedFolder(relative, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
 
 def _copy_entry(

@@ -1,5 +1,7 @@
 """Putting a backup of a whole data folder in place of what is there."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -7,7 +9,7 @@ from typing import Final
 import pytest
 
 from daemon.core.errors import DataFolderError
-from daemon.maintenance.folder_backup import FolderLimits, back_up_folder
+from daemon.maintenance.folder_backup import MANIFEST, FolderLimits, back_up_folder
 from daemon.maintenance.folder_restore import restore_folder
 from daemon.store.data_folder import DataFolder
 from daemon.store.mailbox import Mailbox, NewEntry
@@ -86,3 +88,37 @@ def test_an_answer_that_arrives_during_a_backup_is_in_its_mailbox(tmp_path: Path
         back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, arrives, owner=True)
     assert arrived
     assert [one.cursor for one in Mailbox(backup / "mailbox.db").read("cli", 0, 10)] == arrived
+
+
+AGENT: Final = 65_532  # a container's user
+ITS_FOLDERS: Final = ("agents/a/memory", "agents/a/empty", "sessions/a/s/home/.ssh", "sessions/a/s/out/outbox", "sessions/a/s/out/outbox/m1")  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other users")
+@pytest.mark.parametrize("older", [False, True])
+def test_an_agent_can_go_on_writing_in_its_folders(tmp_path: Path, older: bool) -> None:
+    """The container's user is not the daemon's: what root restores must belong to it again."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        SessionFiles(folder.sessions_dir / "a" / "s", ReadLimits()).create()
+        for name in ITS_FOLDERS:
+            (data / name).mkdir(parents=True, exist_ok=True)
+            if name != "agents/a/empty":
+                (data / name / "file").touch()
+                os.chown(data / name / "file", AGENT, AGENT)
+            os.chown(data / name, AGENT, AGENT)
+        (data / "sessions/a/s/home/.ssh").chmod(0o700)
+        (data / "agents/a/memory/of-root").touch()
+        (data / "agents/a/lib").mkdir()
+        (data / "agents/a/lib/program").touch()
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    if older:
+        manifest = json.loads((backup / MANIFEST).read_text(encoding="utf-8"))
+        del manifest["folders"]
+        (backup / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    restore_folder(backup, data, NOW, silent, replace=True)
+    found = {name: (data / name).stat().st_uid for name in ITS_FOLDERS if (data / name).exists()}
+    assert found == dict.fromkeys([name for name in ITS_FOLDERS if name != "agents/a/empty" or not older], AGENT)
+    assert (data / "agents/a/lib").stat().st_uid == 0
+    assert older or (data / "sessions/a/s/home/.ssh").stat().st_mode & 0o777 == 0o700
