@@ -22,7 +22,15 @@ from daemon.maintenance.folder_files import Copied, CopiedFolder, Found, copy_pl
 from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
 from daemon.store.rebuild import found_sessions
 from schema.connect import open_owner
-from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    HostTroubleError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+)
 from schema.ids import session_folder
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, SENT_FILES, SessionFolder
@@ -114,7 +122,8 @@ def back_up_folder(
     except (ClawbusError, OSError) as error:
         _remove(partial)
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise BackupFailedError(f"{data_dir} could not be backed up: {why}") from error
+        hint = error.hint if isinstance(error, HostTroubleError) else None
+        raise BackupFailedError(f"{data_dir} could not be backed up: {why}", hint=hint) from error
     except BaseException:
         _remove(partial)
         raise
@@ -180,7 +189,8 @@ def _outbound(folder: SessionFolder, copy: SessionFolder, relative: str, limits:
     """Copy outbound.db as hostile input: check it before SQLite sees it, copy its pages, check the copy the same way.
 
     A live container may be in mid-commit: it is asked again. What no runner writes is copied byte by byte, with its
-    journal, and named as unverified: a restore brings back what was there, quarantine included.
+    journal, and named as unverified: a restore brings back what was there, quarantine included. What is no plain file, or far
+    too large, is named as left out.
     """
     path = f"{relative}/{OUTBOUND_DB}"
     for _ in range(_RACES):
@@ -198,8 +208,8 @@ def _outbound(folder: SessionFolder, copy: SessionFolder, relative: str, limits:
             folder.outbox, name, copy.outbox / name, f"{relative}/{name}",
             max_bytes=2 * limits.read.max_file_bytes, verified=False,
         )  # fmt: skip
-        if found is not None:
-            yield found
+        if found is not None or os.path.lexists(folder.outbox / name):
+            yield found or f"{relative}/{name}"
 
 
 def _sound_outbound(folder: SessionFolder, copy: SessionFolder, relative: str, limits: ReadLimits) -> list[Copied]:

@@ -6,7 +6,6 @@ following links, and only plain files are copied, at most as many and as large a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from schema.errors import StorageError
+from schema.os_faults import host_error, is_exhausted
 
 _CHUNK: Final = 1024**2
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -111,7 +111,8 @@ def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_
     What is left out comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too
     long a path. The rest of a folder in which the limit was reached comes as `folder/*`.
 
-    Raise StorageError or OSError for the target; nothing that a container can make in the source does.
+    Raise StorageError or OSError for the target, and where this process may open no more files; nothing that a container can
+    make in the source does.
     """
     if not os.path.lexists(source):
         return
@@ -136,7 +137,13 @@ class _Tree:
 
     def copy(self, folder: int, target: Path, relative: str, depth: int) -> Iterator[Found]:
         # No more than may be copied, and one to know that there are more: a folder may hold millions of names.
-        for name, is_folder in sorted(_names(folder, self._files + 1).items()):
+        try:
+            names = _names(folder, self._files + 1)
+        except OSError as error:
+            _refuse_exhausted(error, relative)
+            yield f"{relative}/*"
+            return
+        for name, is_folder in sorted(names.items()):
             path = f"{relative}/{name}"
             if not self._files:
                 yield f"{relative}/*"
@@ -165,21 +172,26 @@ class _Tree:
 
 
 def _names(folder: int, limit: int) -> dict[str, bool]:
-    """Return the names of at most `limit` entries, and whether each is a folder. Skip entries that are deleted meanwhile.
+    """Return the names of at most `limit` entries, and whether each is a folder. Raise OSError.
 
     A folder that changes during the listing may show a name twice (readdir(3) promises nothing); the result has it once.
     """
-    names: dict[str, bool] = {}
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
-        names.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(found, limit))
-    return names
+    with os.scandir(folder) as found:
+        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in islice(found, limit)}
+
+
+def _refuse_exhausted(error: OSError, relative: str) -> None:
+    """Raise StorageError where this process cannot open anything now: then nothing is wrong with the file."""
+    if is_exhausted(error.errno):
+        raise host_error(error, f"{relative} cannot be copied") from error
 
 
 def _open_folder(path: Path | str, parent: int | None) -> int | None:
-    """Return None when it is not a folder any more, or is not readable."""
+    """Return None when it is not a folder any more, or is not readable. Raise StorageError."""
     try:
         return os.open(path, _FOLDER, dir_fd=parent)
-    except OSError:
+    except OSError as error:
+        _refuse_exhausted(error, str(path))
         return None
 
 
@@ -194,7 +206,8 @@ def _copy_entry(
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=parent)
-    except OSError:
+    except OSError as error:
+        _refuse_exhausted(error, relative)
         return None  # a link, or gone meanwhile
     try:
         status = os.fstat(descriptor)

@@ -24,6 +24,7 @@ from daemon.store.mailbox import raise_cursors
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.instants import file_stamp
 from schema.layout import INBOUND_DB, OUTBOUND_DB
+from schema.os_faults import hint_of
 
 _DATABASES: Final = ("central.db", "mailbox.db")
 
@@ -32,8 +33,15 @@ def read_manifest(backup: Path) -> tuple[list[Copied], list[CopiedFolder]]:
     """Return the files and the folders of a backup by its manifest; an older one names no folders. Raise RestoreRefusedError or BackupNotVerifiedError."""
     try:
         loaded = cast("object", json.loads((backup / MANIFEST).read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RestoreRefusedError(
+            f"{backup} is not a backup of a data folder: it has no {MANIFEST}.",
+            hint="Name the folder that `clawbus backup` made.",
+        ) from error
     except OSError as error:
-        raise RestoreRefusedError(f"{backup} is not a backup of a data folder: it has no {MANIFEST}.") from error
+        raise BackupNotVerifiedError(
+            f"{backup / MANIFEST} cannot be read: {error.strerror}.", hint=hint_of(error.errno or 0)
+        ) from error
     except ValueError as error:
         raise BackupNotVerifiedError(f"{backup / MANIFEST} is not JSON.") from error
     manifest = cast("dict[str, Any]", loaded) if isinstance(loaded, dict) else {}

@@ -9,8 +9,9 @@ from typing import Final
 import pytest
 
 from daemon.core.errors import DataFolderError
+from daemon.core.repair_errors import BackupNotVerifiedError, RestoreRefusedError
 from daemon.maintenance.folder_backup import MANIFEST, FolderLimits, back_up_folder
-from daemon.maintenance.folder_restore import restore_folder
+from daemon.maintenance.folder_restore import read_manifest, restore_folder
 from daemon.store.data_folder import DataFolder
 from daemon.store.mailbox import Mailbox, NewEntry
 from daemon.store.registry import Registry
@@ -122,3 +123,27 @@ def test_an_agent_can_go_on_writing_in_its_folders(tmp_path: Path, older: bool) 
     assert found == dict.fromkeys([name for name in ITS_FOLDERS if name != "agents/a/empty" or not older], AGENT)
     assert (data / "agents/a/lib").stat().st_uid == 0
     assert older or (data / "sessions/a/s/home/.ssh").stat().st_mode & 0o777 == 0o700
+
+
+def test_an_answers_file_that_is_not_copied_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        for session in ("large", "link"):
+            SessionFiles(folder.sessions_dir / "a" / session, ReadLimits()).create()
+        with (folder.sessions_dir / "a/large/out/outbound.db").open("wb") as file:
+            file.truncate(3 * ReadLimits().max_file_bytes)
+        (folder.sessions_dir / "a/link/out/outbound.db").symlink_to("/etc/passwd")
+        found = back_up_folder(
+            data, tmp_path / "backup", FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True
+        )
+    assert sorted(found.left_out) == ["sessions/a/large/out/outbound.db", "sessions/a/link/out/outbound.db"]
+
+
+def test_a_manifest_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "backup").mkdir()
+    with pytest.raises(RestoreRefusedError, match=f"it has no {MANIFEST}"):
+        read_manifest(tmp_path / "backup")
+    (tmp_path / "backup" / MANIFEST).symlink_to(MANIFEST)
+    with pytest.raises(BackupNotVerifiedError, match="cannot be read: Too many levels"):
+        read_manifest(tmp_path / "backup")
