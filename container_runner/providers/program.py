@@ -25,7 +25,7 @@ from container_runner.shared.errors import (
     CommandNotFoundError,
     TurnFailedError,
 )
-from schema.layout import ENV_PROGRAM
+from schema.layout import FOR_THE_PROGRAM
 from schema.os_faults import Fault, as_host_error, fault_of
 
 _DRAIN_S: Final = 1.0  # seconds to read what the program wrote before its end
@@ -134,8 +134,8 @@ def program_environment(environ: Mapping[str, str], runner_prefix: str) -> dict[
     `runner_prefix` is the runner's virtual environment.
     """
     kept = {name: value for name, value in environ.items() if not name.startswith(_RUNNERS_OWN)}
-    for_program = (name for name in environ if name.startswith(ENV_PROGRAM))
-    kept.update({name.removeprefix(ENV_PROGRAM): environ[name] for name in for_program})
+    for_program = (name for name in environ if name.startswith(FOR_THE_PROGRAM))
+    kept.update({name.removeprefix(FOR_THE_PROGRAM): environ[name] for name in for_program})
     if "PATH" in kept:
         own = os.path.join(runner_prefix, "")  # noqa: PTH118 -- compared as text with PATH's entries
         entries = kept["PATH"].split(os.pathsep)

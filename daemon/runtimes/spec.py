@@ -23,10 +23,10 @@ from schema.layout import (
     CONTAINER_WORKSPACE,
     ENV_AGENT_NAME,
     ENV_INCARNATION,
-    ENV_PROGRAM,
     ENV_RUNNER,
     ENV_SESSION_NAME,
     FOR_THE_LOADER,
+    FOR_THE_PROGRAM,
     SessionFolder,
 )
 from schema.rows import RunnerSettings
@@ -168,7 +168,7 @@ def _environment(
         if not _ENV_NAME.match(key) or "\0" in value:
             raise ConfigError(f"{where} is not an environment variable.", hint="Use letters, digits and _; no NUL.")
     given = {
-        f"{ENV_PROGRAM}{key}" if key.startswith(FOR_THE_LOADER) and not own_runner else key: value
+        f"{FOR_THE_PROGRAM}{key}" if key.startswith(FOR_THE_LOADER) and not own_runner else key: value
         for key, value in agent_env.items()
     }
     return {
