@@ -1,4 +1,4 @@
-"""Write files and folders so that they survive a power cut: the data and the folder entry are synced before the caller goes on.
+"""Write files and folders with the rights that are meant, and so that they survive a power cut: the data and the folder entry are synced before the caller goes on.
 
 Every function blocks and raises OSError; the caller knows whose folder it is and which typed error that means.
 """
@@ -20,6 +20,17 @@ def write_new_file(path: Path, data: bytes, mode: int) -> None:
         file.flush()
         os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
+
+
+def make_folder(path: Path, mode: int) -> None:
+    """Make the folder with exactly this mode, whatever the umask. A folder that exists keeps its own."""
+    try:
+        path.mkdir(mode=mode, parents=True)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(mode)
 
 
 def sync_folder(folder: Path) -> None:

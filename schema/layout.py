@@ -37,6 +37,9 @@ ENV_AGENT: Final = "CLAWBUS_AGENT"  # default CONTAINER_AGENT
 ENV_GATE: Final = "CLAWBUS_GATE"  # default CONTAINER_GATE
 ENV_AGENT_NAME: Final = "CLAWBUS_AGENT_NAME"  # the agent group's name, for the runner's log and its programs
 ENV_SESSION_NAME: Final = "CLAWBUS_SESSION_NAME"
+# Before the names of variables for the agent's program alone: the runner's own process must not load what they name.
+FOR_THE_PROGRAM: Final = "CLAWBUS_PROGRAM_"
+FOR_THE_LOADER: Final = "LD_"  # LD_PRELOAD, LD_LIBRARY_PATH, ...
 
 # A runner's exit code: this container cannot start programs (EX_OSERR of sysexits.h). The runner has released its claims.
 CANNOT_START_CODE: Final = 71

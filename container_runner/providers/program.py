@@ -25,6 +25,7 @@ from container_runner.shared.errors import (
     CommandNotFoundError,
     TurnFailedError,
 )
+from schema.layout import FOR_THE_PROGRAM
 from schema.os_faults import Fault, as_host_error, fault_of
 
 _DRAIN_S: Final = 1.0  # seconds to read what the program wrote before its end
@@ -128,8 +129,13 @@ def signal_group(process: Process, number: signal.Signals) -> None:
 
 
 def program_environment(environ: Mapping[str, str], runner_prefix: str) -> dict[str, str]:
-    """Return the runner's environment without its own variables. `runner_prefix` is its virtual environment."""
+    """Return the runner's environment without its own variables, and with what is for the program alone.
+
+    `runner_prefix` is the runner's virtual environment.
+    """
     kept = {name: value for name, value in environ.items() if not name.startswith(_RUNNERS_OWN)}
+    for_program = (name for name in environ if name.startswith(FOR_THE_PROGRAM))
+    kept.update({name.removeprefix(FOR_THE_PROGRAM): environ[name] for name in for_program})
     if "PATH" in kept:
         own = os.path.join(runner_prefix, "")  # noqa: PTH118 -- compared as text with PATH's entries
         entries = kept["PATH"].split(os.pathsep)

@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import shlex
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
@@ -113,6 +114,7 @@ def manual(version: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _keep_owners_rights()
     prepare()
     try:
         code = _run(given)
@@ -122,6 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutputLostError as error:
         return lost(error)
     return code if isinstance(code, int) else 0
+
+
+def _keep_owners_rights() -> None:
+    """Take the owner's bits out of the umask: with them, clawbus could not use the files and folders that it makes."""
+    os.umask(os.umask(0o077) & ~stat.S_IRWXU)
 
 
 def _run(given: Sequence[str]) -> object:

@@ -18,11 +18,19 @@ from typing import Any, Final
 from daemon.core.repair_errors import BackupFailedError, BackupNotVerifiedError
 from daemon.core.session_key import SessionKey
 from daemon.maintenance.backup import copy_verified
-from daemon.maintenance.folder_files import Copied, copy_plain, copy_tree, described
+from daemon.maintenance.folder_files import Copied, CopiedFolder, Found, copy_plain, copy_tree, described
 from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
 from daemon.store.rebuild import found_sessions
 from schema.connect import open_owner
-from schema.errors import ClawbusError, FileBusyError, HostileFileError, ReadDeadlineError, ReadRaceError, StorageError
+from schema.errors import (
+    ClawbusError,
+    FileBusyError,
+    HostileFileError,
+    HostTroubleError,
+    ReadDeadlineError,
+    ReadRaceError,
+    StorageError,
+)
 from schema.ids import session_folder
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, SENT_FILES, SessionFolder
@@ -67,6 +75,7 @@ class FolderBackup:
     taken_at: int
     sessions: int = 0
     files: list[Copied] = field(default_factory=list[Copied])
+    folders: list[CopiedFolder] = field(default_factory=list[CopiedFolder])
     left_out: list[str] = field(default_factory=list[str])
 
     @property
@@ -100,6 +109,8 @@ def back_up_folder(
         for one in _copies(Layout(data_dir), partial, limits, found, tell, owner=owner):
             if isinstance(one, str):
                 found.left_out.append(one)
+            elif isinstance(one, CopiedFolder):
+                found.folders.append(one)
             else:
                 found.files.append(one)
         _write_manifest(partial, found)
@@ -111,7 +122,8 @@ def back_up_folder(
     except (ClawbusError, OSError) as error:
         _remove(partial)
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise BackupFailedError(f"{data_dir} could not be backed up: {why}") from error
+        hint = error.hint if isinstance(error, HostTroubleError) else None
+        raise BackupFailedError(f"{data_dir} could not be backed up: {why}", hint=hint) from error
     except BaseException:
         _remove(partial)
         raise
@@ -120,7 +132,7 @@ def back_up_folder(
 
 def _copies(
     layout: Layout, into: Path, limits: FolderLimits, found: FolderBackup, tell: Tell, *, owner: bool
-) -> Iterator[Copied | str]:
+) -> Iterator[Found]:
     for name in (VERSION_NAME, INSTALL_NAME, INSTALL_RECORD):
         small = copy_plain(layout.root, name, into / name, name, max_bytes=_SMALL)
         if small is not None:
@@ -145,9 +157,7 @@ def _copies(
     tell("done", len(keys), len(keys))
 
 
-def _session(
-    layout: Layout, key: SessionKey, into: Path, limits: FolderLimits, *, owner: bool
-) -> Iterator[Copied | str]:
+def _session(layout: Layout, key: SessionKey, into: Path, limits: FolderLimits, *, owner: bool) -> Iterator[Found]:
     relative = f"sessions/{key.agent}/{session_folder(key.session)}"
     folder, copy = SessionFolder(layout.root / relative), SessionFolder(into / relative)
     for path in (copy.inbox, copy.outbox):
@@ -175,13 +185,12 @@ def _database(source: Path, target: Path, relative: str, role: Role, *, owner: b
     return described(target, relative, source, rows=contents.rows)
 
 
-def _outbound(
-    folder: SessionFolder, copy: SessionFolder, relative: str, limits: FolderLimits
-) -> Iterator[Copied | str]:
+def _outbound(folder: SessionFolder, copy: SessionFolder, relative: str, limits: FolderLimits) -> Iterator[Found]:
     """Copy outbound.db as hostile input: check it before SQLite sees it, copy its pages, check the copy the same way.
 
     A live container may be in mid-commit: it is asked again. What no runner writes is copied byte by byte, with its
-    journal, and named as unverified: a restore brings back what was there, quarantine included.
+    journal, and named as unverified: a restore brings back what was there, quarantine included. What is no plain file, or far
+    too large, is named as left out.
     """
     path = f"{relative}/{OUTBOUND_DB}"
     for _ in range(_RACES):
@@ -199,8 +208,8 @@ def _outbound(
             folder.outbox, name, copy.outbox / name, f"{relative}/{name}",
             max_bytes=2 * limits.read.max_file_bytes, verified=False,
         )  # fmt: skip
-        if found is not None:
-            yield found
+        if found is not None or os.path.lexists(folder.outbox / name):
+            yield found or f"{relative}/{name}"
 
 
 def _sound_outbound(folder: SessionFolder, copy: SessionFolder, relative: str, limits: ReadLimits) -> list[Copied]:
@@ -225,6 +234,7 @@ def _write_manifest(folder: Path, found: FolderBackup) -> None:
         "taken_at": to_text(found.taken_at),
         "sessions": found.sessions,
         "files": [one.as_json() for one in found.files],
+        "folders": [one.as_json() for one in found.folders],
     }
     with (folder / MANIFEST).open("x", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)

@@ -6,7 +6,6 @@ following links, and only plain files are copied, at most as many and as large a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from schema.errors import StorageError
+from schema.os_faults import host_error, is_exhausted
 
 _CHUNK: Final = 1024**2
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,6 +42,24 @@ class Copied:
     def as_json(self) -> dict[str, Any]:
         """Return a row of the manifest."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedFolder:
+    """A folder below which files were copied, with the rights and the owner that it had."""
+
+    path: str
+    mode: int
+    uid: int
+    gid: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a row of the manifest."""
+        return asdict(self)
+
+
+# What was copied, or the path of what was left out.
+Found = Copied | CopiedFolder | str
 
 
 def copy_file(source: int, target: Path, most: int) -> tuple[int, str]:
@@ -87,13 +105,14 @@ def copy_plain(
         os.close(parent)
 
 
-def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_files: int) -> Iterator[Copied | str]:
-    """Copy every plain file below a folder, as long as the limits allow: `max_files` counts folders, too.
+def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_files: int) -> Iterator[Found]:
+    """Copy the folder and every plain file below it, as long as the limits allow: `max_files` counts folders, too.
 
     What is left out comes as its path: a link, a special file, what is beyond the limits, nested too deep, or has too
     long a path. The rest of a folder in which the limit was reached comes as `folder/*`.
 
-    Raise StorageError or OSError for the target; nothing that a container can make in the source does.
+    Raise StorageError or OSError for the target, and where this process may open no more files; nothing that a container can
+    make in the source does.
     """
     if not os.path.lexists(source):
         return
@@ -103,6 +122,7 @@ def copy_tree(source: Path, target: Path, relative: str, *, max_bytes: int, max_
         return
     try:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield _folder(descriptor, relative)
         yield from _Tree(max_bytes, max_files).copy(descriptor, target, relative, 0)
     finally:
         os.close(descriptor)
@@ -115,9 +135,15 @@ class _Tree:
         self._bytes = max_bytes
         self._files = max_files
 
-    def copy(self, folder: int, target: Path, relative: str, depth: int) -> Iterator[Copied | str]:
+    def copy(self, folder: int, target: Path, relative: str, depth: int) -> Iterator[Found]:
         # No more than may be copied, and one to know that there are more: a folder may hold millions of names.
-        for name, is_folder in sorted(_names(folder, self._files + 1).items()):
+        try:
+            names = _names(folder, self._files + 1)
+        except OSError as error:
+            _refuse_exhausted(error, relative)
+            yield f"{relative}/*"
+            return
+        for name, is_folder in sorted(names.items()):
             path = f"{relative}/{name}"
             if not self._files:
                 yield f"{relative}/*"
@@ -132,35 +158,46 @@ class _Tree:
                 self._bytes -= copied.size if copied is not None else 0
                 yield copied or path
 
-    def _folder(self, parent: int, name: str, target: Path, relative: str, depth: int) -> Iterator[Copied | str]:
+    def _folder(self, parent: int, name: str, target: Path, relative: str, depth: int) -> Iterator[Found]:
         descriptor = _open_folder(name, parent)
         if descriptor is None:
             yield relative
             return
         try:
             target.mkdir(mode=0o700)
+            yield _folder(descriptor, relative)
             yield from self.copy(descriptor, target, relative, depth + 1)
         finally:
             os.close(descriptor)
 
 
 def _names(folder: int, limit: int) -> dict[str, bool]:
-    """Return the names of at most `limit` entries, and whether each is a folder. Skip entries that are deleted meanwhile.
+    """Return the names of at most `limit` entries, and whether each is a folder. Raise OSError.
 
     A folder that changes during the listing may show a name twice (readdir(3) promises nothing); the result has it once.
     """
-    names: dict[str, bool] = {}
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
-        names.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(found, limit))
-    return names
+    with os.scandir(folder) as found:
+        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in islice(found, limit)}
+
+
+def _refuse_exhausted(error: OSError, relative: str) -> None:
+    """Raise StorageError where this process cannot open anything now: then nothing is wrong with the file."""
+    if is_exhausted(error.errno):
+        raise host_error(error, f"{relative} cannot be copied") from error
 
 
 def _open_folder(path: Path | str, parent: int | None) -> int | None:
-    """Return None when it is not a folder any more, or is not readable."""
+    """Return None when it is not a folder any more, or is not readable. Raise StorageError."""
     try:
         return os.open(path, _FOLDER, dir_fd=parent)
-    except OSError:
+    except OSError as error:
+        _refuse_exhausted(error, str(path))
         return None
+
+
+def _folder(descriptor: int, relative: str) -> CopiedFolder:
+    status = os.fstat(descriptor)
+    return CopiedFolder(relative, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
 
 def _copy_entry(
@@ -169,7 +206,8 @@ def _copy_entry(
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=parent)
-    except OSError:
+    except OSError as error:
+        _refuse_exhausted(error, relative)
         return None  # a link, or gone meanwhile
     try:
         status = os.fstat(descriptor)

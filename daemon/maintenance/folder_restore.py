@@ -17,25 +17,30 @@ from typing import Any, Final, cast
 from daemon.core.repair_errors import BackupNotVerifiedError, RestoreFailedError, RestoreRefusedError
 from daemon.maintenance.backup import verify
 from daemon.maintenance.folder_backup import FORMAT, MANIFEST, Tell
-from daemon.maintenance.folder_files import Copied, copy_plain, hash_file
+from daemon.maintenance.folder_files import Copied, CopiedFolder, copy_plain, hash_file
 from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, Layout, restoring
 from daemon.store.install import mark_restored
 from daemon.store.mailbox import raise_cursors
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.instants import file_stamp
 from schema.layout import INBOUND_DB, OUTBOUND_DB
+from schema.os_faults import hint_of
 
 _DATABASES: Final = ("central.db", "mailbox.db")
 
 
-def read_manifest(backup: Path) -> list[Copied]:
-    """Return the files of a backup by its manifest. Raise RestoreRefusedError or BackupNotVerifiedError."""
+def read_manifest(backup: Path) -> tuple[list[Copied], list[CopiedFolder]]:
+    """Return the files and the folders of a backup by its manifest; an older one names no folders. Raise RestoreRefusedError or BackupNotVerifiedError."""
     try:
         loaded = cast("object", json.loads((backup / MANIFEST).read_text(encoding="utf-8")))
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RestoreRefusedError(
             f"{backup} is not a backup of a data folder: it has no {MANIFEST}.",
             hint="Name the folder that `clawbus backup` made.",
+        ) from error
+    except OSError as error:
+        raise BackupNotVerifiedError(
+            f"{backup / MANIFEST} cannot be read: {error.strerror}.", hint=hint_of(error.errno or 0)
         ) from error
     except ValueError as error:
         raise BackupNotVerifiedError(f"{backup / MANIFEST} is not JSON.") from error
@@ -47,13 +52,14 @@ def read_manifest(backup: Path) -> list[Copied]:
         )
     try:
         files = [Copied(**one) for one in manifest["files"]]
+        folders = [CopiedFolder(**one) for one in manifest.get("folders", ())]
     except (KeyError, TypeError) as error:
         raise BackupNotVerifiedError(f"{backup / MANIFEST} is damaged: {error}.") from error
-    for one in files:
-        parts = PurePosixPath(one.path)
+    for path in (one.path for one in (*files, *folders)):
+        parts = PurePosixPath(path)
         if parts.is_absolute() or ".." in parts.parts:
-            raise BackupNotVerifiedError(f"{MANIFEST} names {one.path!r}, which does not belong in a data folder.")
-    return files
+            raise BackupNotVerifiedError(f"{MANIFEST} names {path!r}, which does not belong in a data folder.")
+    return files, folders
 
 
 def check_backup(backup: Path, files: list[Copied], tell: Tell) -> None:
@@ -83,7 +89,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
     Returns {files, sessions, before}. Raise RestoreRefusedError, BackupNotVerifiedError or RestoreFailedError;
     then `data_dir` is unchanged.
     """
-    files = read_manifest(backup)
+    files, folders = read_manifest(backup)
     check_backup(backup, files, tell)
     occupied = data_dir.is_dir() and any(data_dir.iterdir())
     if occupied and not replace:
@@ -99,6 +105,7 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
             tell(f"restore {one.path}", number, len(files))
             _put(backup, fresh, one)
         _open_folders(fresh)
+        _restore_folders(fresh, folders)
         mark_restored(fresh / INSTALL_RECORD, _install_id(fresh))
         mailbox = Layout(fresh).mailbox_db
         if mailbox.is_file():
@@ -146,10 +153,19 @@ def _own(target: Path, one: Copied) -> None:
     os.chown(target, one.uid, one.gid, follow_symlinks=False)
     if target.name == OUTBOUND_DB:
         os.chown(target.parent, one.uid, one.gid, follow_symlinks=False)
-    parts = PurePosixPath(one.path).parts
-    if parts[:1] == ("sessions",) and parts[3:4] == ("home",):  # the agent continues to write beside its old files
-        for folder in list(target.parents)[: len(parts) - 4]:
+    # An older backup names no folders: the agent continues to write beside its old files.
+    if one.uid != 0:
+        for folder in list(target.parents)[: _folders_of_agent(PurePosixPath(one.path).parts)]:
             os.chown(folder, one.uid, one.gid, follow_symlinks=False)
+
+
+def _folders_of_agent(parts: tuple[str, ...]) -> int:
+    """Return how many of the folders above a file are the agent's own to write in."""
+    if parts[0] == "agents":
+        return len(parts) - 2
+    if parts[0] == "sessions" and parts[3:4] == ("home",):
+        return len(parts) - 4
+    return len(parts) - 5 if parts[0] == "sessions" and parts[3:5] == ("out", "outbox") else 0
 
 
 def _open_folders(fresh: Path) -> None:
@@ -173,3 +189,13 @@ def _free_name(data_dir: Path, now_ms: int) -> Path:
     stem = f"{data_dir.name}.before-restore-{file_stamp(now_ms)}"
     names = (stem + (f"-{number}" if number else "") for number in count())
     return next(path for name in names if not os.path.lexists(path := data_dir.with_name(name)))
+
+
+def _restore_folders(fresh: Path, folders: list[CopiedFolder]) -> None:
+    """Make the folders that hold no file, too, and give each its rights and, as root, its owner."""
+    for one in folders:
+        (fresh / one.path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in reversed(folders):  # the inner ones first: an outer one may then be closed to this user
+        if os.geteuid() == 0:
+            os.chown(fresh / one.path, one.uid, one.gid, follow_symlinks=False)
+        (fresh / one.path).chmod(one.mode)

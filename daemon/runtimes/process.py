@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 # The only variables of the daemon's environment that an agent gets: no CLAWBUS_*, no secrets.
 _INHERITED: Final = ("PATH", "LANG", "TZ")
-_DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DEFAULT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TARGETS: Final = (
     (CONTAINER_IN, ENV_IN),
     (CONTAINER_OUT, ENV_OUT),
@@ -99,7 +99,8 @@ class ProcessRuntime:
         self._records = RecordStore(folder)
         self._clock = clock
         # -I: neither the working folder (the agent's own) nor PYTHON* variables decide what is imported.
-        self._command = tuple(command or (sys.executable, "-I", "-m", "container_runner"))
+        # utf8: the environment below is UTF-8, whatever locale the agent is given.
+        self._command = tuple(command or (sys.executable, "-I", "-X", "utf8", "-m", "container_runner"))
         self._children: dict[int, int | None] = {}  # pid -> wait status, once reaped
         self._spawning = threading.Lock()
         self._reaping = threading.Lock()
@@ -281,13 +282,13 @@ class ProcessRuntime:
             return record
 
     def _launch(self, spec: ContainerSpec, gate: int, output: int) -> int:
-        sources = {mount.target: str(mount.source) for mount in spec.mounts}
-        wrapper = ("/bin/sh", "-c", _WRAPPER, "clawbus-agent", str(self._records.exit_path(spec.incarnation)))
+        sources = {mount.target: mount.source for mount in spec.mounts}
+        wrapper = ("/bin/sh", "-c", _WRAPPER, "clawbus-agent", self._records.exit_path(spec.incarnation))
         # High numbers first: the targets 0 to 3 must not overwrite a descriptor that is still to be copied.
         with _duplicate(gate) as gate_copy, _duplicate(output) as output_copy:
             return os.posix_spawn(
                 wrapper[0],
-                (*wrapper, sources[CONTAINER_AGENT], *(spec.runner or self._command)),
+                (*wrapper, sources[CONTAINER_AGENT], *map(str.encode, spec.runner or self._command)),
                 _environment(spec, sources),
                 file_actions=(
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -377,12 +378,17 @@ def _lives(record: Record) -> bool:
     return (stat is not None and stat.alive) or bool(process_table.living_members(record.leader))
 
 
-def _environment(spec: ContainerSpec, sources: dict[str, str]) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+def _environment(spec: ContainerSpec, sources: dict[str, Path]) -> dict[bytes, bytes]:
+    """Return the agent's variables in UTF-8, as in a container. What is inherited, and paths, are in the daemon's locale."""
+    inherited = {name: os.environb[name] for name in map(str.encode, _INHERITED) if name in os.environb}
     folders = {variable: sources[target] for target, variable in _TARGETS if target in sources}
-    mark = {process_table.ENV_MARK: spec.incarnation}
-    home = {"HOME": sources[CONTAINER_HOME]}
-    return {"PATH": _DEFAULT_PATH, **inherited, **home, **spec.environment, **folders, **mark}
+    home, mark = {"HOME": sources[CONTAINER_HOME]}, {process_table.ENV_MARK: spec.incarnation}
+    named = {**home, **spec.environment, **folders, **mark}
+    return {b"PATH": _DEFAULT_PATH, **inherited, **{name.encode(): _bytes(value) for name, value in named.items()}}
+
+
+def _bytes(value: str | Path) -> bytes:
+    return os.fsencode(value) if isinstance(value, Path) else value.encode()
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from schema.layout import (
     ENV_INCARNATION,
     ENV_RUNNER,
     ENV_SESSION_NAME,
+    FOR_THE_LOADER,
+    FOR_THE_PROGRAM,
     SessionFolder,
 )
 from schema.rows import RunnerSettings
@@ -76,7 +78,7 @@ def build_spec(
 
     Raise ConfigError when the agent's own environment names a variable that is reserved or not one.
     """
-    environment = _environment(agent, session, runner, agent_env)
+    environment = _environment(agent, session, runner, agent_env, own_runner=bool(own_runner))
     spec = ContainerSpec(
         install_id=install_id,
         agent=agent,
@@ -155,15 +157,22 @@ def labels(spec: ContainerSpec) -> dict[str, str]:
     }
 
 
-def _environment(agent: str, session: str, runner: RunnerSettings, agent_env: Mapping[str, str]) -> dict[str, str]:
+def _environment(
+    agent: str, session: str, runner: RunnerSettings, agent_env: Mapping[str, str], *, own_runner: bool
+) -> dict[str, str]:
+    """Return the variables. A library for the agent's program is none for our runner: it could stop it, or change its clock."""
     for key, value in agent_env.items():
         where = f"agents.{agent}.env.{key}"
         if key.upper().startswith(_RESERVED):
             raise ConfigError(f"{where}: names with {_RESERVED} are the daemon's own.", hint="Rename that variable.")
         if not _ENV_NAME.match(key) or "\0" in value:
             raise ConfigError(f"{where} is not an environment variable.", hint="Use letters, digits and _; no NUL.")
+    given = {
+        f"{FOR_THE_PROGRAM}{key}" if key.startswith(FOR_THE_LOADER) and not own_runner else key: value
+        for key, value in agent_env.items()
+    }
     return {
-        **agent_env,
+        **given,
         ENV_RUNNER: json.dumps(asdict(runner), sort_keys=True, separators=(",", ":")),
         ENV_AGENT_NAME: agent,
         ENV_SESSION_NAME: session,

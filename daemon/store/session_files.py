@@ -16,6 +16,7 @@ from typing import Final
 from daemon.store.sent_files import SentStore
 from schema.bell import ring
 from schema.connect import make_whole, open_owner
+from schema.durable_files import make_folder
 from schema.errors import FileBusyError, StorageError, UnusableFileError
 from schema.file_pool import FilePool
 from schema.handles import Reader, Writer
@@ -55,9 +56,10 @@ class SessionFiles:
         UnusableFileError.
         """
         try:
-            for path in (self.folder.inbox, self.folder.outbox, self.folder.logs):
-                path.mkdir(parents=True, exist_ok=True)
-            # The container may run as another user; it reaches this folder only through its mounts.
+            # The container may run as another user; it reaches what is mounted through its mounts.
+            own = (self.folder.root.parent, self.folder.root, self.folder.logs)
+            for path in (*own, self.folder.inbox, self.folder.outbox):
+                make_folder(path, 0o700)
             self.folder.inbox.chmod(0o755)
             self.folder.outbox.chmod(0o755)
             self.folder.logs.chmod(0o700)

@@ -99,9 +99,9 @@ class Walk:
             agents = ""
             for table in (ECHO, obedient()):
                 runner = self.control.environment(library, RUNNER)
-                agents += (
-                    f"{table.rstrip()}\nenv = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in runner.items())} }}\n"
-                )
+                # As its own, because a library in `env` is loaded by the program alone.
+                own = json.dumps([sys.executable, "-I", "-X", "utf8", "-m", "container_runner"])
+                agents += f"{table.rstrip()}\nrunner = {own}\nenv = {{ {', '.join(f'{k} = {json.dumps(v)}' for k, v in runner.items())} }}\n"
             server = stack.enter_context(egress_story.model())
             key = self.folder / "model.key"
             key.write_text("a-key")

@@ -6,6 +6,7 @@ One daemon serves all tests of this file; each has sessions of its own, and the 
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,18 @@ from tests.support.agents import ECHO, command_agent, obedient
 from tests.support.daemon import RealDaemon, eventually
 
 AGENTS = ECHO + obedient() + obedient("impatient", timeout_s=0.5) + command_agent("lost", ("/no/such/program",))
+
+PAST = """
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int failed = syscall(SYS_clock_gettime, clock, now);
+    if (!failed && clock == CLOCK_REALTIME) now->tv_sec -= 2 * 86400;
+    return failed;
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +323,17 @@ def test_the_reload_command_says_whether_all_is_in_force(daemon: RealDaemon) -> 
     assert daemon.ask("hello", agent="echo", session="s") == {"text": "hello"}
     daemon.config.write_text(right, encoding="utf-8")  # the daemon is shared by these tests
     assert daemon.cli("reload").ok
+
+
+def test_an_agent_with_a_library_of_its_own_does_not_cost_its_runner_anything(
+    make_daemon: Make, tmp_path: Path
+) -> None:
+    """The library gives who loads it a clock of two days ago, as for tests of an agent: its claims looked stuck."""
+    source, library = tmp_path / "clock.c", tmp_path / "clock.so"
+    source.write_text(PAST, encoding="ascii")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True, timeout=60)
+    program = command_agent("past", ("/bin/sh", "-c", "cat >/dev/null; echo $LD_PRELOAD; sleep 4"))
+    daemon = make_daemon(program + f'env = {{LD_PRELOAD = "{library}"}}\n', sweep_keys="claim_stuck_s = 3.0")
+    daemon.start()
+    assert daemon.ask("hello", agent="past", session="s") == {"text": str(library)}
+    assert daemon.events("container_stuck") == []

@@ -77,6 +77,24 @@ def test_a_webhook_names_one_in_its_path(bus: RealDaemon, name: str) -> None:
     eventually("taken", lambda: bus.message("echo", name, f"hook-{NAMES.index(name)}")["status"] == "completed")
 
 
+def test_an_agent_starts_for_every_name_in_a_daemon_of_the_c_locale() -> None:
+    """Neither the daemon's locale nor the one that the agent is given decides how the runner reads its own variables."""
+    program = """
+[agents.greeter]
+provider = "command"
+command = ["/bin/sh", "-c", "cat >/dev/null; echo \\"$GREETING, $LANG\\""]
+env = {GREETING = "Gr\u00fc\u00dfe", LANG = "de_DE.ISO-8859-1"}
+"""
+    daemon = RealDaemon(ECHO + program)
+    daemon.environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    try:
+        daemon.start()
+        assert daemon.ask("hello", agent="echo", session=NAMES[2]) == {"text": "hello"}
+        assert daemon.ask("hello", agent="greeter", session=NAMES[2]) == {"text": "Gr\u00fc\u00dfe, de_DE.ISO-8859-1"}
+    finally:
+        daemon.close()
+
+
 def test_they_are_in_a_backup_and_come_back_without_the_registry(bus: RealDaemon, tmp_path: Path) -> None:
     before = {one["session"] for one in bus.cli("session", "list").result["sessions"]}
     assert before >= set(NAMES)

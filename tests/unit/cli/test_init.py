@@ -1,6 +1,7 @@
 """`clawbus init`, `config check` and what `run` checks before the daemon starts."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -192,3 +193,16 @@ class TestGuard:
 
 def test_the_envelope_names_the_command(cli: CommandLine) -> None:
     assert json.loads(cli("config", "check").out)["command"] == "config check"
+
+
+def test_a_umask_that_takes_the_owner_s_rights_does_not_count(fresh: tuple[Path, Run]) -> None:
+    folder, run = fresh
+    before = os.umask(0o277)
+    try:
+        data = Path(run("init", "--runtime", "process").result["config"]).with_name("clawbus-data")
+        mask = os.umask(0o077)
+    finally:
+        os.umask(before)
+    assert mask == 0o077
+    assert data.parent == folder
+    assert data.stat().st_mode & 0o777 == 0o700

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daemon.maintenance.folder_files import Copied, copy_file, copy_tree
+from schema.errors import StorageError
 from tests.support.nest import nest
 
 FEW = 20
@@ -84,3 +87,26 @@ def test_a_link_in_the_tree_s_own_place_is_named_and_an_absent_tree_is_none(sour
     (source / "link").symlink_to("/etc")
     assert copied(source / "link", tmp_path) == ([], ["out"])
     assert copied(source / "nothing", tmp_path) == ([], [])
+
+
+@pytest.mark.parametrize("call", ["open", "scandir"])
+@pytest.mark.parametrize(("number", "raises"), [(errno.EMFILE, True), (errno.ENFILE, True), (errno.EIO, False)])
+def test_what_this_process_cannot_open_now_is_not_left_out_and_what_cannot_be_read_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, raises: bool
+) -> None:
+    """Too many open files: a backup without the rest of the tree would look complete."""
+    (source / "folder").mkdir()
+    (source / "folder" / "file").touch()
+    real: Any = getattr(os, call)
+
+    def fails(what: Any, *args: Any, **more: Any) -> Any:
+        if what == "file" or (call == "scandir" and os.path.realpath(f"/proc/self/fd/{what}").endswith("/folder")):
+            raise OSError(number, os.strerror(number))
+        return real(what, *args, **more)
+
+    monkeypatch.setattr(os, call, fails)
+    if raises:
+        with pytest.raises(StorageError, match=r"out/folder.*: Too many open files"):
+            copied(source, tmp_path)
+    else:
+        assert copied(source, tmp_path) == ([], ["out/folder/file" if call == "open" else "out/folder/*"])

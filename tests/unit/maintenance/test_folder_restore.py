@@ -1,5 +1,7 @@
 """Putting a backup of a whole data folder in place of what is there."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -7,8 +9,9 @@ from typing import Final
 import pytest
 
 from daemon.core.errors import DataFolderError
-from daemon.maintenance.folder_backup import FolderLimits, back_up_folder
-from daemon.maintenance.folder_restore import restore_folder
+from daemon.core.repair_errors import BackupNotVerifiedError, RestoreRefusedError
+from daemon.maintenance.folder_backup import MANIFEST, FolderLimits, back_up_folder
+from daemon.maintenance.folder_restore import read_manifest, restore_folder
 from daemon.store.data_folder import DataFolder
 from daemon.store.mailbox import Mailbox, NewEntry
 from daemon.store.registry import Registry
@@ -86,3 +89,61 @@ def test_an_answer_that_arrives_during_a_backup_is_in_its_mailbox(tmp_path: Path
         back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, arrives, owner=True)
     assert arrived
     assert [one.cursor for one in Mailbox(backup / "mailbox.db").read("cli", 0, 10)] == arrived
+
+
+AGENT: Final = 65_532  # a container's user
+ITS_FOLDERS: Final = ("agents/a/memory", "agents/a/empty", "sessions/a/s/home/.ssh", "sessions/a/s/out/outbox", "sessions/a/s/out/outbox/m1")  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other users")
+@pytest.mark.parametrize("older", [False, True])
+def test_an_agent_can_go_on_writing_in_its_folders(tmp_path: Path, older: bool) -> None:
+    """The container's user is not the daemon's: what root restores must belong to it again."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        SessionFiles(folder.sessions_dir / "a" / "s", ReadLimits()).create()
+        for name in ITS_FOLDERS:
+            (data / name).mkdir(parents=True, exist_ok=True)
+            if name != "agents/a/empty":
+                (data / name / "file").touch()
+                os.chown(data / name / "file", AGENT, AGENT)
+            os.chown(data / name, AGENT, AGENT)
+        (data / "sessions/a/s/home/.ssh").chmod(0o700)
+        (data / "agents/a/memory/of-root").touch()
+        (data / "agents/a/lib").mkdir()
+        (data / "agents/a/lib/program").touch()
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    if older:
+        manifest = json.loads((backup / MANIFEST).read_text(encoding="utf-8"))
+        del manifest["folders"]
+        (backup / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    restore_folder(backup, data, NOW, silent, replace=True)
+    found = {name: (data / name).stat().st_uid for name in ITS_FOLDERS if (data / name).exists()}
+    assert found == dict.fromkeys([name for name in ITS_FOLDERS if name != "agents/a/empty" or not older], AGENT)
+    assert (data / "agents/a/lib").stat().st_uid == 0
+    assert older or (data / "sessions/a/s/home/.ssh").stat().st_mode & 0o777 == 0o700
+
+
+def test_an_answers_file_that_is_not_copied_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        for session in ("large", "link"):
+            SessionFiles(folder.sessions_dir / "a" / session, ReadLimits()).create()
+        with (folder.sessions_dir / "a/large/out/outbound.db").open("wb") as file:
+            file.truncate(3 * ReadLimits().max_file_bytes)
+        (folder.sessions_dir / "a/link/out/outbound.db").symlink_to("/etc/passwd")
+        found = back_up_folder(
+            data, tmp_path / "backup", FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True
+        )
+    assert sorted(found.left_out) == ["sessions/a/large/out/outbound.db", "sessions/a/link/out/outbound.db"]
+
+
+def test_a_manifest_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "backup").mkdir()
+    with pytest.raises(RestoreRefusedError, match=f"it has no {MANIFEST}"):
+        read_manifest(tmp_path / "backup")
+    (tmp_path / "backup" / MANIFEST).symlink_to(MANIFEST)
+    with pytest.raises(BackupNotVerifiedError, match="cannot be read: Too many levels"):
+        read_manifest(tmp_path / "backup")

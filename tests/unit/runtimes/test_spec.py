@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from container_runner.providers.program import program_environment
 from daemon.core.errors import ConfigError
 from daemon.runtimes.protocol import ContainerSpec, Limits
 from daemon.runtimes.spec import LABEL_INCARNATION, build_spec, container_name, labels
@@ -62,6 +63,15 @@ def test_the_incarnation_is_not_in_the_fingerprint_nor_in_the_name() -> None:
     first, second = make(incarnation="01J1"), make(incarnation="01J2")
     assert (first.fingerprint, first.name) == (second.fingerprint, second.name)
     assert labels(first)[LABEL_INCARNATION] != labels(second)[LABEL_INCARNATION]
+
+
+def test_a_library_for_the_program_is_not_loaded_by_our_runner() -> None:
+    """It could stop the runner, or give it another time than the host's."""
+    given = {"LD_PRELOAD": "/workspace/agent/time.so", "TOKEN": "t"}
+    environment = make(agent_env=given).environment
+    assert "LD_PRELOAD" not in environment
+    assert given.items() <= program_environment(environment, "/opt/clawbus/venv").items()
+    assert given.items() <= make(agent_env=given, own_runner=("/own",)).environment.items()
 
 
 def test_the_fingerprint_does_not_depend_on_the_order_of_the_environment() -> None:

@@ -127,7 +127,12 @@ def test_the_rights_of_what_is_made_do_not_depend_on_the_umask(tmp_path: Path, m
             "central.db",
             "mailbox.db",
             "install-id",
+            "sessions/a",
+            "sessions/a/s",
+            "sessions/a/s/in",
             "sessions/a/s/in/inbound.db",
+            "sessions/a/s/logs",
+            "sessions/a/s/out",
             "sessions/a/s/out/outbound.db",
         )
     }
@@ -135,7 +140,12 @@ def test_the_rights_of_what_is_made_do_not_depend_on_the_umask(tmp_path: Path, m
         "central.db": "0o600",
         "mailbox.db": "0o600",
         "install-id": "0o600",
+        "sessions/a": "0o700",
+        "sessions/a/s": "0o700",
+        "sessions/a/s/in": "0o755",
         "sessions/a/s/in/inbound.db": "0o644",
+        "sessions/a/s/logs": "0o700",
+        "sessions/a/s/out": "0o755",
         "sessions/a/s/out/outbound.db": "0o644",
     }
     with open_reader(one.folder.inbound_db) as db:
