@@ -72,3 +72,15 @@ def test_all_failing_answers_are_not_all_where_a_session_cannot_be_read(cli: Com
     assert (answer.code, answer.envelope["error"]["code"]) == (1, "ANSWERS_NOT_EXAMINED")
     assert "echo/two could not be read" in answer.envelope["error"]["message"]
     assert [one["session"] for one in answer.envelope["result"]["done"]] == ["one"]
+
+
+def test_all_failing_answers_are_all_however_many(cli: CommandLine, folder: Path) -> None:
+    session = SessionWorld(folder / "sessions" / "echo" / "one")
+    session.change(
+        "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1100)"
+        " INSERT INTO delivery_attempts(message_out_id, seq, destination, state, attempts, first_at, source)"
+        " SELECT 'more-' || i, 10 + 2 * i, 'local\x1fx' || i || '\x1f', 'retrying', 3, ?, 'agent' FROM n",
+        (NOW,),
+    )
+    answer = cli("delivery", "retry", "--all", "--session", "echo/one")
+    assert (answer.code, len(answer.result["done"])) == (0, 1101)
