@@ -217,6 +217,17 @@ def test_a_journal_that_is_not_there_is_a_refusal(cli: CommandLine, monkeypatch:
     assert "Leave --journal out" in said.envelope["fix"]
 
 
+def test_a_journal_with_many_complaints_is_read_to_its_end(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "journalctl"
+    entry = '{"MESSAGE": "{\\"event\\": \\"swept\\", \\"level\\": \\"info\\"}"}'
+    program.write_text(f"#!/bin/sh\ntimeout 20 head -c 300000 /dev/zero >&2 || exit 3\ncat <<'EOF'\n{entry}\nEOF\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(journal, "PROGRAM", str(program))
+    assert list(journal.follow_entries("clawbus"))
+
+
 def test_a_journal_that_refuses_says_why(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "journalctl"
     program.write_text("#!/bin/sh\necho 'No journal files were opened due to insufficient permissions.' >&2\nexit 1\n")
