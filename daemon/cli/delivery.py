@@ -23,6 +23,7 @@ from daemon.cli.operator import (
     user,
 )
 from daemon.core.clock import SystemClock
+from daemon.core.command_words import one_word
 from daemon.core.message_verbs import DropAnswer, RetryAnswer
 from daemon.core.printable import counted
 from schema.rows import DeliveryState
@@ -176,7 +177,7 @@ def _find(invocation: Invocation, answer: str) -> tuple[str, str]:
 def _typed(answer: Mapping[str, Any]) -> str:
     import shlex  # noqa: PLC0415
 
-    return f"{shlex.quote(answer['id'])} --session {answer['agent']}/{answer['session']}"
+    return f"{shlex.quote(answer['id'])} --session {one_word(answer['agent'], answer['session'])}"
 
 
 def _show(console: Console, report: Mapping[str, Any]) -> None:

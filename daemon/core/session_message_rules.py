@@ -31,7 +31,7 @@ def held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )
     return finding(
         one, "HELD_BACK", "Messages wait for an earlier one of their session, which will be tried again later.", evidence,
-        f"clawbus message retry {shlex.quote(one.holder)} --session {one.name}",
+        f"clawbus message retry {shlex.quote(one.holder)} --session {one_word(one.agent, one.session)}",
     )  # fmt: skip
 
 
@@ -157,9 +157,9 @@ def answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if one.retrying > 1:
         evidence.append(f"{counted(one.retrying - 1, 'other answer keeps', 'other answers keep')} failing too.")
     evidence.append("Repair the receiver and retry it; or give it up with `clawbus delivery drop`.")
-    command = f"clawbus delivery retry {shlex.quote(worst['id'])} --session {one.name}"
-    drop = Choice("to give it up", f"clawbus delivery drop {shlex.quote(worst['id'])} --session {one_word(one.agent, one.session)}"
-                  " --reason 'its receiver is gone'")  # fmt: skip
+    which = f"{shlex.quote(worst['id'])} --session {one_word(one.agent, one.session)}"
+    command = f"clawbus delivery retry {which}"
+    drop = Choice("to give it up", f"clawbus delivery drop {which} --reason 'its receiver is gone'")
     return finding(one, "ANSWER_RETRYING", "An answer keeps failing.", evidence, command, choices=(drop,))
 
 
