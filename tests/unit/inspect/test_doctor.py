@@ -364,6 +364,20 @@ def test_an_answer_that_keeps_failing_is_named_with_what_waits_behind_it(world: 
     assert world.look().healthy, "one failure is no news"
 
 
+def test_an_answer_for_a_channel_that_is_gone_is_not_told_to_be_retried(world: ForensicWorld) -> None:
+    world.session().change(
+        "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at, next_attempt_at, attempts,"
+        " last_error_code, last_error) VALUES ('a1', 1, 'web\x1fhook\x1f', 'retrying', ?, ?, 7, 'NO_CHANNEL', 'none')",
+        (NOW, NOW + HOUR),
+    )
+    found = one(world, "ANSWER_RETRYING")
+    assert found.command == "clawbus channel list"
+    assert [choice.command for choice in found.choices] == [
+        "clawbus delivery retry a1 --session a/s",
+        "clawbus delivery drop a1 --session a/s --reason 'its channel is gone'",
+    ]
+
+
 def test_answers_of_a_restored_file_are_known_by_their_receipts(world: ForensicWorld) -> None:
     session = world.session()
     session.say("a1", in_reply_to="m1")
