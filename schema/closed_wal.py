@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from schema.connect import open_foreign_reader
+from schema.copy_folder import copy_folder
 from schema.errors import FileBusyError, StorageError
 from schema.handles import Reader
 from schema.lockfree import Patience, read_unlocked
@@ -49,7 +50,7 @@ def read_closed(path: Path, work: Callable[[Reader], T]) -> T | None:
 def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
     """Read a file whose program died, with what its `-wal` holds, from copies of both."""
     pair = [path, path.with_name(f"{path.name}-wal")]
-    with tempfile.TemporaryDirectory(prefix="clawbus-") as folder:
+    with copy_folder() as folder:
         try:
             before = [_mark(one) for one in pair]
             if shutil.disk_usage(folder).free < sum(size for size, _ in before) * 2:
@@ -58,12 +59,12 @@ def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
                     hint="Set TMPDIR to a folder with more than twice as much room.",
                 )
             for one in pair:
-                shutil.copyfile(one, Path(folder) / one.name)
+                shutil.copyfile(one, folder / one.name)
             if [_mark(one) for one in pair] != before:
                 raise FileMovedError(f"{path.name} was written to while it was copied.")
         except OSError as error:
             raise host_error(error, f"{path.name} cannot be copied") from error
-        with open_foreign_reader(Path(folder) / path.name) as reader:
+        with open_foreign_reader(folder / path.name) as reader:
             return work(reader)
 
 

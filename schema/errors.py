@@ -5,15 +5,22 @@ Every error carries a stable `code` and a `hint`: the operator's next step. `dae
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Final
 
-from schema.layout import CENTRAL_DB
+from schema.layout import CENTRAL_DB, MAILBOX_DB
 
 _REGISTRY_HINT: Final = (
     "In the data folder: `mv central.db central.db.broken`, and `clawbus serve` if no daemon runs. It is rebuilt from the"
     " session folders, which stay where they are."
 )
+_MAILBOX_HINT: Final = (
+    "In the data folder: `mv mailbox.db mailbox.db.broken`, and `clawbus serve` if no daemon runs. A new one is made; the old"
+    " one keeps the answers that no client has fetched."
+)
+_HINTS: Final[Mapping[str, str]] = MappingProxyType({CENTRAL_DB: _REGISTRY_HINT, MAILBOX_DB: _MAILBOX_HINT})
 
 
 class ClawbusError(Exception):
@@ -99,8 +106,8 @@ class UnusableFileError(StorageError):
 
     @classmethod
     def of(cls, name: str, message: str) -> UnusableFileError:
-        """Return the error for this file name: of the host's files only the registry can be rebuilt."""
-        return cls(message, hint=_REGISTRY_HINT if name == CENTRAL_DB else None)
+        """Return the error for this file name: a session's file is told apart from the data folder's, which are made anew."""
+        return cls(message, hint=_HINTS.get(name))
 
 
 class ReadDeadlineError(ClawbusError):

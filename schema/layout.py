@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 CENTRAL_DB: Final = "central.db"  # beside the session folders: the registry
+MAILBOX_DB: Final = "mailbox.db"  # there too: answers on the channel `local`
 INBOUND_DB: Final = "inbound.db"
 OUTBOUND_DB: Final = "outbound.db"
 HEARTBEAT: Final = ".heartbeat"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from schema.connect import open_memory_reader, open_still_reader
+from schema.copy_folder import copy_folder
 from schema.errors import FileBusyError, StorageError
 from schema.handles import Reader
 from schema.stamp import FileMovedError, Stamp, StrandedJournalError, check_stamp, copy_stamped, take_stamp
@@ -131,13 +132,13 @@ def _copied(descriptor: int, path: Path, stamp: Stamp, patience: Patience) -> Ge
         with open_memory_reader(data, path) as reader:
             yield reader
         return
-    with tempfile.TemporaryDirectory(prefix="clawbus-") as folder:
+    with copy_folder() as folder:
         if shutil.disk_usage(folder).free < stamp.size * 2:
             raise StorageError(
                 f"{path.name} has {stamp.size} bytes, and {tempfile.gettempdir()} has no room to copy it.",
                 hint="Set TMPDIR to a folder with more than twice as much room.",
             )
-        copy = Path(folder) / path.name
+        copy = folder / path.name
         target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             copy_stamped(descriptor, path, target, stamp)

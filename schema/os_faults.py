@@ -119,7 +119,7 @@ def passes(error: BaseException) -> bool:
     """Return whether the operation may succeed later: the host lacks a resource, or a disk fails for a moment."""
     if isinstance(error, RuntimeError):
         return _THREADS in str(error)
-    return isinstance(error, HostTroubleError) or (isinstance(error, OSError) and error.errno in _PASSING)
+    return isinstance(error, HostTroubleError | MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def is_exhausted(number: int | None) -> bool:

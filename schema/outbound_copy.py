@@ -13,9 +13,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, TypeVar
 
+from schema.copy_folder import copy_folder
 from schema.errors import ReadRaceError, StorageError
 from schema.handles import Reader
 from schema.layout import OUTBOUND_DB
@@ -104,21 +106,19 @@ def _read_copy(guard: int, path: Path, stamp: Stamp, limits: ReadLimits) -> Read
 
 def _large(guard: int, path: Path, stamp: Stamp, limits: ReadLimits) -> Reader | None:
     """Copy to a temporary file and open that. The file is unlinked before this returns, so that nothing is left behind."""
-    try:
-        made = tempfile.mkdtemp(prefix="clawbus-")
-    except OSError as error:
-        raise host_error(error, f"{OUTBOUND_DB} cannot be copied") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(copy_folder())
+        except OSError as error:
+            raise host_error(error, f"{OUTBOUND_DB} cannot be copied") from error
         if shutil.disk_usage(made).free < 2 * stamp.size:
             raise StorageError(
                 f"{OUTBOUND_DB} has {stamp.size} bytes, and {tempfile.gettempdir()} has no room to copy it.",
                 hint="Set TMPDIR to a folder with more than twice as much room.",
             )
-        copy = Path(made) / OUTBOUND_DB
+        copy = made / OUTBOUND_DB
         _write_copy(guard, path, copy, stamp)
         return open_outbound_reader(copy.parent, limits)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _write_copy(guard: int, path: Path, copy: Path, stamp: Stamp) -> None:

@@ -16,6 +16,7 @@ from daemon.channels.local import LocalChannel
 from daemon.channels.protocol import Accepted, Incoming, PlaceMessage, Routed
 from daemon.config.models import Config
 from daemon.config.policies import read_limits
+from daemon.core.answer_place import check_channel
 from daemon.core.clock import Clock
 from daemon.core.command_words import two_words
 from daemon.core.errors import NoAnswerError, UnknownSessionError
@@ -62,7 +63,9 @@ class DaemonOperations:
         self._live = live
 
     async def accept(self, incoming: Incoming) -> Accepted:
-        """See Ingress.accept."""
+        """See Ingress.accept. Raise MessageError, too, where the answer is to go to a channel that does not exist."""
+        if incoming.address is not None:
+            check_channel(incoming.address.channel_type, self._router.channels)
         return await self._router(incoming)
 
     @property

@@ -26,7 +26,7 @@ from daemon.cli.output import Output, OutputLostError, progress
 from daemon.cli.same_place import operand
 from daemon.cli.standard_input import read_lines
 from daemon.core.clock import SystemClock
-from daemon.core.errors import ContentError, RemoteError
+from daemon.core.errors import ContentError, NoAnswerError, RemoteError, UnknownSessionError
 from daemon.core.printable import counted
 from schema.errors import ClawbusError
 from schema.ids import new_id
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _POLL_S: Final = 25.0
 _END_S: Final = 5.0
+_NEVER: Final = (NoAnswerError.code, UnknownSessionError.code)  # what says that a message will get no answer
+_ASK_S: Final = 0.1  # the daemon answers a wait of no time at all without a look at the message
 _PROMPT: Final = "you> "
 _CLEAR: Final = "\r\x1b[K"  # the line with the prompt
 
@@ -90,6 +92,10 @@ def chat(
         return Outcome(result, problem=problem, next_actions=later)
     if talk.interrupted:
         return Outcome(result, problem=interrupted(f"interrupted; {ended}."), exit_code=INTERRUPTED, next_actions=later)
+    if open_ids and talk.silent.keys() >= set(open_ids):
+        why = talk.silent[open_ids[0]]
+        message = f"{len(open_ids)} of {len(talk.sent)} messages get no answer: {why}"
+        return Outcome(result, problem=Problem(NoAnswerError.code, message, why.hint), next_actions=later)
     if open_ids:
         message = f"{len(open_ids)} of {len(talk.sent)} messages have no answer yet; all are accepted."
         problem = Problem("NO_ANSWER_YET", message, "Read the mailbox later.")
@@ -114,12 +120,13 @@ class _Talk:
         self._questions: list[str] = []  # open ones; the next line answers the oldest
         self.sent: dict[str, str] = {}
         self.accepted: set[str] = set()
+        self.silent: dict[str, RemoteError] = {}  # messages that will get no answer, each with the reason
         self.interrupted = False
         self.failure: ClawbusError | None = None
         self.lost: OutputLostError | None = None
 
     def run(self, wait_s: float) -> None:
-        """Run until the input ends. Then wait until everything is answered, `wait_s` seconds have passed or a call fails."""
+        """Run until the input ends. Then wait until nothing more will be answered, `wait_s` seconds have passed or a call fails."""
         with self._invocation.client() as client:
             client.live()  # report a daemon that is down before the first line is typed
         listener = self._invocation.client()
@@ -135,8 +142,7 @@ class _Talk:
                         self.sent[identity] = line
                     client.accept(self._message(identity, line))
                     self.accepted.add(identity)
-            with self._changed:
-                self._changed.wait_for(lambda: self.failure is not None or not self._open(), wait_s)
+                self._await_answers(client, wait_s)
         except ClawbusError as error:
             self.failure = self.failure or error
         except KeyboardInterrupt:
@@ -145,6 +151,30 @@ class _Talk:
             self._ended = True
             listener.close()  # it may be in a long poll
             thread.join(_END_S)
+
+    def _await_answers(self, client: ControlClient, wait_s: float) -> None:
+        """Wait for what is open, and ask the daemon once in a while whether an answer may still come."""
+        clock = SystemClock()
+        until = clock.monotonic() + wait_s
+        while (left := until - clock.monotonic()) > 0:
+            with self._changed:
+                if self._changed.wait_for(self._over, min(left, LOOK_S)):
+                    return
+                waiting = [one for one in self._open() if one not in self.silent]
+            for identity in waiting:
+                try:
+                    answered = client.wait_reply(self._agent, self._session, identity, _ASK_S) is not None
+                except RemoteError as error:
+                    if error.remote_code not in _NEVER:
+                        break
+                    self.silent[identity] = error
+                else:
+                    if not answered:
+                        break  # one that may come is enough to wait for
+
+    def _over(self) -> bool:
+        """Return whether there is nothing to wait for. Call it with `_changed`."""
+        return self.failure is not None or self.silent.keys() >= set(self._open())
 
     def _answers_question(self, client: ControlClient, line: str) -> bool:
         """Send the line as the answer to the oldest open question, if there is one. Return whether that was its use."""

@@ -23,6 +23,7 @@ from daemon.cli.operator import (
     user,
 )
 from daemon.core.clock import SystemClock
+from daemon.core.command_words import one_word
 from daemon.core.message_verbs import DropAnswer, RetryAnswer
 from daemon.core.printable import counted
 from schema.rows import DeliveryState
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from daemon.inspect.answer_reading import AnswersWanted
 
-_ALL: Final = 1000
+_ALL: Final = 10**9  # every one
 AnswerState = Literal["queued", "scheduled", "intended", "retrying"]
 
 Answers = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids that `delivery list` shows.")]
@@ -146,10 +147,9 @@ def _repair(
         scope = pair(session, None) if session is not None else None
         chosen = [(scope, one) for one in answers]
     else:
-        report = _report(invocation, session, _ALL, _wanted())
+        report = _report(invocation, session, _ALL, _wanted(state=DeliveryState.RETRYING.value))
         missed = not_examined(report, "Answers")
-        failing = [one for one in report["answers"] if one["state"] == DeliveryState.RETRYING]
-        chosen = [((one["agent"], one["session"]), one["id"]) for one in failing]
+        chosen = [((one["agent"], one["session"]), one["id"]) for one in report["answers"]]
     done, refused, problem = carry_out(
         invocation,
         lambda key, answer: verb(*key, by=user(), reason=reason, id=answer),
@@ -177,7 +177,7 @@ def _find(invocation: Invocation, answer: str) -> tuple[str, str]:
 def _typed(answer: Mapping[str, Any]) -> str:
     import shlex  # noqa: PLC0415
 
-    return f"{shlex.quote(answer['id'])} --session {answer['agent']}/{answer['session']}"
+    return f"{shlex.quote(answer['id'])} --session {one_word(answer['agent'], answer['session'])}"
 
 
 def _show(console: Console, report: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from daemon.cli.command import add
 from daemon.cli.envelope import NextAction, Outcome, Problem
 from daemon.cli.invocation import Invocation
+from schema.durable_files import write_new_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +42,9 @@ provider = "echo"
 # command = ["python3", "helper.py"]
 # timeout_s = 600.0
 """
+
+# What link(2) says on a file system without hard links.
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def register(app: typer.Typer) -> None:
@@ -84,20 +89,42 @@ def init(invocation: Invocation, runtime: RuntimeOption = "docker") -> Outcome:
 
 
 def _write(file: Path, text: str, data: Path) -> Problem | None:
+    """Make the data folder, then the file: what fails or is killed on the way can be repeated."""
     try:
+        if os.path.lexists(file):
+            return _exists(file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        # O_EXCL: two inits at once, or a link, cannot overwrite either.
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_whole(file, text)
     except FileExistsError as error:
-        fix = "Use it as it is, move it away, or name another one with --config."
-        return Problem("EXISTS", f"{error.filename} exists; nothing was overwritten.", fix)
+        return _exists(error.filename)
     except OSError as error:
         fix = "Choose a place that you may write, with --config and --data."
         return Problem("NOT_WRITABLE", f"{error.filename}: {error.strerror}.", fix)
     return None
+
+
+def _exists(path: Path | str) -> Problem:
+    fix = "Use it as it is, move it away, or name another one with --config."
+    return Problem("EXISTS", f"{path} exists; nothing was overwritten.", fix)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write the file under another name, then give it its own. Raise FileExistsError if something has it."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        write_new_file(draft, text.encode(), 0o644)
+        try:
+            os.link(draft, file)  # unlike a rename, it never replaces a file
+        except FileExistsError as error:
+            raise FileExistsError(error.errno, error.strerror, str(file)) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS or os.path.lexists(file):
+                raise
+            draft.rename(file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _toml_path(data: Path, base: Path) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import IO, Final, cast
 
 from daemon.core.errors import JournalError
 from daemon.logs.journal_line import read_entry
 from daemon.logs.render import json_line
 
 PROGRAM: Final = "journalctl"
+_KEPT: Final = 4096  # bytes of what it says on standard error
+_END_S: Final = 2.0
 
 
 def last_entries(unit: str, count: int, wanted: Callable[[bytes], bool]) -> list[bytes]:
@@ -46,6 +50,26 @@ def _event(line: bytes) -> bytes | None:
     return json_line(event).rstrip(b"\n") if event is not None else None
 
 
+class _Complaints:
+    """What a program writes to standard error: read to the end, so that it never waits for a reader, and kept in part."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._kept = b""
+        self._reader = threading.Thread(target=self._read, name="journalctl-errors", daemon=True)
+        self._reader.start()
+
+    def end(self) -> str:
+        """Return the beginning of it as text. Call it when the program has ended."""
+        self._reader.join(_END_S)  # a child of the program may hold the stream
+        return self._kept.decode("utf-8", "replace").strip().rstrip(".")
+
+    def _read(self) -> None:
+        with self._stream:
+            while piece := os.read(self._stream.fileno(), _KEPT):
+                self._kept += piece[: _KEPT - len(self._kept)]
+
+
 @contextmanager
 def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
     """Run journalctl and give its events as JSON lines. Terminate it if the caller stops before the end."""
@@ -58,6 +82,7 @@ def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
         raise JournalError(f"{PROGRAM} cannot be started: {error.strerror}.") from error
     assert process.stdout is not None
     assert process.stderr is not None
+    complaints = _Complaints(process.stderr)
     ended = False
     try:
         yield (event for line in process.stdout if (event := _event(line)) is not None)
@@ -67,8 +92,7 @@ def _lines(unit: str, *options: str) -> Generator[Iterator[bytes]]:
         process.stdout.close()
         if not whole:
             process.terminate()
-        complaint = process.stderr.read(4096).decode("utf-8", "replace").strip().rstrip(".")
-        process.stderr.close()
         code = process.wait()
+        complaint = complaints.end()
     if whole and code != 0:
         raise JournalError(f"{PROGRAM} failed: {complaint or f'exit code {code}'}.")

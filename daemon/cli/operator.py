@@ -59,7 +59,8 @@ def user() -> str:
         name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         name = f"uid {os.getuid()}"
-    before = os.environ.get("SUDO_USER")
+    # Anybody can set this variable, to bytes that no history can hold, too.
+    before = os.environ.get("SUDO_USER", "").encode("utf-8", "backslashreplace").decode()
     return f"{name} (sudo by {before[:64]})" if before else name
 
 

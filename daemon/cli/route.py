@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
@@ -142,7 +143,8 @@ def add_(
     if pattern is not None:
         keys["pattern"] = pattern
     done = execute(invocation, AddRoute(by=user(), reason=reason, keys=keys))
-    steps = (NextAction(f"clawbus route test --channel {channel} --place='{place}' hello", "see what an event does"),)
+    event = shlex.join(["--channel", channel, f"--place={place}", "hello"])
+    steps = (NextAction(f"clawbus route test {event}", "see what an event does"),)
     return Outcome(done, lambda console: _say(console, f"added {name}"), steps)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
+from daemon.core.destinations import AGENT_CHANNEL
 from daemon.core.errors import MessageError
 from schema.rows import Address
 
@@ -14,6 +16,16 @@ MAX_NAME: Final = 200  # characters of a mailbox's name
 def is_mailbox_name(name: str) -> bool:
     """Return whether a mailbox may have this name: 1 to MAX_NAME printable characters."""
     return 1 <= len(name) <= MAX_NAME and name.isprintable()
+
+
+def check_channel(name: str, known: Collection[str]) -> None:
+    """Raise MessageError unless a channel of this name is configured: it would keep the answer until somebody adds one."""
+    if name not in known and name != AGENT_CHANNEL:
+        there = ", ".join(sorted(known)) or "none"
+        raise MessageError(
+            f"no channel {name[:MAX_NAME]!r} is configured (known: {there}).",
+            hint="Name one that `clawbus channel list` lists.",
+        )
 
 
 def check_address(address: Address) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,15 +60,16 @@ def _merged(same: Sequence[Diagnosis]) -> Diagnosis:
     """Return one diagnosis for dead letters of one code in several sessions; its commands are for all letters of that code."""
     first, number = same[0], sum(one.number for one in same)
     code = first.died_of
+    quoted = shlex.quote(str(code))
     evidence = [f"{one.agent}/{one.session}: {one.evidence[-1]}" for one in same[:_TOLD]]
     if len(same) > _TOLD:
-        evidence.append(f"and {len(same) - _TOLD} more sessions: `clawbus dead list --code {code}`")
-    every = f"--all --code {code}"
+        evidence.append(f"and {len(same) - _TOLD} more sessions: `clawbus dead list --code {quoted}`")
+    every = f"--all --code {quoted}"
     return replace(
         first,
         summary=f"{counted(number, 'dead letter', 'dead letters')} of {len(same)} sessions, the newest of each with {code}.",
         evidence=tuple(evidence),
-        command=f"clawbus dead list --code {code}",
+        command=f"clawbus dead list --code {quoted}",
         agent=None,
         session=None,
         number=number,

@@ -14,7 +14,7 @@ from daemon.core.facts import DaemonState, HostFacts, Limit
 from daemon.core.host_repairs import BACKUPS, exhausted_repair, restart_choice, storage_repair, unlocking
 from daemon.core.printable import room
 from schema.errors import HostTroubleError, UnusableFileError
-from schema.instants import to_text
+from schema.instants import file_stamp, to_text
 
 CLOCK_SLACK_MS: Final = 60_000
 TOO_NEW: Final = "SCHEMA_TOO_NEW"
@@ -103,7 +103,7 @@ def _file_unreadable(host: HostFacts) -> Diagnosis | None:
         # A lock or a failing disk: the file itself may be intact.
         return _passing(host, "DATA_UNREADABLE", summary, errors, "mailbox.db")
     evidence = (*errors, "The file that the command moves away keeps the answers that no client has fetched.")
-    return Diagnosis("DATA_UNREADABLE", summary, evidence, f"mv {path} {path}.broken{_then_start(host)}")
+    return Diagnosis("DATA_UNREADABLE", summary, evidence, f"{_move_away(host, path)}{_then_start(host)}")
 
 
 def _passing(host: HostFacts, code: str, summary: str, errors: tuple[str, ...], file: str | None = None) -> Diagnosis:
@@ -122,6 +122,11 @@ def _locked(host: HostFacts) -> Diagnosis | None:
         return None
     summary = "Another process keeps the daemon from writing one of its files."
     return Diagnosis("FILE_LOCKED", summary, held.evidence, held.command)
+
+
+def _move_away(host: HostFacts, path: str) -> str:
+    """Return the command that keeps a broken file under a name that no earlier one has."""
+    return f"mv {shlex.quote(path)} {shlex.quote(f'{path}.broken-{file_stamp(host.now)}')}"
 
 
 def _then_start(host: HostFacts) -> str:
@@ -152,7 +157,7 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
         summary = "central.db cannot be read now; the daemon keeps trying."
         return _passing(host, "REGISTRY_UNREADABLE", summary, (host.registry_error,), "central.db")
     # The daemon rebuilds the registry from the session files, which are authoritative.
-    command = f"mv {path} {path}.broken" + (f" && {host.start}" if host.daemon is DaemonState.DOWN else "")
+    command = f"{_move_away(host, path)}{_then_start(host)}"
     return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
 
 

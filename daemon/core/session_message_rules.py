@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from daemon.core.command_words import one_word
+from daemon.core.delivery_plan import Reason
 from daemon.core.diagnosis import Choice, Diagnosis, span
 from daemon.core.facts import DaemonState, HostFacts, SessionFacts
 from daemon.core.host_rules import disk_full
@@ -31,7 +33,7 @@ def held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )
     return finding(
         one, "HELD_BACK", "Messages wait for an earlier one of their session, which will be tried again later.", evidence,
-        f"clawbus message retry {shlex.quote(one.holder)} --session {one.name}",
+        f"clawbus message retry {shlex.quote(one.holder)} --session {one_word(one.agent, one.session)}",
     )  # fmt: skip
 
 
@@ -156,11 +158,25 @@ def answer_retrying(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         evidence.append(f"{counted(behind, 'later answer waits', 'later answers wait')} behind it.")
     if one.retrying > 1:
         evidence.append(f"{counted(one.retrying - 1, 'other answer keeps', 'other answers keep')} failing too.")
+    if worst["code"] == Reason.NO_CHANNEL:
+        return _without_channel(one, evidence, worst["id"])
     evidence.append("Repair the receiver and retry it; or give it up with `clawbus delivery drop`.")
-    command = f"clawbus delivery retry {shlex.quote(worst['id'])} --session {one.name}"
-    drop = Choice("to give it up", f"clawbus delivery drop {shlex.quote(worst['id'])} --session {one_word(one.agent, one.session)}"
-                  " --reason 'its receiver is gone'")  # fmt: skip
+    which = f"{shlex.quote(worst['id'])} --session {one_word(one.agent, one.session)}"
+    command = f"clawbus delivery retry {which}"
+    drop = Choice("to give it up", f"clawbus delivery drop {which} --reason 'its receiver is gone'")
     return finding(one, "ANSWER_RETRYING", "An answer keeps failing.", evidence, command, choices=(drop,))
+
+
+def _without_channel(one: SessionFacts, evidence: Sequence[str], answer: str) -> Diagnosis:
+    """Report an answer whose channel is not in the configuration: no retry helps before it is."""
+    which = f"{shlex.quote(answer)} --session {one_word(one.agent, one.session)}"
+    return finding(
+        one, "ANSWER_RETRYING", "An answer is for a channel that is not configured.",
+        (*evidence, "Configure the channel again, or give the answer up."), "clawbus channel list", choices=(
+            Choice("once the channel is configured", f"clawbus delivery retry {which}"),
+            Choice("to give it up", f"clawbus delivery drop {which} --reason 'its channel is gone'"),
+        ),
+    )  # fmt: skip
 
 
 def answers_held_back(host: HostFacts, one: SessionFacts) -> Diagnosis | None:

@@ -175,7 +175,7 @@ class DaemonExecutor:
         if isinstance(verb, PutSchedule):
             if key.agent not in self.router.agents:
                 raise UnknownAgentError(f"there is no agent {key.agent!r}.")
-            check_schedule(verb, self._clock.now_ms())
+            check_schedule(verb, self.router.channels, self._clock.now_ms())
             session = await self._sessions.create(key)
         else:
             session = await self._sessions.get(key)

@@ -138,14 +138,15 @@ class OfflineExecutor:
                 raise NotImplementedError(type(verb).__name__)
 
     def _check_session(self, key: SessionKey, files: SessionFiles, verb: Verb) -> None:
-        """Raise UnknownSessionError or UnknownAgentError. A new schedule may create its session."""
+        """Raise UnknownSessionError, UnknownAgentError or what `check_schedule` does. A new schedule may create its session."""
+        if isinstance(verb, PutSchedule):
+            if key.agent not in self._config.agents:
+                raise UnknownAgentError(f"there is no agent {key.agent!r}.")
+            check_schedule(verb, ("local", *self._config.channels), self._clock.now_ms())
         if self._is_known(key):
             return
         if not isinstance(verb, PutSchedule):
             raise UnknownSessionError(f"there is no session {key}.")
-        if key.agent not in self._config.agents:
-            raise UnknownAgentError(f"there is no agent {key.agent!r}.")
-        check_schedule(verb, self._clock.now_ms())
         files.create()
 
     def _change_row(self, key: SessionKey, files: SessionFiles, verb: RowVerb) -> dict[str, Any]:

@@ -7,10 +7,10 @@ active in central.db. Each verb is one transaction, history first; one that rais
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from daemon.core.answer_place import check_address
+from daemon.core.answer_place import check_address, check_channel
 from daemon.core.errors import ContentError, ScheduleError
 from daemon.core.message_verbs import (
     AnswerQuestion,
@@ -84,9 +84,10 @@ def _change_schedule(db: Writer, verb: RowVerb, operator: Operator, now: int) ->
             return schedule_steps.run_now(db, verb.id, operator, now)
 
 
-def check_schedule(verb: PutSchedule, now: int) -> None:
+def check_schedule(verb: PutSchedule, channels: Collection[str], now: int) -> None:
     """Raise ScheduleError, MessageError or ContentError for a schedule that cannot be stored. Call it before its session is created."""
     check_key(verb.id)
+    check_channel(verb.channel, channels)
     check(_scheduled(verb).times, now)
 
 

@@ -6,6 +6,7 @@ function writes to an existing outbound.db.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,25 @@ def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -
 
     The container's exit must be CONFIRMED. Return {moved_to, released}: the path of the old folder or None, and how many
     attempts were given back. Unless `discard`, raise ResetWouldLoseError when answers or finished turns in out/ would be
-    lost; then nothing has changed. Raise StorageError if out/ cannot be renamed.
+    lost, and StorageError or FileBusyError if the host cannot do it; then nothing has changed.
     """
     with files.inbound() as db:
         if not discard:
             _refuse_losses(files, db)
     moved_to = _set_aside(files.folder.outbox, now)
-    files.create()
+    try:
+        files.create()
+        released = _record_reset(files, operator, now, moved_to)
+    except BaseException:
+        if moved_to is not None:
+            with contextlib.suppress(OSError):
+                moved_to.rename(files.folder.outbox)  # it replaces an empty folder, and nothing else
+        raise
+    return {"moved_to": str(moved_to) if moved_to is not None else None, "released": released}
+
+
+def _record_reset(files: SessionFiles, operator: Operator, now: int, moved_to: Path | None) -> int:
+    """Record the reset and give open attempts back. Return how many."""
     with files.inbound() as db, db.transaction():
         detail = operator.detail(moved_to=moved_to.name if moved_to is not None else None)
         record(db, SESSION, "session_reset", now, detail=detail)
@@ -64,7 +77,7 @@ def reset(files: SessionFiles, operator: Operator, now: int, *, discard: bool) -
         for attempt in open_attempts:
             record(db, attempt.message_id, "released", now, incarnation=attempt.incarnation, detail=detail)
             messages.end_attempt(db, attempt.message_id, attempt.incarnation, now, "released")
-    return {"moved_to": str(moved_to) if moved_to is not None else None, "released": len(open_attempts)}
+    return len(open_attempts)
 
 
 def _refuse_losses(files: SessionFiles, db: Reader) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from schema.layout import CENTRAL_DB
+from schema.layout import CENTRAL_DB, MAILBOX_DB
 
 LOCK_NAME: Final = "clawbus.lock"
 VERSION_NAME: Final = "clawbus.version"
@@ -42,7 +42,7 @@ class Layout:
     @property
     def mailbox_db(self) -> Path:
         """Answers on the `local` channel."""
-        return self.root / "mailbox.db"
+        return self.root / MAILBOX_DB
 
     @property
     def sessions_dir(self) -> Path:

@@ -67,6 +67,17 @@ def test_chat_in_a_pipe_shows_them_on_standard_error(make_daemon: Make, tmp_path
         assert chatting.wait(timeout=60) == 0
 
 
+def test_chat_in_a_pipe_waits_for_no_answer_that_will_never_come(make_daemon: Make) -> None:
+    daemon = make_daemon(obedient())
+    daemon.start()
+    daemon.cli("send", "say hi", "--session", "prog/s", "--wait", "60")
+    daemon.cli("session", "quarantine", "prog/s", "--reason", "it is looked at")
+    said = daemon.cli("chat", "--session", "prog/s", "--wait", "3600", text="one\ntwo\n", timeout_s=60)
+    assert (said.code, said.error) == (1, "NO_ANSWER")
+    assert "2 of 2 messages" in said.envelope["error"]["message"]
+    assert "it is looked at" in said.envelope["error"]["message"]
+
+
 def test_chat_shows_them_on_a_terminal(make_daemon: Make, tmp_path: Path) -> None:
     go = tmp_path / "go"
     daemon = started(make_daemon, go)

@@ -23,6 +23,7 @@ from daemon.store.data_layout import VERSION_NAME
 from daemon.store.incarnations import IncarnationRow
 from daemon.store.registry import Registry
 from daemon.store.transitions import change_status, schedule_retry
+from schema.ids import session_path
 from schema.rows import MessageStatus
 from tests.support.session_world import NOW, SessionWorld
 
@@ -82,7 +83,7 @@ class ForensicWorld:
     def session(self, name: str = "s") -> SessionWorld:
         """A session that the registry knows."""
         self.registry.activate(SessionKey(AGENT, name), NOW)
-        return SessionWorld(self.root / "sessions" / AGENT / name, self.clock.now)
+        return SessionWorld(session_path(self.root / "sessions", AGENT, name), self.clock.now)
 
     def incarnation(self, name: str, identity: str, *, alive: bool = True) -> None:
         """A container was started for a session; `alive`: the runtime lists it."""

@@ -1,7 +1,10 @@
 """`clawbus init`, `config check` and what `run` checks before the daemon starts."""
 
+import errno
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +17,23 @@ from daemon.config.loading import load_config
 from daemon.config.models import Config
 from daemon.core.errors import ForeignPackageError
 from tests.support.command_line import Answer, CommandLine
+
+# A command whose process is killed as soon as it has made a file for writing, before it writes a byte.
+_DIES_WHILE_WRITING = """
+import os, signal, sys
+from daemon.cli.main import main
+
+make = os.open
+
+def made(path, flags, *more, **named):
+    descriptor = make(path, flags, *more, **named)
+    if flags & os.O_CREAT and "clawbus.toml" in str(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return descriptor
+
+os.open = made
+main(sys.argv[1:])
+"""
 
 
 @pytest.fixture
@@ -82,6 +102,35 @@ def test_a_place_that_cannot_be_written_is_told(fresh: tuple[Path, Run]) -> None
     answer = run("init", "--config", str(folder / "file" / "c.toml"))
     assert answer.code == 1
     assert answer.envelope["error"]["code"] in ("NOT_WRITABLE", "EXISTS")
+
+
+def test_a_data_folder_that_cannot_be_made_leaves_no_configuration_behind(fresh: tuple[Path, Run]) -> None:
+    folder, run = fresh
+    (folder / "file").write_text("")
+    assert run("init", "--data", str(folder / "file" / "data")).envelope["error"]["code"] == "NOT_WRITABLE"
+    assert run("init", "--data", str(folder / "data")).code == 0
+    assert load_config(folder / "clawbus.toml").data_dir == folder / "data"
+
+
+def test_one_that_is_killed_while_it_writes_can_be_repeated(fresh: tuple[Path, Run]) -> None:
+    folder, run = fresh
+    ends = subprocess.run(
+        [sys.executable, "-c", _DIES_WHILE_WRITING, "init"], cwd=folder, check=False, capture_output=True, timeout=60
+    )
+    assert ends.returncode == -signal.SIGKILL, ends
+    assert run("init").code == 0
+    assert load_config(folder / "clawbus.toml").agents.keys() == {"echo"}
+
+
+def test_a_file_system_without_hard_links_will_do(fresh: tuple[Path, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    folder, run = fresh
+    monkeypatch.setattr(os, "link", refuse)
+    assert run("init").code == 0
+    assert load_config(folder / "clawbus.toml").agents.keys() == {"echo"}
+    assert sorted(path.name for path in folder.iterdir()) == ["clawbus-data", "clawbus.toml"]
 
 
 class TestConfigCheck:

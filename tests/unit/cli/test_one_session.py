@@ -72,3 +72,26 @@ def test_all_failing_answers_are_not_all_where_a_session_cannot_be_read(cli: Com
     assert (answer.code, answer.envelope["error"]["code"]) == (1, "ANSWERS_NOT_EXAMINED")
     assert "echo/two could not be read" in answer.envelope["error"]["message"]
     assert [one["session"] for one in answer.envelope["result"]["done"]] == ["one"]
+
+
+def test_a_name_that_is_no_text_keeps_nobody_from_a_repair(
+    cli: CommandLine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUDO_USER", "ren\udce9")
+    assert cli("delivery", "drop", "a", "--session", "echo/one").code == 0
+    [event] = SessionWorld(folder / "sessions" / "echo" / "one").read(
+        "SELECT detail FROM message_history WHERE message_id = 'a' ORDER BY id DESC LIMIT 1"
+    )
+    assert "(sudo by ren\\\\udce9)" in event["detail"]
+
+
+def test_all_failing_answers_are_all_however_many(cli: CommandLine, folder: Path) -> None:
+    session = SessionWorld(folder / "sessions" / "echo" / "one")
+    session.change(
+        "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 1100)"
+        " INSERT INTO delivery_attempts(message_out_id, seq, destination, state, attempts, first_at, source)"
+        " SELECT 'more-' || i, 10 + 2 * i, 'local\x1fx' || i || '\x1f', 'retrying', 3, ?, 'agent' FROM n",
+        (NOW,),
+    )
+    answer = cli("delivery", "retry", "--all", "--session", "echo/one")
+    assert (answer.code, len(answer.result["done"])) == (0, 1101)

@@ -127,7 +127,8 @@ def test_every_command_that_is_named_is_for_the_place_that_was_asked(
     (home / "data" / "central.db").write_bytes(b"no database" * 100)
     broken = cli("doctor", "--data", str(home / "data")).envelope["fix"]
     assert broken.startswith("Run: mv /")
-    assert broken.endswith(f"central.db.broken && clawbus {place} serve")
+    assert "central.db.broken-2" in broken
+    assert broken.endswith(f" && clawbus {place} serve")
     invocation = Invocation("doctor", Globals(data=Path("/d")))
     assert invocation.here("mv /lib/clawbus/x y && clawbus serve") == "mv /lib/clawbus/x y && clawbus --data /d serve"
     assert invocation.here("df -h /lib/clawbus") == "df -h /lib/clawbus"
@@ -215,6 +216,17 @@ def test_a_journal_that_is_not_there_is_a_refusal(cli: CommandLine, monkeypatch:
     said = cli("logs", "--journal")
     assert said.envelope["error"]["code"] == "JOURNAL"
     assert "Leave --journal out" in said.envelope["fix"]
+
+
+def test_a_journal_with_many_complaints_is_read_to_its_end(
+    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "journalctl"
+    entry = '{"MESSAGE": "{\\"event\\": \\"swept\\", \\"level\\": \\"info\\"}"}'
+    program.write_text(f"#!/bin/sh\ntimeout 20 head -c 300000 /dev/zero >&2 || exit 3\ncat <<'EOF'\n{entry}\nEOF\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(journal, "PROGRAM", str(program))
+    assert list(journal.follow_entries("clawbus"))
 
 
 def test_a_journal_that_refuses_says_why(cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,6 +357,16 @@ async def test_a_channels_bug_is_transient_and_logged(kit: BusKit, bug: str) -> 
     await until(lambda: kit.fake.texts("p1")[-1:] == [A] and not kit.bus.delivery.senders)
 
 
+async def test_a_channel_that_the_host_has_no_memory_for_is_no_bug_of_it(kit: BusKit) -> None:
+    agent = await working(kit)
+    kit.fake.script["p1"].append(MemoryError())
+    with capture_logs() as logs:
+        [head] = say(agent, "p1", A)
+        row = await failing(kit, head)
+    assert (row["state"], row["last_error_code"]) == ("retrying", "HOST_TROUBLE")
+    assert not [entry for entry in logs if entry["event"] == "channel_raised"]
+
+
 async def test_a_receipt_that_is_no_text_is_recorded_as_text(kit: BusKit) -> None:
     from daemon.channels.protocol import Receipt  # noqa: PLC0415
 

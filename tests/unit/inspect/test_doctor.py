@@ -14,6 +14,7 @@ from daemon.maintenance import message_repair
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
 from daemon.store.transitions import defer
+from schema.instants import file_stamp
 from tests.support.forensic_world import AGENT, ForensicWorld
 from tests.support.session_world import NOW, SessionWorld
 
@@ -168,6 +169,16 @@ def test_a_dead_answer_s_id_is_quoted_for_the_shell(world: ForensicWorld) -> Non
         ("$(reboot)", NOW),
     )
     assert one(world, "DEAD_LETTERS").command == "clawbus dead show '$(reboot)' --session a/s"
+
+
+def test_a_session_s_name_is_quoted_for_the_shell(world: ForensicWorld) -> None:
+    session = world.session("it $(reboot)")
+    session.change(
+        "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at, next_attempt_at, attempts)"
+        " VALUES ('a1', 1, 'web\x1fhook\x1f', 'retrying', ?, ?, 7)",
+        (NOW, NOW + HOUR),
+    )
+    assert one(world, "ANSWER_RETRYING").command == "clawbus delivery retry a1 --session 'a/it $(reboot)'"
 
 
 def test_messages_held_back_by_an_earlier_one_are_not_due_and_are_named_when_they_wait_long(
@@ -353,6 +364,20 @@ def test_an_answer_that_keeps_failing_is_named_with_what_waits_behind_it(world: 
     assert world.look().healthy, "one failure is no news"
 
 
+def test_an_answer_for_a_channel_that_is_gone_is_not_told_to_be_retried(world: ForensicWorld) -> None:
+    world.session().change(
+        "INSERT INTO delivery_attempts(message_out_id, seq, destination, state, first_at, next_attempt_at, attempts,"
+        " last_error_code, last_error) VALUES ('a1', 1, 'web\x1fhook\x1f', 'retrying', ?, ?, 7, 'NO_CHANNEL', 'none')",
+        (NOW, NOW + HOUR),
+    )
+    found = one(world, "ANSWER_RETRYING")
+    assert found.command == "clawbus channel list"
+    assert [choice.command for choice in found.choices] == [
+        "clawbus delivery retry a1 --session a/s",
+        "clawbus delivery drop a1 --session a/s --reason 'its channel is gone'",
+    ]
+
+
 def test_answers_of_a_restored_file_are_known_by_their_receipts(world: ForensicWorld) -> None:
     session = world.session()
     session.say("a1", in_reply_to="m1")
@@ -396,7 +421,7 @@ def test_a_registry_that_is_no_database(world: ForensicWorld) -> None:
     working(world)
     (world.root / "central.db").write_bytes(b"no database" * 100)
     found = one(world, "REGISTRY_UNREADABLE")
-    assert found.command == f"mv {world.root}/central.db {world.root}/central.db.broken"
+    assert found.command == f"mv {world.root}/central.db {world.root}/central.db.broken-{file_stamp(world.clock.now)}"
     world.state, world.live = DaemonState.DOWN, None
     assert one(world, "DAEMON_DOWN").cause == "REGISTRY_UNREADABLE", "a start over it is refused"
 

@@ -118,6 +118,7 @@ REFUSED: Final = (
     (of(AnswerQuestion, id="nowhere", answer="1"), "UNKNOWN_QUESTION"),
     (RemoveRoute(name="nowhere"), "UNKNOWN_ROUTE"),
     (of(PutSchedule, id="never", text="work", cron="0 0 30 2 *"), "SCHEDULE_INVALID"),
+    (of(PutSchedule, id="k", text="work", every_ms=1000, channel="webhok"), "MESSAGE_INVALID"),
     (PutSchedule("nobody", "main", id="k", text="work", every_ms=1000), "UNKNOWN_AGENT"),
     (of(PauseSchedule, id="nowhere"), "UNKNOWN_SCHEDULE"),
     (of(ResumeSchedule, id="nowhere"), "UNKNOWN_SCHEDULE"),

@@ -13,7 +13,8 @@ from daemon.core.repair_errors import MessageFinishedError, ResetWouldLoseError
 from daemon.maintenance import message_repair, session_repair
 from daemon.store.dead_letters import Operator
 from daemon.store.messages import cancelled_attempts, note_claim
-from schema.errors import ClawbusError
+from daemon.store.session_files import SessionFiles
+from schema.errors import ClawbusError, StorageError
 from schema.rows import MessageStatus
 from tests.support.hot_journal import strand_journal
 from tests.support.invariants import check_session
@@ -192,6 +193,26 @@ def test_a_reset_that_would_lose_something_is_refused_and_moves_nothing(world: S
     assert "--discard" in error.hint
     assert world.files.folder.outbound_db.read_bytes() == box
     assert reset(world, discard=True)["moved_to"]
+
+
+@pytest.mark.parametrize("step", ["create", "record"])
+def test_a_reset_that_the_host_cannot_finish_changes_nothing(
+    world: SessionWorld, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StorageError("no space left on this host")
+
+    claim(world)
+    box = world.files.folder.outbound_db.read_bytes()
+    with monkeypatch.context() as patch:
+        if step == "create":
+            patch.setattr(SessionFiles, "create", full)
+        else:
+            patch.setattr(session_repair, "record", full)
+        refused(world, lambda: reset(world), StorageError)
+    assert world.files.folder.outbound_db.read_bytes() == box
+    assert [path.name for path in world.root.glob("out*")] == ["out"]
+    assert reset(world)["released"] == 1
 
 
 def test_a_dead_container_s_journal_is_rolled_back_before_it_is_looked_at(world: SessionWorld) -> None:

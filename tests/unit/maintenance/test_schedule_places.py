@@ -1,14 +1,17 @@
 """What no channel can send to, or no file hold, is refused where a schedule is made: not after the work of each occurrence."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from daemon.channels.protocol import Incoming
 from daemon.config.schedules import ScheduleTable, schedule_faults
-from daemon.core.errors import ContentError, MessageError, ScheduleError
+from daemon.core.errors import ContentError, MessageError, ScheduleError, UnknownSessionError
 from daemon.core.schedule_verbs import PutSchedule
 from daemon.core.session_key import SessionKey
+from schema.rows import Address
 from tests.support.bus_kit import AGENT, BusKit
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +34,17 @@ async def test_a_schedule_that_nobody_could_read_is_refused(tmp_path: Path, keys
                     PutSchedule(AGENT, session, id="k", text="t", every_ms=60_000, **keys)
                 )
             await bus.sessions.create(SessionKey(AGENT, session))
+
+
+async def test_a_channel_that_does_not_exist_is_refused_before_the_work(tmp_path: Path) -> None:
+    kit = BusKit(tmp_path / "data")
+    async with kit.running() as bus:
+        incoming = Incoming(AGENT, "s", {"text": "t"}, address=Address("webhok", "alerts"))
+        with pytest.raises(MessageError, match="no channel 'webhok' is configured"):
+            await kit.operations.accept(incoming)
+        with pytest.raises(UnknownSessionError):
+            await bus.sessions.get(SessionKey(AGENT, "s"))
+        await kit.operations.accept(replace(incoming, address=Address("fake", "alerts")))
 
 
 @pytest.mark.parametrize("keys", [{"text": "paid \ud83d"}, {"text": "t", "check": "echo \ud83d"}])

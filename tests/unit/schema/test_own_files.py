@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.store.mailbox import Mailbox
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema import migrate
@@ -84,6 +85,14 @@ def test_a_registry_that_is_no_database_is_moved_away_and_no_session_is(tmp_path
     with pytest.raises(UnusableFileError, match="another program's") as found:
         Registry(tmp_path / "central.db").install_id(1)
     assert "mv central.db central.db.broken" in found.value.hint
+
+
+def test_a_mailbox_that_is_no_database_is_moved_away_and_no_session_is(tmp_path: Path) -> None:
+    (tmp_path / "mailbox.db").write_bytes(b"\xa5" * 9000)
+    with pytest.raises(UnusableFileError) as found:
+        Mailbox(tmp_path / "mailbox.db").read("cli", 0, 1)
+    assert "mv mailbox.db mailbox.db.broken" in found.value.hint
+    assert "session" not in found.value.hint
 
 
 def test_a_sessions_folder_that_is_empty_is_a_disk_that_is_not_mounted_and_no_loss(tmp_path: Path) -> None:
