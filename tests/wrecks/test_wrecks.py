@@ -232,8 +232,8 @@ def test_full_disk() -> None:
         check(daemon)
 
 
-def test_clock_jump(daemon: RealDaemon) -> None:
-    """The clock was a day ahead for a while: a retry is put off to a time that is only then."""
+def put_off_for_a_day(daemon: RealDaemon) -> str:
+    """The clock was a day ahead for a while, and the daemon died: a retry is put off to a time that is only then."""
     daemon.ask("say up", agent="prog", session="s")
     message_id, mark = mid_turn(daemon)
     daemon.kill()
@@ -249,17 +249,29 @@ def test_clock_jump(daemon: RealDaemon) -> None:
         f" WHERE id = '{message_id}'",
     )
     evict(mark)
-    daemon.start()
+    return message_id
+
+
+def test_clock_jump(daemon: RealDaemon) -> None:
+    message_id = put_off_for_a_day(daemon)
     one = found(daemon, "CLOCK_JUMP")
     assert one["message_id"] == message_id
     told = explained(daemon, message_id)
     assert told["status"] == "waiting"
     assert "CLOCK_JUMP" in codes(told)
     repair(daemon, one["command"])
+    daemon.start()
     assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
     assert "retry_requested" in history(daemon, message_id)
     left = findings(daemon).get("CLOCK_JUMP")
     assert left is None or left["message_id"] is None, "nothing waits for the other time any more"
+
+
+def test_a_clock_jump_heals_with_the_daemon(daemon: RealDaemon) -> None:
+    message_id = put_off_for_a_day(daemon)
+    daemon.start()
+    assert daemon.answer(message_id, agent="prog", session="s") == {"text": "done"}
+    assert "retry_requested" not in history(daemon, message_id)
 
 
 def test_quarantined_session(daemon: RealDaemon) -> None:
