@@ -378,6 +378,9 @@ def _kept(
         there = [one for one in witness.of(key, "messages_in") if one["id"] == identity]
         return [*there, rows[identity]] if identity in rows else there
 
+    def cancelled(row: dict[str, Any]) -> bool:
+        return row["status"] == "cancelled" and asked.may_be_cancelled(key, row["id"])
+
     known = called(message_id)
     meant = [row for row in known if row["seq"] == accepted.seq]
     if not known:
@@ -391,11 +394,10 @@ def _kept(
             yield f"{key}: {message_id} was requeued as {accepted.requeued_as}, which is gone"
         if any(row["content"] != one["content"] for row in meant for one in work):
             yield f"{key}: {message_id} was requeued as {accepted.requeued_as}, which says something else"
-        if any(row["status"] != "failed" for row in meant):
-            yield f"{key}: {message_id} was requeued, and has not failed"
+        if any(row["status"] != "failed" and not cancelled(row) for row in meant):
+            yield f"{key}: {message_id} was requeued, and neither failed nor was cancelled"
     for row in work:
-        cancelled = row["status"] == "cancelled" and asked.may_be_cancelled(key, row["id"])
-        if row["trigger"] and row["status"] not in _OVER and not cancelled:
+        if row["trigger"] and row["status"] not in _OVER and not cancelled(row):
             yield f"{key}: {message_id} was accepted, and {row['id']} is {row['status']} in the end"
 
 
