@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import socket
@@ -204,7 +205,11 @@ def test_out_of_real_descriptors_nothing_is_hostile_and_afterwards_all_is_well(o
 
 def test_a_new_file_that_sqlite_cannot_make_with_one_descriptor_left_names_the_limit(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fill = [os.dup(0) for _ in range(40)]  # the limit is on numbers: fill the gaps below it
+    gc.collect()  # descriptors that earlier tests left to the collector must not become gaps now
+    highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    fill = [os.dup(0)]
+    while fill[-1] < highest:  # the limit is on numbers: fill the gaps below it
+        fill.append(os.dup(0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(fill) + 2, hard))
     try:
         with pytest.raises(HostTroubleError, match="Too many open files") as caught:
@@ -226,7 +231,11 @@ def cannot_open() -> sqlite3.OperationalError:
 def test_with_few_descriptors_left_again_what_sqlite_could_not_open_names_the_limit(tmp_path: Path, spare: int) -> None:
     """Other threads close theirs between SQLite's failure and the question why."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fill = [os.dup(0) for _ in range(40)]  # the limit is on numbers: fill the gaps below it
+    gc.collect()  # descriptors that earlier tests left to the collector must not become gaps now
+    highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    fill = [os.dup(0)]
+    while fill[-1] < highest:  # the limit is on numbers: fill the gaps below it
+        fill.append(os.dup(0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(fill) + 1 + spare, hard))
     try:
         assert probe(tmp_path) is None, "the probe alone sees nothing wrong"
