@@ -19,7 +19,8 @@ from daemon.logs.pipeline import LogPipeline
 from daemon.systemd.notify import Notifier
 from schema.errors import ClawbusError, StorageError
 
-_RETRY_S: Final = 2.0
+_RETRY_S: Final = 2.0  # then twice as long each time, because each try logs its failure
+_LONGEST_RETRY_S: Final = 60.0
 
 
 def reload_as_asked(
@@ -40,10 +41,12 @@ def reload_at_signal(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Confi
 
 
 async def _reload_until_done(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> None:
+    wait_s = _RETRY_S
     while True:
-        await anyio.sleep(_RETRY_S)
+        await anyio.sleep(wait_s)
         if _reloaded(bus, pipeline, reload):
             return
+        wait_s = min(2 * wait_s, _LONGEST_RETRY_S)
 
 
 def _reloaded(bus: Bus, pipeline: LogPipeline, reload: Callable[[], Config]) -> bool:

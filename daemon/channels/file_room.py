@@ -18,9 +18,9 @@ from daemon.core.errors import TransientDeliveryError
 class FileRoom:
     """Room for `most` bytes of files. One receiver gets at most half of it, and its sends come in the order of arrival.
 
-    The last quarter is for receivers that hold nothing, so that none that hangs keeps the others out. Whoever holds nothing may go
-    beyond the limit with one send, when three quarters or less are in use. A send that waits longer than `wait_s` seconds
-    is tried again later: it has not begun, so it is not in doubt.
+    The last quarter is kept for receivers that hold nothing, so that one that hangs cannot block the others. Such a receiver
+    always gets room for one send, whatever its size, while three quarters or less are in use. A send that waits longer than
+    `wait_s` seconds is tried again later: it has not begun, so it is not in doubt.
     """
 
     def __init__(self, most: int, wait_s: float) -> None:

@@ -174,7 +174,7 @@ def last_until(times: Times, instant: int) -> int | None:
 def fire(times: Times, next_at: int, now: int, sent: int, waited: int = 0) -> Firing:
     """Return what a schedule whose next occurrence is `next_at` does now, after `sent` occurrences: nothing before `next_at`.
 
-    The last `waited` milliseconds do not make an occurrence a missed one.
+    An occurrence is missed if it is too late. `waited` milliseconds of its lateness do not count.
     """
     if next_at > now:
         return Firing((), missed=False, next_at=next_at)
@@ -194,9 +194,10 @@ def fire(times: Times, next_at: int, now: int, sent: int, waited: int = 0) -> Fi
 
 
 def in_step(firings: Mapping[str, Firing], now: int) -> dict[str, Firing]:
-    """Return what several schedules of one session fire together, by key, so that their occurrences come in the order of time.
+    """Cut the firings of one session's schedules, by key, so that all their occurrences can be stored in the order of time.
 
-    One that has more to make up than a batch holds ends its batch early: the others go no further in this one than it does.
+    A schedule may have more occurrences to make up than one firing holds. Then no other schedule fires beyond the last one
+    that it holds; the rest of all comes with the next firing.
     """
     ends = [one.due[-1] for one in firings.values() if one.due and one.next_at is not None and one.next_at <= now]
     end = min(ends, default=now)

@@ -27,8 +27,8 @@ def generations(db: Reader) -> dict[tuple[str, str], Generation]:
 def begin(db: Writer, key: tuple[str, str], by: str, now: int) -> None:
     """Begin the next generation. The same event, asked again, begins nothing.
 
-    A generation whose session exists is passed over: it would bring back the memory of an older conversation, which this
-    table does not know of if central.db was lost.
+    Skip a generation whose session exists: that session has the memory of an older conversation. This table does not
+    know of it if central.db was lost.
     """
     with db.transaction():
         sql = "SELECT generation, begun_by FROM conversations WHERE agent = ? AND session = ?"

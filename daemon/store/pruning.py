@@ -292,6 +292,6 @@ def _in_table(db: Reader, table: str, key: str, ids: Sequence[str]) -> set[str]:
 
 def _delete(db: Writer, table: str, key: str, ids: Sequence[str]) -> None:
     if db.one(f"SELECT 1 FROM {table} LIMIT 1") is None:
-        return  # as most tables of most sessions: to look for each id in vain costs as much as to find it
+        return  # most tables of most sessions are empty, and a search for each id costs as much as its deletion
     for chunk in chunks(ids):
         db.execute(f"DELETE FROM {table} WHERE {key} IN ({marks(chunk)})", chunk)

@@ -1,7 +1,7 @@
-"""Finds what waits for the time of a clock that was set back since, and lets it wait as long as was meant.
+"""Finds waits that a clock which was too far ahead has set, and starts them again with their full length.
 
-Only waits that the host itself chose: the next try of a message or of an answer, and the deadline of a question. Each is
-dated by the row of history, or the column, that was written with it. Synchronous; the caller holds the session's lock.
+Only waits that the host itself chose: the next try of a message or of an answer, and the deadline of a question. A row of
+history, or a column, says when each wait began. Synchronous; the caller holds the session's lock.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Wait:
 
 
 def bring_forward(db: Writer, now: int) -> None:
-    """Begin anew, in one transaction, the waits that a clock ahead of ours has set. Change nothing if there are none."""
+    """Start the waits that began in the future again, in one transaction. Change nothing if there are none."""
     later = now + CLOCK_SLACK_MS
     messages, answers, questions = _messages(db, later), _answers(db, later), _questions(db, later)
     if not (messages or answers or questions):
