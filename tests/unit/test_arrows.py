@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.source_trees import tree_of
+from tests.support.source_trees import nodes_of, tree_of
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("schema", "daemon", "container_runner")
@@ -130,7 +130,7 @@ def imports_of(module: Module) -> tuple[Import, ...]:
 
 
 def _imports(folder: Sequence[str], tree: ast.Module) -> Iterator[Import]:
-    nodes = tuple(ast.walk(tree))
+    nodes = nodes_of(tree)
     unrun = {
         statement
         for node in nodes
@@ -252,7 +252,7 @@ def opentelemetry_has_one_caller(module: Module) -> Iterator[str]:
     for imported in imports_of(module):
         if imported.root == "opentelemetry":
             yield f"{module.path}:{imported.line} imports {imported.name}; only daemon/telemetry/tracing_otel.py may"
-    for node in ast.walk(module.tree):
+    for node in nodes_of(module.tree):
         match node:
             case ast.ImportFrom(module="daemon.telemetry.tracing_otel") if id(node) in on_import:
                 yield f"{module.path}:{node.lineno} imports tracing_otel when it is imported itself"
@@ -265,7 +265,7 @@ def sqlite_has_one_door(module: Module) -> Iterator[str]:
     if module.path == "schema/connect.py":
         return
     aliases = {"sqlite3"}
-    for node in ast.walk(module.tree):
+    for node in nodes_of(module.tree):
         match node:
             case ast.Import(names=names):
                 aliases |= {alias.asname for alias in names if alias.name.startswith("sqlite3") and alias.asname}
@@ -275,7 +275,7 @@ def sqlite_has_one_door(module: Module) -> Iterator[str]:
                     yield f"{module.path}:{node.lineno} imports sqlite3's connect"
             case _:
                 pass
-    for node in ast.walk(module.tree):
+    for node in nodes_of(module.tree):
         match node:
             case ast.Attribute(value=value, attr="connect") if _last_name(value) in aliases | {"dbapi2"}:
                 yield f"{module.path}:{node.lineno} uses sqlite3.connect"
@@ -297,7 +297,7 @@ def pure_files_are_pure(module: Module) -> Iterator[str]:
         if imported.name in PURE_PATHS or imported.for_types_only:
             continue
         yield f"{module.path}:{imported.line} is pure, and imports {imported.name}"
-    for node in ast.walk(module.tree):
+    for node in nodes_of(module.tree):
         match node:
             case ast.Call(func=ast.Attribute(attr=name)) if name in PURE_NEVER_CALLS:
                 yield f"{module.path}:{node.lineno} is pure, and asks the clock or the zone: .{name}()"
@@ -343,7 +343,7 @@ def nothing_mutable_at_module_level(module: Module) -> Iterator[str]:
                     yield f"{module.path}:{node.lineno} mutable at module level: {ast.unparse(node)[:80]}"
             case _:
                 pass
-    for node in ast.walk(module.tree):
+    for node in nodes_of(module.tree):
         if isinstance(node, ast.Global):
             yield f"{module.path}:{node.lineno} rebinds the module's {', '.join(node.names)}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.source_trees import tree_of
+from tests.support.source_trees import nodes_of, tree_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ORACLES = [
@@ -38,7 +38,7 @@ ALLOWED = {
 
 def product_names(path: Path) -> Iterator[tuple[str, str]]:
     """Every (module, name) that a file imports from the product."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, alias.name) for alias in node.names if _is_product(alias.name))
         elif isinstance(node, ast.ImportFrom) and node.module is not None and _is_product(node.module):

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.source_trees import tree_of
+from tests.support.source_trees import nodes_of, tree_of
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OURS: Final = ("schema", "daemon", "container_runner")
@@ -67,7 +67,7 @@ def modules() -> dict[str, Path]:
 
 def imported(tree: ast.Module, known: Mapping[str, Path]) -> Iterator[str]:
     """The modules of the product that a file imports, wherever in it."""
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         match node:
             case ast.Import(names=names):
                 yield from (alias.name for alias in names if alias.name in known)
@@ -227,7 +227,7 @@ MOST_ARGUMENTS: Final = 8
 
 def too_many_arguments(name: str, tree: ast.Module) -> Iterator[str]:
     """Constructors with more than eight arguments. Records are exempt: frozen dataclasses, and those without methods."""
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if not isinstance(node, ast.ClassDef):
             continue
         functions = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -267,7 +267,7 @@ def test_no_part_starts_work_in_another_part_s_task_group() -> None:
     """A task group is a part's own attribute, or a function's own variable; only the daemon's start passes its own on."""
     found: list[str] = []
     for name, path in modules().items():
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 types = [one.annotation for one in node.args.args if one.annotation is not None]
                 found += [f"{name}.{node.name}" for one in types if "TaskGroup" in ast.unparse(one)]

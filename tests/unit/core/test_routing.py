@@ -6,8 +6,8 @@ public/strict/request_approval are senders anyone/known with unknown refuse/ask;
 Four things differ on purpose: a pattern that cannot be read is refused when it is written (NanoClaw lets it match everything);
 a stranger's message is no context either where the route admits known senders only; only a mention makes a thread sticky
 (in NanoClaw a message that was kept as context did as well); and `shared` is one session in a place with threads, too (NanoClaw
-makes that one for each thread). Its command gate is tests/unit/maintenance/test_user_commands.py's, and one message id in
-several agents' sessions tests/unit/engine/test_router.py's.
+makes that one for each thread). Its command gate is tests/bus/maintenance/test_user_commands.py's, and one message id in
+several agents' sessions tests/bus/engine/test_router.py's.
 """
 
 from dataclasses import replace

@@ -17,7 +17,7 @@ from schema.rows import MessageStatus
 from schema.states import TRANSITIONS, IllegalTransitionError
 from tests.support.invariants import check_session
 from tests.support.session_world import NOW, SessionWorld
-from tests.support.source_trees import tree_of
+from tests.support.source_trees import nodes_of, tree_of
 
 ROOT = Path(__file__).resolve().parents[3]
 S = MessageStatus
@@ -133,7 +133,7 @@ HISTORY_CHANGE = re.compile(r"(update\s+message_history|delete\s+from\s+message_
 def sql_of(path: Path) -> list[str]:
     """Every string of a file, adjacent literals joined as Python joins them, up to the WHERE."""
     found: list[str] = []
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(tree_of(path)):
         if isinstance(node, ast.JoinedStr):
             found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "?" for part in node.values))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):

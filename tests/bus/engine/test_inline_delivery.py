@@ -14,11 +14,11 @@ from daemon.channels.protocol import Outgoing, Receipt
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.engine import decision_steps, delivery_steps, inline_delivery
 from schema.errors import FileBusyError, StorageError
+from tests.bus.engine.test_delivery import failing, open_rows, say, states_written, working
 from tests.support import fake_channel
 from tests.support.bus_kit import BusKit, until
 from tests.support.fake_agent import Agent
 from tests.support.fake_channel import FakeChannel
-from tests.unit.engine.test_delivery import failing, open_rows, say, states_written, working
 
 pytestmark = [pytest.mark.anyio]
 

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 
 from daemon.channels.protocol import Outgoing, Receipt
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
+from tests.bus.engine.test_delivery import failing, open_rows, say, working
 from tests.support import fake_channel
 from tests.support.bus_kit import BusKit, until
 from tests.support.fake_channel import FakeChannel
-from tests.unit.engine.test_delivery import failing, open_rows, say, working
 
 pytestmark = [pytest.mark.anyio]
 
