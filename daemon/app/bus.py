@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import EntryPoint
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -29,8 +29,6 @@ from daemon.core.session_key import SessionKey
 from daemon.core.slots import SlotState
 from daemon.core.user_commands import rules
 from daemon.core.zones import zone
-from daemon.egress.gate import Gate
-from daemon.egress.ledger import Ledger
 from daemon.engine.agent_channel import AgentChannel, AgentChannelParts
 from daemon.engine.awake import Awake
 from daemon.engine.background import Background
@@ -78,6 +76,9 @@ from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.telemetry import Telemetry
 from daemon.telemetry.tracing import build_tracer
 from daemon.workers.source import Origin
+
+if TYPE_CHECKING:
+    from daemon.egress.gate import Gate
 
 _THREADS = 16
 
@@ -150,10 +151,7 @@ class Bus:
         """Build the gate, the sessions and their supervisor. Return what makes the containers' specifications."""
         config, clock, events = self.config, self.clock, self.events
         registry = overrides.registry or Registry(folder.central_db)
-        doubts, keeper = self.awake.doubts, _UsageKeeper(lambda: self.sessions)
-        ledger = Ledger(config.egress.daily(), zone(config.timezone), clock, keeper, doubts)
-        self.gate = Gate(config.egress, folder.run_dir / "egress", clock, ledger, events.publish)
-        self.gate.subscribe(events)
+        self.gate = self._build_gate(folder)
         self.grants = Grants(self.agents, lambda: self.router.table)
         specs = SpecMaker(config, folder, self.agents, install_id, self.gate, self.elsewhere, self.grants.places)
         self.sessions = Sessions(
@@ -169,9 +167,24 @@ class Bus:
         )
         self.sessions.remember_with(self.supervisor.incarnations, install_id)
         self.budgets = Budgets(
-            self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events, doubts
-        )
+            self.agents, zone(config.timezone), clock, self.sessions, self.supervisor, self.background, events,
+            self.awake.doubts,
+        )  # fmt: skip
         return specs
+
+    def _build_gate(self, folder: DataFolder) -> Gate | None:
+        """Build the gate if an agent may reach anything. Only then is it imported: its HTTP parts take megabytes."""
+        config = self.config
+        if not config.egress.is_open:
+            return None
+        from daemon.egress.gate import Gate  # noqa: PLC0415
+        from daemon.egress.ledger import Ledger  # noqa: PLC0415
+
+        keeper = _UsageKeeper(lambda: self.sessions)
+        ledger = Ledger(config.egress.daily(), zone(config.timezone), self.clock, keeper, self.awake.doubts)
+        gate = Gate(config.egress, folder.run_dir / "egress", self.clock, ledger, self.events.publish)
+        gate.subscribe(self.events)
+        return gate
 
     def _build_intake(self, held_files: HeldFiles, specs: SpecMaker) -> None:
         """Build what takes messages and events in, and what follows from them: waking, watching, typing signs."""

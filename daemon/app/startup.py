@@ -84,7 +84,8 @@ async def start_parts(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     await tasks.start(bus.watch.run, name="watch")
     await tasks.start(bus.typing.run, name="typing signs")
     await _check_runtime(bus)
-    await tasks.start(bus.gate.run, name="gate")
+    if bus.gate is not None:
+        await tasks.start(bus.gate.run, name="gate")
     await bus.budgets.load()
     await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
     bus.budgets.enforce()

@@ -134,6 +134,11 @@ class Egress(_Table):
             split_target(entry)
         return tuple(entry.lower() for entry in value)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether any agent may reach anything."""
+        return bool(self.routes or self.connect)
+
     def may_use(self, agent: str) -> bool:
         """Return whether the agent has a gate: a route or a host is its own."""
         tables = (*self.routes.values(), *self.connect.values())

@@ -114,9 +114,6 @@ class Gate:
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve every session until cancelled. Requests under way are cut, and their clients see that."""
-        if not (self._config.routes or self._config.connect):
-            task_status.started()
-            return
         trust = await to_thread.run_sync(ssl.create_default_context)
         backend = GuardedBackend(Resolver(self._clock), self._rules.private_targets)
         upstream = Upstream(
