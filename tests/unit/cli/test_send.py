@@ -1,5 +1,6 @@
 """`clawbus send` and `clawbus chat` against a daemon on a real socket."""
 
+import contextlib
 import io
 import json
 import os
@@ -10,17 +11,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from daemon.api import api
 from daemon.channels.protocol import Accepted, Incoming
+from daemon.cli import patience
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DaemonSilentError
 from schema.errors import StorageError
 from schema.instants import from_text
 from tests.support.command_line import CommandLine
-from tests.support.fake_operations import FakeOperations
+from tests.support.fake_operations import FakeOperations, serving
 
 COMMAND = [sys.executable, "-m", "daemon.cli"]
 TO_ECHO = ("--agent", "echo", "--session", "s")
@@ -440,3 +443,17 @@ def test_what_cannot_be_attached_is_refused_before_anything_is_sent(
     answer = cli("send", "look", "--place", "kitchen", "--file", str(large))
     assert (answer.code, answer.envelope["error"]["code"]) == (1, "ATTACHMENT_REFUSED")
     assert operations.received == []
+
+
+def test_a_daemon_that_was_started_a_moment_ago_is_waited_for(
+    cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeOperations()
+    with contextlib.ExitStack() as started:
+
+        def begin(_: float) -> None:
+            started.enter_context(serving(fake, home / "data" / "control.sock"))
+
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=begin))
+        assert cli("send", "hello", *TO_ECHO, "--id", "m1").result["accepted"] is True
+    assert [one.message_id for one in fake.received] == ["m1"]
