@@ -332,6 +332,16 @@ class TestSession:
         assert (report["errors"], report["pending"]) == ([], 1)
         assert report["messages"][0]["id"] == "m1"
 
+    def test_a_lost_file_names_what_ends_it_and_counts_nothing(self, data: Data) -> None:
+        data.session("s").inbound_db.unlink()
+        report = session_report(data.path, "a", "s", FixedClock())
+        assert "`clawbus session delete a s --force" in report["explanation"]
+        assert "`clawbus session show" not in report["explanation"]
+        assert (report["pending"], report["failed"], report["undelivered"][:]) == (None, None, [])
+        (listed,) = sessions_report(data.path, FixedClock())
+        assert (listed["pending"], listed["dead"]) == (None, None)
+        assert listed["error"].startswith("FILE_UNUSABLE")
+
     def test_names_are_checked_and_unknown_ones_refused(self, data: Data) -> None:
         with pytest.raises(UnknownSessionError):
             session_report(data.path, "a", "nothing", FixedClock())
