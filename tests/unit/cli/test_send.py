@@ -457,3 +457,10 @@ def test_a_daemon_that_was_started_a_moment_ago_is_waited_for(
         monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=begin))
         assert cli("send", "hello", *TO_ECHO, "--id", "m1").result["accepted"] is True
     assert [one.message_id for one in fake.received] == ["m1"]
+
+
+@pytest.mark.parametrize("name", ["owner/repo#12", "/", "kit/../en", "a%2Fb"])
+def test_a_mailbox_may_have_the_name_of_any_place(cli: CommandLine, operations: FakeOperations, name: str) -> None:
+    cli("send", "hello", *TO_ECHO, "--mailbox", name)
+    result = cli("mailbox", name).result
+    assert (result["mailbox"], [one["text"] for one in result["entries"]]) == (name, ["hello"])
