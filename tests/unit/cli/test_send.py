@@ -459,6 +459,18 @@ def test_a_daemon_that_was_started_a_moment_ago_is_waited_for(
     assert [one.message_id for one in fake.received] == ["m1"]
 
 
+def test_a_chat_waits_for_such_a_daemon_too(cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as started:
+
+        def begin(_: float) -> None:
+            started.enter_context(serving(FakeOperations(), home / "data" / "control.sock"))
+
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=begin))
+        monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+        (exchange,) = cli("chat", *TO_ECHO).result["exchanges"]
+        assert "hello" in str(exchange["answers"])
+
+
 @pytest.mark.parametrize("name", ["owner/repo#12", "/", "kit/../en", "a%2Fb"])
 def test_a_mailbox_may_have_the_name_of_any_place(cli: CommandLine, operations: FakeOperations, name: str) -> None:
     cli("send", "hello", *TO_ECHO, "--mailbox", name)
