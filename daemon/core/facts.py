@@ -176,8 +176,9 @@ class HostFacts:
         return restart_command(self.unit, self.holder_pid, "TERM")
 
     def lost(self, agent: str) -> bool:
-        """Whether this agent has no table any more. Of a broken configuration nobody knows."""
-        return self.agents is not None and not self.config_faults and agent not in self.agents
+        """Whether this agent has no table any more. Of a configuration that is broken, another's or none, nobody knows."""
+        known = bool(self.agents) and not self.config_faults and self.other_runtime is None
+        return known and agent not in (self.agents or ())
 
     def trouble(self, what: str) -> Degradation | None:
         """Return the trouble with this that the daemon itself reports, or None."""
