@@ -64,7 +64,7 @@ def build_api(
             route("/v1/messages", api.accept, "POST"),
             route("/v1/events", api.event, "POST"),
             route("/v1/replies", api.reply),
-            route("/v1/mailbox/{name}", api.mailbox),
+            route("/v1/mailbox/{name:path}", api.mailbox),
             route("/v1/status", api.status),
             route("/v1/live", api.live),
             route("/v1/sessions", api.sessions),

@@ -87,13 +87,14 @@ _THREADS = 16
 class Overrides:
     """What a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry.
 
-    `source` is the release that runs.
+    `source` is the release that runs; `used_at` when an earlier daemon changed the folder last, epoch milliseconds.
     """
 
     timings: Timings | None = None
     types: Mapping[str, EntryPoint] | None = None
     registry: Registry | None = None
     source: Origin | None = None
+    used_at: int | None = None
 
 
 class Registered(Protocol):
@@ -140,7 +141,7 @@ class Bus:
         self.telemetry.subscribe(self.events)
         self.background = Background()
         self.schedule = Schedule(clock)
-        self.awake = Awake(clock)
+        self.awake = Awake(clock, overrides.used_at)
         specs = self._build_containers(folder, install_id, overrides)
         held_files = self._build_held_files(folder)
         self.delivery, self.sweeper, self.keeper = self._build_engine(held_files)

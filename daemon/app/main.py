@@ -157,7 +157,7 @@ async def _main(start: _Start) -> None:
     log = structlog.get_logger("daemon")
     if folder.was_open:
         log.warning("data_folder_was_open", data=str(folder.root), closed=list(folder.was_open))
-    registry = Registry(folder.central_db)
+    used_at, registry = folder.used_at, Registry(folder.central_db)
     with start.signals.interruptible_start() as beginning:
         install_id = await _take_installation(config, folder, registry, clock, start.lease)
     if beginning.cancelled_caught:
@@ -167,7 +167,8 @@ async def _main(start: _Start) -> None:
     pulse = Pulse(clock)
     # A sweep waits for its slowest session, which may take its whole timeout.
     pulse.register("sweep", _SWEEP_ALLOWED_S + config.sweep.session_timeout_s)
-    bus = Bus(config, folder, runtime, install_id, clock, pulse, Overrides(registry=registry, source=start.source))
+    overrides = Overrides(registry=registry, source=start.source, used_at=used_at)
+    bus = Bus(config, folder, runtime, install_id, clock, pulse, overrides)
     epoch = start.lease.epoch if start.lease is not None else 0
     registration = Registration(bus, registry, start.source, epoch, install_id)
     await registration.begin()

@@ -7,7 +7,7 @@ error that names the full key. No error repeats a value, because a channel's tab
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -202,6 +202,27 @@ def _check_places(name: str, settings: BaseModel, config: Config) -> None:
     faults = [f"{key}: {fault}" for key, place in named.items() if (fault := settings.place_fault(place)) is not None]
     if faults:
         raise ConfigError("; ".join(faults) + ".", hint=_HINT)
+
+
+@runtime_checkable
+class HasCautions(Protocol):
+    """Implemented by settings that can be valid and yet not what is meant."""
+
+    def cautions(self) -> Sequence[str]:
+        """Return sentences about what to look at."""
+        ...
+
+
+def cautions(config: Config) -> list[str]:
+    """Return what to look at in the channels' tables. Call after `build_channels`."""
+    known, found = find_types(), list[str]()
+    for name, table in config.channels.items():
+        common = _common(name, table)
+        own = {key: value for key, value in table.items() if key not in _Common.model_fields}
+        settings = _load(name, common.type or name, known).Settings.model_validate(own) if common.enabled else None
+        if isinstance(settings, HasCautions):
+            found += [f"channels.{name}: {one}" for one in settings.cautions()]
+    return found
 
 
 def _check_times(name: str, settings: BaseModel, config: Config) -> None:

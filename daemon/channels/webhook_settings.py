@@ -30,6 +30,7 @@ from schema.os_faults import read_own_file
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
+_TWO: Final = 2
 OF_PLACE: Final = ":"  # between the hook's name and what its `place` template says
 HOOK_VALUES: Final = frozenset(("event", "hook", "body", "text"))  # the fields that a hook's templates may use
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
@@ -223,6 +224,24 @@ class WebhookSettings(BaseModel):
         if hook is None:
             return f"there is no hook {hook_of(place)!r} (known: {', '.join(sorted(self.hooks)) or 'none'})"
         return None if hook.reply_url is not None or hook.reply == "none" else "its hook has no reply_url"
+
+    def cautions(self) -> list[str]:
+        """See daemon.channels.registry.HasCautions.
+
+        A person is known by the channel and the sender's name. A service vouches for its names at each of its hooks; with a
+        signature of one's own, each holder of a secret vouches for others.
+        """
+        named = {
+            name: hook
+            for name, hook in sorted(self.hooks.items())
+            if hook.agent is None and hook.sender is not None and "hook" not in parse(hook.sender).first_words
+        }
+        own = ("clawbus", "hmac")
+        vouchers = {(one.signature, one.sender, name if one.signature in own else "") for name, one in named.items()}
+        if len(vouchers) < _TWO:
+            return []
+        hooks = ", ".join(named)
+        return [f"hooks {hooks} share people: the same `sender` is the same person. Put {{hook}} into it if it is not."]
 
     @field_validator("hooks")
     @classmethod

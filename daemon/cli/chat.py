@@ -23,6 +23,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.names import AgentOption, SessionOption, addressed
 from daemon.cli.notes import LOOK_S, Notes
 from daemon.cli.output import Output, OutputLostError, progress
+from daemon.cli.patience import insist
 from daemon.cli.same_place import operand
 from daemon.cli.standard_input import read_lines
 from daemon.core.clock import SystemClock
@@ -128,7 +129,7 @@ class _Talk:
     def run(self, wait_s: float) -> None:
         """Run until the input ends. Then wait until nothing more will be answered, `wait_s` seconds have passed or a call fails."""
         with self._invocation.client() as client:
-            client.live()  # report a daemon that is down before the first line is typed
+            insist(self._invocation, client.live)  # report a daemon that is down before the first line is typed
         listener = self._invocation.client()
         thread = threading.Thread(target=self._listen, args=(listener,), name="mailbox", daemon=True)
         thread.start()

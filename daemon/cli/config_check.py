@@ -55,6 +55,8 @@ def check(invocation: Invocation) -> Outcome:
 
     ownership = ownership_of(config)
     _check_parts(config, ownership)
+    from daemon.channels.registry import cautions  # noqa: PLC0415
+
     faults = _route_faults(config)
     result = {
         "file": str(file) if file is not None else None,
@@ -67,6 +69,7 @@ def check(invocation: Invocation) -> Outcome:
         "agents": {name: agent.provider for name, agent in sorted(config.agents.items())},
         "channels": sorted(config.channels),
         "route_faults": faults,
+        "cautions": cautions(config),
         "ignored_variables": service_links(os.environ),
     }
     if faults:
@@ -133,6 +136,7 @@ def _show(console: Console, result: Mapping[str, Any]) -> None:
             "channels": ", ".join(result["channels"]) or "none but local",
         },
     )
+    say(console, *(f"note: {one}" for one in result["cautions"]))
     if result["ignored_variables"]:
         links = ", ".join(result["ignored_variables"])
         say(console, f"ignored: {links} (set by Kubernetes or Docker for a service of that name)")

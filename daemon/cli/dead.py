@@ -106,8 +106,7 @@ def show(
 ) -> Outcome:
     """Show all about one dead letter: the row, its attempts and errors, its history, and what to do next.
 
-    Use it before a repair. With --session it also shows one that was dealt with already. It works from the files when
-    the daemon is down or hangs.
+    Use it before a repair, or to see how one was dealt with. It works from the files when the daemon is down or hangs.
 
     \b
     Example:
@@ -250,12 +249,22 @@ def _find(invocation: Invocation, letter: str) -> tuple[str, str]:
     from daemon.inspect.finding import the_only  # noqa: PLC0415
 
     hint = (
-        "`clawbus dead list` lists dead letters, `clawbus delivery list` answers in retry; --session"
-        " AGENT/SESSION also finds closed ones."
+        "`clawbus dead list` lists dead letters, `clawbus delivery list` answers in retry; `clawbus message show`"
+        " shows any message."
     )
     unread = report["not_examined"] + len(report["errors"])
     found = [(one["agent"], one["session"]) for one in report["letters"]]
-    return the_only(found, "an open dead letter", letter, unread=unread, hint=hint)
+    return the_only(found or _closed(invocation, letter), "an open dead letter", letter, unread=unread, hint=hint)
+
+
+def _closed(invocation: Invocation, letter: str) -> list[tuple[str, str]]:
+    """Return the sessions that have a dead letter of this id that was dealt with: the command says by whom, and how."""
+    from daemon.inspect.central_reading import read_central  # noqa: PLC0415
+    from daemon.inspect.finding import sessions_with  # noqa: PLC0415
+    from daemon.store.dead_letters import CLOSED_TABLE  # noqa: PLC0415
+
+    data_dir = invocation.place.data_dir
+    return sessions_with(data_dir, read_central(data_dir).known(), letter, table=CLOSED_TABLE)[0]
 
 
 def _read(invocation: Invocation, ask: Callable[[ControlClient], T], look: Callable[[], T]) -> tuple[T, str]:

@@ -32,7 +32,7 @@ def sessions_table(title: str, reports: Sequence[Mapping[str, Any]], now_ms: int
             one["state"],
             one["pending"],
             one["undelivered"],
-            (one["failed"] or 0) + (one["dead"] or 0),
+            None if one["failed"] is None and one["dead"] is None else (one["failed"] or 0) + (one["dead"] or 0),
             doing(one, now_ms),
         )
         for one in reports

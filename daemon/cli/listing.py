@@ -31,8 +31,8 @@ class Listing:
         self._rows = [[one_line("-" if cell is None else cell) for cell in row] for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        widths = column_widths(self._columns, self._rows, options.max_width)
-        if widths is None:
+        widths = column_widths(self._columns, self._rows, options.max_width) if self._rows else None
+        if widths is None:  # without rows the title says all
             yield from self._records(options.max_width)
         else:
             yield self._table(widths)

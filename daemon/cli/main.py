@@ -42,7 +42,8 @@ Every command takes --json (one envelope: ok, command, result, error, fix, next_
 
 \b
 Example:
-  clawbus init && clawbus serve &
+  clawbus init
+  clawbus serve &
   clawbus send 'hello' --agent echo --session demo --wait 30
 """
 

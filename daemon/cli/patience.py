@@ -14,22 +14,27 @@ T = TypeVar("T")
 
 _PATIENCE_S: Final = 10.0  # how long to repeat
 _PAUSE_S: Final = 0.1
+# How long a daemon that was started a moment ago, as by `clawbus serve &`, may take until it holds its folder.
+_BEGIN_S: Final = 3.0
 
 
 def insist(invocation: Invocation, ask: Callable[[], T]) -> T:
     """Call `ask` and return its result. While a daemon starts or slots hand over, repeat it for at most ten seconds.
 
+    Where nothing tells of a daemon, wait three seconds for one that was started just now.
+
     The request must carry its own id. An attempt whose answer was lost may have stored it, and a repetition must not store
     it twice. Raise the errors of `ask`.
     """
     clock = SystemClock()
-    deadline = clock.monotonic() + _PATIENCE_S
+    begun = clock.monotonic()
     while True:
         try:
             return ask()
         except (NotListeningError, LostAnswerError) as error:
             starting = isinstance(error, NotListeningError) and invocation.silent_daemon() is not None
             hand_over = (invocation.place.data_dir / "deploy" / "state.json").exists()
-            if clock.monotonic() > deadline or not (starting or hand_over):
+            lost = isinstance(error, LostAnswerError) and not hand_over
+            if lost or clock.monotonic() - begun > (_PATIENCE_S if starting or hand_over else _BEGIN_S):
                 raise
             time.sleep(_PAUSE_S)

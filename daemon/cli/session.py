@@ -256,7 +256,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
         facts["what"] = said
     facts["container"] = f"{live['container_id']} since {when(live['started_at'], now)}" if live else "none"
     facts["heartbeat"] = when(report["heartbeat_at"], now)
-    facts["unfinished"] = report["pending"]
+    facts["unfinished"] = "unknown" if report["pending"] is None else report["pending"]
     if said := usage_text(report.get("usage")):
         facts["used"] = said
     if places := report.get("destinations"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -116,7 +116,7 @@ def _names_there(data_dir: Path, code: str) -> list[str]:
     return stored_route_names(data_dir)
 
 
-def _ids(data_dir: Path, words: Iterable[str]) -> list[tuple[str, str]]:
+def _ids(data_dir: Path, words: Collection[str]) -> list[tuple[str, str]]:
     import shlex  # noqa: PLC0415
 
     from daemon.inspect.central_reading import read_central  # noqa: PLC0415
@@ -124,7 +124,9 @@ def _ids(data_dir: Path, words: Iterable[str]) -> list[tuple[str, str]]:
 
     ids = newest_ids(data_dir, read_central(data_dir).known()[:_SESSIONS], _IDS)
     found = [one for word in words for one in nearest(word, ids)]
-    return [(one, f"clawbus message show {shlex.quote(one)}") for one in dict.fromkeys(found)]
+    # An id that was typed and is there was not mistyped: it is only nothing that the command works on.
+    meant = [one for one in dict.fromkeys(found) if one not in words]
+    return [(one, f"clawbus message show {shlex.quote(one)}") for one in meant]
 
 
 def _words(value: object) -> list[str]:

@@ -14,7 +14,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Return seconds of a clock that never goes back. Only differences are meaningful. It stands still in a sleep."""
+        """Return seconds of a clock that never goes back, on Linux since the machine's boot. It stands still in a sleep."""
         ...
 
     def slept_s(self) -> float:

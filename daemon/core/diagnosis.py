@@ -38,8 +38,17 @@ class Diagnosis:
     @property
     def sentence(self) -> str:
         """The diagnosis on one line: the summary, the first two pieces of evidence, and the command."""
-        said = ". ".join(text.rstrip(".") for text in (self.summary, *self.evidence[:2]))
-        return f"{said}: `{self.command}`"
+        return f"{self._said}: `{self.command}`"
+
+    @property
+    def sentence_with_repairs(self) -> str:
+        """The same for those who look at what `command` shows: the repairs to choose from in its place, if there are any."""
+        repairs = "; ".join(f"{one.when}: `{one.command}`" for one in self.choices)
+        return f"{self._said}. {repairs[:1].upper()}{repairs[1:]}" if repairs else self.sentence
+
+    @property
+    def _said(self) -> str:
+        return ". ".join(text.rstrip(".") for text in (self.summary, *self.evidence[:2]))
 
 
 def span(milliseconds: int) -> str:

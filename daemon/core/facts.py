@@ -158,6 +158,7 @@ class HostFacts:
     budgets_used_up: tuple[tuple[str, str], ...] = ()  # today's budgets at the gate: (agent, how much of what is used)
     agents_stopped: tuple[tuple[str, str], ...] = ()  # today's budgets of agents: (agent, how much of what is used)
     config_faults: tuple[str, ...] = ()  # why the configuration cannot be used, and what stays unseen for it
+    agents: frozenset[str] | None = None  # those that have a table; None where nobody read the configuration
 
     @property
     def start(self) -> str:
@@ -173,6 +174,11 @@ class HostFacts:
     def orderly_restart(self) -> str:
         """The command that restarts a daemon that answers, and so can stop in an orderly way."""
         return restart_command(self.unit, self.holder_pid, "TERM")
+
+    def lost(self, agent: str) -> bool:
+        """Whether this agent has no table any more. Of a configuration that is broken, another's or none, nobody knows."""
+        known = bool(self.agents) and not self.config_faults and self.other_runtime is None
+        return known and agent not in (self.agents or ())
 
     def trouble(self, what: str) -> Degradation | None:
         """Return the trouble with this that the daemon itself reports, or None."""
@@ -217,6 +223,7 @@ class SessionFacts:
     spawn_failures: int = 0
     next_spawn_at: int | None = None
     last_spawn_error: str | None = None
+    next_due_at: int | None = None  # when a message or a schedule is due next
     live: LiveRecord | None = None
     container: Container | None = None
     containers: tuple[Container, ...] = ()

@@ -72,7 +72,7 @@ def _registry_missing(host: HostFacts) -> Diagnosis | None:
     degraded = host.trouble("registry")
     if not host.registry_missing and degraded is None:
         return None
-    evidence = [f"{host.data_dir}/central.db is missing."] if host.registry_missing else []
+    evidence = [f"{host.data_dir}/central.db is missing or empty."] if host.registry_missing else []
     if degraded is not None:
         evidence.append(degraded.why)
     command = host.start if host.daemon is DaemonState.DOWN else "clawbus logs -n 50 --level warning"

@@ -117,6 +117,22 @@ def hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )
 
 
+def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
+    """Report work for an agent that is not configured any more, also while it is not due."""
+    if not host.lost(one.agent) or one.quarantined_at is not None or not (one.due or one.next_due_at is not None):
+        return None
+    when = f"{one.due} due now." if one.due else f"The next is due at {to_text(one.next_due_at or 0)}."
+    evidence = (f"The configuration has no table [agents.{one.agent}].", when)
+    choices = (
+        Choice("once it has one again", "clawbus reload"),
+        Choice("when the session may go", f"clawbus session delete {quoted(one)} --force --reason 'its agent is gone'"),
+    )
+    return finding(
+        one, "WORK_WITHOUT_AGENT", "Work waits for an agent that is not configured any more.", evidence,
+        f"clawbus session show {quoted(one)}", choices=choices,
+    )  # fmt: skip
+
+
 def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report that the session's container cannot be started."""
     starting = one.live is not None and one.live.container_id is None  # a start under way is not a problem yet

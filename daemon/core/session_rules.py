@@ -18,6 +18,7 @@ from daemon.core.session_container_rules import (
     spawn_failing,
     unclaimed,
     work_waiting,
+    work_without_agent,
 )
 from daemon.core.session_file_rules import failing, files_unreadable, nearly_full, quarantined, too_new, unregistered
 from daemon.core.session_finding import SessionRule
@@ -40,7 +41,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
     (nearly_full,),
     (orphaned_container, container_gone, container_restarted, hot_journal),
     (restart_policy, paused),
-    (spawn_failing, budget_spent, work_waiting, unclaimed),
+    (work_without_agent, spawn_failing, budget_spent, work_waiting, unclaimed),
     (held_back, message_retrying),
     (delivery_stuck, answers_held_back, answer_retrying),
     (question_open,),

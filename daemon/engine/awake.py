@@ -8,17 +8,26 @@ from daemon.core.clock import Clock
 
 _JUMP_MS: Final = 60_000  # far more than the wall clock is adjusted by in normal operation
 _DOUBT_S: Final = 300.0
+# A machine that was off for longer than this may have come back with another time.
+_OFF_MS: Final = 24 * 3_600_000
 
 
 class Awake:
-    """Built at the start. Compares the wall clock with the monotonic one, and both with the time that the machine slept."""
+    """Built at the start. Compares the wall clock with the monotonic one, and both with the time that the machine slept.
 
-    def __init__(self, clock: Clock) -> None:
+    `used_at`: when an earlier daemon changed its files last (epoch milliseconds), if that is known. Where that is long ago and
+    the machine has only just booted, its clock may not be set yet: a jump that nobody saw.
+    """
+
+    def __init__(self, clock: Clock, used_at: int | None = None) -> None:
         self._clock = clock
         self._since = clock.now_ms()
         self._ahead = self._ahead_ms()
         self._slept = clock.slept_s()
         self._set_forward_at: float | None = None  # by the monotonic clock
+        booted = clock.monotonic() < _DOUBT_S
+        if booted and used_at is not None and self._since - used_at > _OFF_MS:
+            self._set_forward_at = clock.monotonic()
 
     def since(self) -> int:
         """Return the instant, in epoch milliseconds: the start, the end of a sleep, or when the clock was set."""

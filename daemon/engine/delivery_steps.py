@@ -30,7 +30,7 @@ from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import Judged, apply_verdict, judge
 from daemon.engine.hand_over import Outcome, with_receipt
-from daemon.engine.settle_steps import settle, unfinished, unseen_turns
+from daemon.engine.settle_steps import Claims, settle, turns_begun, unfinished
 from daemon.store import dead_letters, deliveries, messages, questions
 from daemon.store.session_files import SessionFiles
 from schema.errors import HostileFileError
@@ -169,8 +169,7 @@ def _examine(db: Reader, files: SessionFiles, means: DeliveryContext, live: str 
     judged = judge(db, pending, acks, means.fate, now)
     settles = settled(Observation(now=now, pending=judged.pending, acks=judged.acks))
     claims, joins = _new_claims(db, judged.pending, judged.acks, live)
-    # An incarnation runs one turn at a time. What it claims meanwhile joins that turn.
-    begun = int(bool(claims) and not joins) + unseen_turns(db, settles, judged.acks)
+    begun = turns_begun(db, settles, judged.acks, live, Claims(known=joins, new=bool(claims)))
     batch, cut = without_cut(batch, judged)
     batch, repeated = without_repeats(db, batch)
     batch = with_sent_files(db, batch, files.sent, means.intake)

@@ -20,7 +20,7 @@ from daemon.core.lifecycle import (
 from daemon.core.message_fate import Verdict, Void, claimed_by
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, judge, judge_suspects
-from daemon.engine.settle_steps import unseen_turns
+from daemon.engine.settle_steps import turns_begun
 from daemon.engine.sweep_steps import Settings, apply, observe
 from daemon.store import messages
 from daemon.store.draining import is_draining, note_draining
@@ -82,7 +82,7 @@ def finish_incarnation(files: SessionFiles, incarnation: str, reason: str, now: 
         finished = {item.message_id for item in settles}
         orphans = [item for item in reset_orphans(seen, settings.policy) if item.message_id not in finished]
         actions: list[Action] = [*settles, *orphans]
-        begun += unseen_turns(db, settles, seen.acks)
+        begun += turns_begun(db, settles, seen.acks)
         with db.transaction():
             for claim in own:
                 messages.note_claim(db, claim.message_id, incarnation, claim.changed_at or now, now)

@@ -273,6 +273,7 @@ def cancel(db: Writer, key: str, operator: Operator, now: int) -> dict[str, obje
     row = _known(db, key)
     _refuse_configured(row)
     schedules.remove(db, key)
+    schedules.part_with_runs(db, key)
     _note(db, "schedule_removed", key, operator, now)
     return {"key": key, "was": row.state.value}
 

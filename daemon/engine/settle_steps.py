@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from daemon.core.lifecycle import Settle
 from daemon.store import messages, outbound
@@ -10,6 +12,17 @@ from daemon.store.transitions import change_status
 from daemon.store.turn_usage import with_usage
 from schema.handles import Reader, Writer
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Whether an incarnation has open claims: some that the host has recorded, and new ones."""
+
+    known: bool = False
+    new: bool = False
+
+
+NO_CLAIMS: Final = Claims()
 
 
 def unfinished(
@@ -32,14 +45,21 @@ def unfinished(
     return pending, with_usage(out, acks)
 
 
-def unseen_turns(db: Reader, settles: Sequence[Settle], acks: Mapping[str, Ack]) -> int:
-    """Return how many turns ended before the host saw them begin. A turn acks all its messages at one time."""
-    turns = {
-        (one.incarnation, acks[one.message_id].changed_at)
-        for one in settles
-        if messages.claimed_at(db, one.message_id, one.incarnation) is None
-    }
-    return len(turns)
+def turns_begun(
+    db: Reader, settles: Sequence[Settle], acks: Mapping[str, Ack], live: str | None = None, open_: Claims = NO_CLAIMS
+) -> int:
+    """Return how many turns began that were not counted yet. A turn acks all its messages at one time.
+
+    `open_` are the claims of the incarnation `live`. It runs one turn at a time, and what it claims meanwhile joins that turn.
+    But a claim that it keeps is no turn that all others belong to: when some messages end before it, the next end is another's.
+    """
+    ends: dict[str | None, set[int | None]] = {}
+    counted: set[str | None] = {live} if open_.known else set()
+    for one in settles:
+        ends.setdefault(one.incarnation, set()).add(acks[one.message_id].changed_at)
+        if messages.claimed_at(db, one.message_id, one.incarnation) is not None:
+            counted.add(one.incarnation)
+    return sum(map(len, ends.values())) + int(open_.known or open_.new) - len(counted)
 
 
 def settle(db: Writer, action: Settle, now: int) -> None:

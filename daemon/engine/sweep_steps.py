@@ -34,7 +34,7 @@ from daemon.engine import recurrence, schedule_steps
 from daemon.engine.cancelled_turns import STOP_LOOK, CancelledTurns, cancelled_turns, note_stopped
 from daemon.engine.endings import endings
 from daemon.engine.fate_steps import apply_verdict, expired, judge, judge_suspects
-from daemon.engine.settle_steps import settle, unfinished, unseen_turns
+from daemon.engine.settle_steps import Claims, settle, turns_begun, unfinished
 from daemon.runtimes import output_log
 from daemon.runtimes.spec import STDERR_LOG
 from daemon.store import deliveries, host_messages, messages, outbound, put_off, questions, schedules
@@ -150,7 +150,9 @@ def sweep_files(
         fired = schedule_steps.sweep(db, settings.configured, now, settings.policy.schedule_failures, settings.fate)
         found = _read(db, files, container, now, settings, occupied=occupied, floor=floor, last_tool=last_tool)
         actions = decide(found.seen, settings.policy)
-        begun = unseen_turns(db, [one for one in actions if isinstance(one, Settle)], found.seen.acks)
+        settles = [one for one in actions if isinstance(one, Settle)]
+        live = container.incarnation if container is not None else None
+        begun = turns_begun(db, settles, found.seen.acks, live, Claims(known=bool(found.seen.noted)))
         rearmed, closed = _write(db, found, actions, settings)
         swept = _outcome(db, found, actions, now)
     if (swept.due or found.void or closed or found.late) and container is not None:

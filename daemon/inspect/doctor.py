@@ -131,7 +131,9 @@ class Doctor:
             again = _passing(first)
             keys = [key for key in keys if key in again]
         elif only is None:
-            idle = self._idle(central, listing, now, {*failing, *near})
+            # Work of an agent that is gone rests until it is due, and is nothing's business before.
+            lost = {key for key in keys if host.lost(key[0]) and _is_due(central.sessions.get(key))}
+            idle = self._idle(central, listing, now, {*failing, *near, *lost})
         for key in keys:
             recorded = idle is not None and idle.is_recorded(key)
             if not recorded and self._clock.monotonic() > deadline:
@@ -189,6 +191,10 @@ class Doctor:
             of_runs = (diagnose_run(host, seen.facts, run) for run in run_facts(runs, context))
             told += [_with_words(folder, one, one.message_id) for one in of_runs if one is not None]
         return told, seen.clock, sum(run.message.trigger or run.evidence.claimed for run in runs.runs)
+
+
+def _is_due(row: Mapping[str, Any] | None) -> bool:
+    return row is not None and row["next_due_at"] is not None
 
 
 def _with_words(folder: SessionFolder, one: Diagnosis, message_id: str | None) -> Diagnosis:

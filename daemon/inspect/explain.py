@@ -43,9 +43,16 @@ def state_of(
         if live.get("container_id") is None:
             return "starting"
         return "working" if queues is not None and queues.claimed else "resting"
-    if (registry.get("next_spawn_at") or 0) > now_ms:
+    if (registry.get("next_spawn_at") or 0) > now_ms and _wants_container(registry, queues):
         return "backing_off"
     return _without_container(registry, queues)
+
+
+def _wants_container(registry: Mapping[str, Any], queues: Queues | None) -> bool:
+    """Return whether a failed start is tried again: not once its messages were cancelled, or have expired."""
+    if queues is None or queues.error is not None:
+        return bool(registry.get("active"))
+    return queues.pending > queues.scheduled
 
 
 def _without_container(registry: Mapping[str, Any], queues: Queues | None) -> SessionState:
@@ -65,13 +72,19 @@ def explain(
     queues: Queues,
     now_ms: int,
     stopped: Mapping[str, str] = NOBODY,
+    *,
+    shown: bool = False,
 ) -> str | None:
     """Return the most pressing reason to attend to this session on one line, or None: by doctor's own rules.
 
+    `shown`: for `session show`, which must not send its reader to itself.
     `live` is the row of its unconfirmed incarnation. Whether that container lives is taken from the registry: no runtime is
     asked. `stopped`: the agents whose daily budget is used up, and what of it.
     """
-    return _sentence(most_pressing(_host(now_ms, stopped), _facts(registry, live, queues)))
+    found = most_pressing(_host(now_ms, stopped), _facts(registry, live, queues))
+    if found is not None and shown and found.command.startswith("clawbus session show "):
+        return found.sentence_with_repairs
+    return _sentence(found)
 
 
 def held_up(

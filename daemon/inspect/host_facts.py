@@ -41,6 +41,7 @@ def host_facts(config: Config, now: int, status: DaemonStatus, central: CentralS
         secret_errors=secret_errors(config),
         budgets_used_up=budgets_used_up(config, now),
         agents_stopped=agents_stopped(config, now),
+        agents=frozenset(config.agents),
     )
     facts = _with_policy(facts, config)
     facts = _with_daemon(facts, config, status, central.newest_at or 0)

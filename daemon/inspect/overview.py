@@ -58,7 +58,7 @@ def _agent(config: Config, name: str, sessions: Sequence[Mapping[str, Any]]) -> 
         "scheduled": total("scheduled"),
         "undelivered": total("undelivered"),
         "dead_letters": total("failed", "dead"),
-        "not_examined": sum(one["pending"] is None for one in sessions),
+        "not_examined": sum(one["pending"] is None and one["error"] is None for one in sessions),
         "attention": needing[:_NAMED],
         "attention_total": len(needing),
     }

@@ -82,6 +82,7 @@ def recorded_facts(
         spawn_failures=values.get("spawn_failures") or 0,
         next_spawn_at=values.get("next_spawn_at"),
         last_spawn_error=values.get("last_spawn_error"),
+        next_due_at=values.get("next_due_at"),
         live=live,
         due=queues.due,
         oldest_due_at=queues.oldest_due_at,

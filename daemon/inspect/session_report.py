@@ -87,7 +87,7 @@ def session_report(
     examined = Examined(registry, live, state_of(registry, live, queues, now), queues, now, _changed_at(folder))
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
-        **_summary(examined, stopped),
+        **_summary(examined, stopped, shown=True),
         "held_up": held_up(registry, live, examined.queues or Queues(), now, stopped),
         "folder": str(folder.root),
         "registry": registry,
@@ -156,13 +156,14 @@ def unregistered(agent: str, session: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(one: Examined, stopped: Mapping[str, str]) -> dict[str, Any]:
-    queues = one.queues
+def _summary(one: Examined, stopped: Mapping[str, str], *, shown: bool = False) -> dict[str, Any]:
+    # How much a file that cannot be read holds is not known.
+    queues = one.queues if one.queues is not None and one.queues.error is None else None
     return {
         "agent": one.registry["agent"],
         "session": one.registry["session"],
         "state": one.state,
-        "explanation": explain(one.registry, one.live, queues or Queues(), one.at, stopped),
+        "explanation": explain(one.registry, one.live, one.queues or Queues(), one.at, stopped, shown=shown),
         "created_at": one.registry["created_at"],
         "changed_at": one.changed_at,
         "next_due_at": one.registry["next_due_at"],
@@ -175,7 +176,7 @@ def _summary(one: Examined, stopped: Mapping[str, str]) -> dict[str, Any]:
         "scheduled_answers": queues.scheduled_answers if queues else None,
         "failed": queues.failed if queues else None,
         "dead": queues.dead if queues else None,
-        "error": queues.error if queues else None,
+        "error": one.queues.error if one.queues else None,
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -75,6 +76,15 @@ class DataFolder(Layout):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def used_at(self) -> int | None:
+        """When its registry or mailbox was changed last, in epoch milliseconds; None for a new folder."""
+        found: list[int] = []
+        for path in (self.central_db, self.mailbox_db):
+            with suppress(OSError):
+                found.append(path.stat().st_mtime_ns // 1_000_000)
+        return max(found, default=None)
 
     def make_agents(self, names: Iterable[str]) -> None:
         """Create each agent's folder, where an operator puts its program, before the agent's first message."""

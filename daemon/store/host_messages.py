@@ -30,11 +30,9 @@ def notify_sender(db: Writer, message: MessageIn, address: Address, code: str, t
         return
     if repeats_failure(db, message.id):
         return
-    notice_id = f"failed:{message.id}"
-    # The container may have used that id for one of its rows. And the notice of a pruned message of this id had it: its
-    # receiver would take the new one for a repetition.
-    if known(db, [notice_id]) or db.one("SELECT 1 FROM pruned WHERE what = 'messages'") is not None:
-        notice_id = f"{notice_id}:{new_id(at)}"
+    # A sender may use the message's id again: after retention, or in a session that was deleted and made again. Its receiver
+    # would take a notice of the same id for a repetition. Nor can a container take an id that it does not know.
+    notice_id = f"failed:{message.id}:{new_id(at)}"
     sentence = f"{text[:1].upper()}{text[1:].rstrip('.')}."
     error = {"code": code, "message": sentence, "reference": message.id}
     content = {"text": f"{sentence} Reference: {message.id}.", "error": error}
@@ -44,10 +42,7 @@ def notify_sender(db: Writer, message: MessageIn, address: Address, code: str, t
 
 def say(db: Writer, message: MessageIn, address: Address, text: str, at: int) -> None:
     """Queue the host's own answer to a message, in the caller's transaction."""
-    notice_id = f"said:{message.id}"
-    if known(db, [notice_id]):  # the container has used that id for a row of its own
-        notice_id = f"{notice_id}:{new_id(at)}"
-    notice = _notice(db, notice_id, address, {"text": text}, at, replies_to=message)
+    notice = _notice(db, f"said:{message.id}:{new_id(at)}", address, {"text": text}, at, replies_to=message)
     _queue_notice(db, notice, address, at)
 
 

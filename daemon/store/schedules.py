@@ -141,6 +141,15 @@ def remove(db: Writer, key: str) -> None:
     db.execute("DELETE FROM schedules WHERE key = ?", (key,))
 
 
+def part_with_runs(db: Writer, key: str) -> None:
+    """Let the record of a removed schedule's occurrences say when they were, and nothing about one made under its key again."""
+    db.execute(
+        "UPDATE schedule_runs SET message_id = NULL, detail = 'of the schedule that was cancelled; message ' || message_id"
+        " WHERE key = ? AND message_id IS NOT NULL",
+        (key,),
+    )
+
+
 def note_run(
     db: Writer, key: str, instant: int, now: int, *, message_id: str | None, detail: str | None = None
 ) -> bool:

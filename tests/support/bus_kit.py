@@ -56,6 +56,7 @@ class BusKit:
         self.runtime: FakeRuntime
         self.tasks: TaskGroup
         self.timings = QUICK
+        self.used_at: int | None = None  # when a daemon on another boot of the machine was there last
         self.fences = 0
         self._lives_begun: set[tuple[str, int]] = set()
 
@@ -81,7 +82,13 @@ class BusKit:
         with DataFolder.open(self.root, self.clock) as folder:
             self.runtime = FakeRuntime(INSTALL, self.host)
             self.bus = Bus(
-                self.config, folder, self.runtime, INSTALL, self.clock, pulse, Overrides(self.timings, types)
+                self.config,
+                folder,
+                self.runtime,
+                INSTALL,
+                self.clock,
+                pulse,
+                Overrides(self.timings, types, used_at=self.used_at),
             )
             async with anyio.create_task_group() as tasks:
                 self.tasks = tasks

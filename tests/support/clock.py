@@ -10,9 +10,9 @@ START: Final = 1_800_000_000_000
 class MovedClock:
     """`advance` lets time pass; `jump` sets the wall clock alone, as an operator does; `sleep` is a suspended machine."""
 
-    def __init__(self, now_ms: int = START) -> None:
+    def __init__(self, now_ms: int = START, *, up_s: float = 1000.0) -> None:
         self._now_ms = now_ms
-        self._monotonic = 1000.0
+        self._monotonic = up_s
         self._slept = 0.0
 
     def now_ms(self) -> int:

@@ -43,3 +43,24 @@ def test_routes_that_cannot_work_and_a_stranger_who_waits_for_an_agent_that_is_g
     healthy(daemon)
     left = {one["name"]: one["state"] for one in daemon.cli("route", "list").result["routes"]}
     assert left == {"every": "ok", "same": "ok"}
+
+
+def test_what_is_scheduled_for_an_agent_that_is_gone_is_found_before_it_is_due(make_daemon: Make) -> None:
+    daemon = make_daemon(ECHO + obedient(), runtime="process")
+    daemon.start()
+    daemon.cli("send", "later", "-s", "prog/later", "--at", "in 2h")
+    daemon.cli("schedule", "add", "rep", "write", "--agent", "prog", "--every", "1h")
+    daemon.cli("send", "later", "-s", "echo/later", "--at", "in 2h")
+    healthy(daemon)
+    before = daemon.config.read_text().partition("\n")[2]
+    daemon.configure(before.replace(obedient(), ""))
+    assert daemon.cli("reload").ok
+    for _ in range(2):
+        one = found(daemon, "WORK_WITHOUT_AGENT")
+        assert "no table [agents.prog]" in one["evidence"][0]
+        repair(daemon, one["choices"][1]["command"])
+    gone(daemon, "WORK_WITHOUT_AGENT")
+    healthy(daemon)
+    assert {(one["agent"], one["session"]) for one in daemon.cli("session", "list").result["sessions"]} == {
+        ("echo", "later")
+    }

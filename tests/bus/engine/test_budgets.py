@@ -52,6 +52,28 @@ async def test_the_day_s_end_lets_what_waited_go_on_and_a_clock_set_back_counts_
         assert (row["status"], row["tries"]) == ("pending", 0)
 
 
+async def test_a_claim_that_is_kept_open_hides_no_turn(tmp_path: Path) -> None:
+    kit = BusKit(tmp_path, agents={AGENT: Agent(turns_per_day=10)})
+    async with kit.running() as bus:
+        await kit.send(text="kept", message_id="kept")
+        await kit.started()
+        agent = kit.agent()
+        assert agent.claim() is not None
+        bus.delivery.poke(await kit.session())
+        for name in ("m1", "m2", "m3"):
+            await kit.send(text=name, message_id=name)
+            batch = agent.claim()
+            assert batch is not None
+            bus.delivery.poke(await kit.session())
+            await kit.settle()
+            agent.answer(batch)
+            bus.delivery.poke(await kit.session())
+            while (await kit.message(name))["status"] != "completed":
+                await kit.settle()
+        (day,) = bus.budgets._usage.days.values()
+        assert day.turns == 4, "the one that is kept, and three that ended"
+
+
 async def test_what_was_counted_outlives_the_daemon_and_another_agent_goes_on(tmp_path: Path) -> None:
     kit = BusKit(tmp_path, agents={AGENT: Agent(turns_per_day=1), "other": Agent()})
     async with kit.running():

@@ -19,6 +19,7 @@ from daemon.store.schedules import Scheduled
 from schema.questions import APPROVAL, Question, to_content
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, BusKit, until
+from tests.support.clock import MovedClock
 from tests.support.fake_channel import FakeChannel
 
 pytestmark = pytest.mark.anyio
@@ -240,3 +241,18 @@ async def until_backing_off(kit: BusKit) -> None:
     with anyio.fail_after(30):
         while (await kit.row()).next_spawn_at is None:  # noqa: ASYNC110 - it has no event of its own
             await anyio.sleep(0.002)
+
+
+async def test_a_daemon_that_starts_with_a_clock_far_ahead_ends_nothing_before_it_is_set(tmp_path: Path) -> None:
+    kit = BusKit(tmp_path / "data")
+    async with kit.running():
+        await kit.send(message_id="m1", not_after=kit.clock.now_ms() + 3_600_000)
+    kit.used_at, kit.clock = kit.clock.now_ms(), MovedClock(kit.clock.now_ms() + YEAR_S * 1000, up_s=20.0)
+    async with kit.running():
+        await kit.bus.sweeper.tick()
+        assert (await kit.message("m1"))["status"] == "pending"
+        await set_right(kit)
+        assert (await kit.message("m1"))["status"] == "pending"
+        kit.advance(3_700)
+        await kit.bus.sweeper.tick()
+        assert (await kit.message("m1"))["status"] == "cancelled"

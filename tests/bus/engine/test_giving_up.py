@@ -42,6 +42,20 @@ def test_sleep_and_a_clock_that_is_set_begin_it_anew() -> None:
     assert awake.since() == clock.now_ms() - 100_000
 
 
+@pytest.mark.parametrize(
+    ("up_s", "off_ms", "doubted"),
+    [(20.0, 30 * DAY, True), (20.0, HOUR, False), (20.0, -DAY, False), (20.0, None, False), (4000.0, 30 * DAY, False)],
+)
+def test_a_clock_that_was_wrong_before_the_start_is_doubted_after_a_boot(
+    up_s: float, off_ms: int | None, *, doubted: bool
+) -> None:
+    clock = MovedClock(up_s=up_s)
+    awake = Awake(clock, clock.now_ms() - off_ms if off_ms is not None else None)
+    assert awake.doubts() == doubted
+    clock.advance(301)
+    assert not awake.doubts()
+
+
 def test_later_over_a_weekend_without_a_daemon_is_not_given_up() -> None:
     message = MessageIn("m", 2, "chat", "", MessageStatus.PENDING, "{}", deferrals=1)
     ack = Ack("m", AckStatus.LATER, 3 * DAY, "I1", deferral=Deferral(2))

@@ -149,6 +149,7 @@ async def prepare(kit: BusKit) -> None:
         await kit.settle()
     with files_of(kit).inbound() as db, db.transaction():
         db.execute("DELETE FROM delivered")
+        db.execute("UPDATE host_messages SET id = 'failed:dead'")
         db.execute(
             "INSERT OR REPLACE INTO delivery_attempts(message_out_id, seq, source, destination, state, attempts,"
             " next_attempt_at, first_at) SELECT id, seq, 'host', 'fake', 'retrying', 1, ?, 1 FROM host_messages",

@@ -41,6 +41,28 @@ def test_a_good_one_opens_nothing(cli: CommandLine, home: Path) -> None:
     assert list((home / "data").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("hooks", "shared"),
+    [
+        ((("a", "github", "{body.sender.login}"), ("b", "gitlab", "{body.user_username}")), True),
+        ((("a", "clawbus", "{body.who}"), ("b", "clawbus", "{body.who}")), True),
+        ((("a", "github", "{body.sender.login}"), ("b", "github", "{body.sender.login}")), False),
+        ((("a", "clawbus", "{hook}:{body.who}"), ("b", "clawbus", "{body.who}")), False),
+        ((("a", "clawbus", "{body.who}"),), False),
+    ],
+)
+def test_hooks_whose_people_look_the_same_are_named(
+    cli: CommandLine, hooks: tuple[tuple[str, str, str], ...], *, shared: bool
+) -> None:
+    with cli.config.open("a") as file:
+        for name, signature, sender in hooks:
+            file.write(f"[channels.webhook.hooks.{name}]\nsignature = '{signature}'\nsender = '{sender}'\n")
+            file.write("secret = '0123456789'\nreply = 'none'\n")
+    notes = cli("config", "check").result["cautions"]
+    assert [one.startswith("channels.webhook: hooks a, b share people") for one in notes] == [True] * shared
+    assert ("note: channels.webhook" in cli("config", "check", "--pretty").out) == shared
+
+
 @pytest.mark.parametrize("user", ["root", "0", "0:0", "1000:0", "-1", "99999999999", "4294967295"])
 def test_a_user_that_no_container_could_have_is_refused(cli: CommandLine, user: str) -> None:
     with cli.config.open("a") as file:

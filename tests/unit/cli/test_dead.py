@@ -119,6 +119,27 @@ class TestFromTheFiles:
         assert cli("dead", "show", "m9").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
         assert cli("dead", "show", "m9", "-s", "echo/one").envelope["error"]["code"] == "UNKNOWN_MESSAGE"
 
+    def test_one_that_was_dealt_with_is_found_too(self, cli: CommandLine, files: Path) -> None:
+        with (
+            open_owner(files / "sessions" / "echo" / "one" / "in" / "inbound.db", Role.INBOUND) as db,
+            db.transaction(),
+        ):
+            db.execute("INSERT INTO dead_letters_closed VALUES ('m1', 'requeued', ?, 'ada', NULL, 'm1+r1')", (NOW,))
+        shown = cli("dead", "show", "m1").result
+        assert (shown["open"], shown["closed"]["requeued_as"]) == (False, "m1+r1")
+        for action in ("requeue", "drop"):
+            error = cli("dead", action, "m1").envelope["error"]
+            assert "did you mean m1?" not in error["message"]
+
+    def test_a_message_that_is_no_dead_letter_was_not_mistyped(self, cli: CommandLine, files: Path) -> None:
+        with (
+            open_owner(files / "sessions" / "echo" / "one" / "in" / "inbound.db", Role.INBOUND) as db,
+            db.transaction(),
+        ):
+            db.execute("UPDATE messages_in SET status = 'completed' WHERE id = 'm1'")
+        error = cli("dead", "show", "m1").envelope["error"]
+        assert (error["code"], "did you mean" in error["message"]) == ("UNKNOWN_MESSAGE", False)
+
     @pytest.mark.parametrize("action", ["requeue", "drop"])
     def test_repairs_need_the_daemon(self, cli: CommandLine, files: Path, action: str) -> None:
         before = (files / "sessions" / "echo" / "one" / "in" / "inbound.db").read_bytes()

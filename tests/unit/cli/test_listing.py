@@ -79,3 +79,8 @@ def test_room_that_is_left_goes_where_it_is_needed() -> None:
     assert column_widths(("id", "why"), [["7", "word " * 20]], 60) == [2, 51]
     assert column_widths(("id", "why"), [["7", "a b"]], 60) == [2, 3]
     assert column_widths(("id", "why"), [], 60) == [2, 3]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_an_empty_list_is_its_title(width: int) -> None:
+    assert lines_of(Listing("0 users", ("user", "roles", "identities", "state"), []), width) == ["0 users"]

@@ -1,5 +1,6 @@
 """`clawbus send` and `clawbus chat` against a daemon on a real socket."""
 
+import contextlib
 import io
 import json
 import os
@@ -10,17 +11,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from daemon.api import api
 from daemon.channels.protocol import Accepted, Incoming
+from daemon.cli import patience
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DaemonSilentError
 from schema.errors import StorageError
 from schema.instants import from_text
 from tests.support.command_line import CommandLine
-from tests.support.fake_operations import FakeOperations
+from tests.support.fake_operations import FakeOperations, serving
 
 COMMAND = [sys.executable, "-m", "daemon.cli"]
 TO_ECHO = ("--agent", "echo", "--session", "s")
@@ -440,3 +443,36 @@ def test_what_cannot_be_attached_is_refused_before_anything_is_sent(
     answer = cli("send", "look", "--place", "kitchen", "--file", str(large))
     assert (answer.code, answer.envelope["error"]["code"]) == (1, "ATTACHMENT_REFUSED")
     assert operations.received == []
+
+
+def test_a_daemon_that_was_started_a_moment_ago_is_waited_for(
+    cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeOperations()
+    with contextlib.ExitStack() as started:
+
+        def begin(_: float) -> None:
+            started.enter_context(serving(fake, home / "data" / "control.sock"))
+
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=begin))
+        assert cli("send", "hello", *TO_ECHO, "--id", "m1").result["accepted"] is True
+    assert [one.message_id for one in fake.received] == ["m1"]
+
+
+def test_a_chat_waits_for_such_a_daemon_too(cli: CommandLine, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as started:
+
+        def begin(_: float) -> None:
+            started.enter_context(serving(FakeOperations(), home / "data" / "control.sock"))
+
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=begin))
+        monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+        (exchange,) = cli("chat", *TO_ECHO).result["exchanges"]
+        assert "hello" in str(exchange["answers"])
+
+
+@pytest.mark.parametrize("name", ["owner/repo#12", "/", "kit/../en", "a%2Fb"])
+def test_a_mailbox_may_have_the_name_of_any_place(cli: CommandLine, operations: FakeOperations, name: str) -> None:
+    cli("send", "hello", *TO_ECHO, "--mailbox", name)
+    result = cli("mailbox", name).result
+    assert (result["mailbox"], [one["text"] for one in result["entries"]]) == (name, ["hello"])

@@ -129,6 +129,24 @@ def test_an_occurrence_is_left_out_while_the_one_before_is_not_finished(world: S
     assert len(sweep(world).fired) == 1
 
 
+def test_one_that_is_made_again_under_the_key_of_a_cancelled_one_is_another(world: SessionWorld) -> None:
+    put(world, hourly("old"))
+    for status in ("failed", "pending"):
+        world.now += HOUR
+        (message,) = sweep(world).fired
+        world.change(f"UPDATE messages_in SET status = '{status}' WHERE id = '{message.id}'")
+    with world.files.inbound() as db, db.transaction():
+        schedule_steps.cancel(db, "k", WHO, world.now)
+    put(world, hourly("new"))
+    with world.files.inbound() as db:
+        assert schedules.failures_in_a_row(db, "k") == 0
+    world.now += HOUR
+    (message,) = sweep(world).fired
+    assert "new" in message.content, "no occurrence of its own is unfinished"
+    with world.files.inbound() as db:
+        assert "message schedule:k@" in str(schedules.runs(db, "k", 9)[1]["detail"])
+
+
 def test_the_last_occurrence_is_sent_although_a_message_is_not_finished(world: SessionWorld) -> None:
     """`schedule run` before a schedule that fires once must not cost its only occurrence."""
     put(world, Scheduled(Times(at=NOW + HOUR), '{"text":"hello"}', HOME))

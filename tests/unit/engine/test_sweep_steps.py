@@ -129,7 +129,8 @@ def test_five_incarnations_fail_it_and_tell_the_sender_once(world: SessionWorld)
     assert told["error"]["code"] == "TRIES_EXHAUSTED"
     assert "5 tries" in told["text"]
     (tracked,) = world.read("SELECT * FROM delivery_attempts")
-    assert (tracked["message_out_id"], tracked["state"], tracked["source"]) == ("failed:m", "queued", "host")
+    assert (tracked["message_out_id"], tracked["state"], tracked["source"]) == (notice["id"], "queued", "host")
+    assert notice["id"].startswith("failed:m:")
     assert sweep(world).next_at == 0, "the notice waits to be sent"
     check_session(world.root)
 

@@ -121,6 +121,15 @@ def test_the_daemon_s_repairs_fit_the_machine() -> None:
     ]
 
 
+def test_an_agent_is_gone_only_by_a_configuration_that_is_this_folder_s() -> None:
+    known = replace(HOST, agents=frozenset({"other"}))
+    assert known.lost("a")
+    assert not known.lost("other")
+    for host in (HOST, replace(known, agents=frozenset()), replace(known, config_faults=("x",))):
+        assert not host.lost("a")
+    assert not replace(known, other_runtime="docker").lost("a")
+
+
 def test_a_folder_that_the_registry_does_not_know_is_shown_while_the_daemon_is_down(tmp_path: Path) -> None:
     world = ForensicWorld(tmp_path / "d")
     SessionWorld(world.root / "sessions" / AGENT / "stranger").accept("m1")

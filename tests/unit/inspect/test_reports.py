@@ -11,6 +11,7 @@ import pytest
 
 from daemon.core.content import error_of, preview, text_of
 from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownMessageError, UnknownSessionError
+from daemon.inspect.central_reading import read_central
 from daemon.inspect.dead_reading import dead_letters_report
 from daemon.inspect.message_life import message_life
 from daemon.inspect.session_report import session_report, sessions_report
@@ -331,6 +332,25 @@ class TestSession:
         report = session_report(data.path, "a", "s", FixedClock())
         assert (report["errors"], report["pending"]) == ([], 1)
         assert report["messages"][0]["id"] == "m1"
+
+    @pytest.mark.parametrize("left", [b"", b"x"])
+    def test_a_registry_that_was_emptied_is_as_lost_as_one_that_was_deleted(self, data: Data, left: bytes) -> None:
+        data.session("s")
+        (data.path / "central.db").write_bytes(left)
+        with pytest.raises(RegistryGoneError, match="is lost; the sessions are there") as refused:
+            sessions_report(data.path, FixedClock())
+        assert "rebuilds central.db" in refused.value.hint
+        assert read_central(data.path).missing
+
+    def test_a_lost_file_names_what_ends_it_and_counts_nothing(self, data: Data) -> None:
+        data.session("s").inbound_db.unlink()
+        report = session_report(data.path, "a", "s", FixedClock())
+        assert "`clawbus session delete a s --force" in report["explanation"]
+        assert "`clawbus session show" not in report["explanation"]
+        assert (report["pending"], report["failed"], report["undelivered"][:]) == (None, None, [])
+        (listed,) = sessions_report(data.path, FixedClock())
+        assert (listed["pending"], listed["dead"]) == (None, None)
+        assert listed["error"].startswith("FILE_UNUSABLE")
 
     def test_names_are_checked_and_unknown_ones_refused(self, data: Data) -> None:
         with pytest.raises(UnknownSessionError):

@@ -203,12 +203,12 @@ class TestAnAnswer:
     def test_a_host_message_is_requeued_too(self, world: World) -> None:
         message = MessageIn("m1", 2, "chat", to_text(NOW), MessageStatus.FAILED, "{}")
         world.write(lambda db: host_messages.notify_sender(db, message, HOME, "TRIES_EXHAUSTED", "gave up", NOW))
-        world.collect()
-        world.outcome("failed:m1", "answered 404", permanent=True)
-        assert world.letter("failed:m1")["row"]["text"] == "Gave up. Reference: m1."
-        requeue(world.files, "failed:m1", WHO, world.at)
-        assert world.collect() == ["failed:m1"]
-        world.outcome("failed:m1")
+        (notice,) = world.collect()
+        world.outcome(notice, "answered 404", permanent=True)
+        assert world.letter(notice)["row"]["text"] == "Gave up. Reference: m1."
+        requeue(world.files, notice, WHO, world.at)
+        assert world.collect() == [notice]
+        world.outcome(notice)
 
     def test_dropped_it_is_listed_and_counted_no_more_and_its_rows_stay(self, world: World) -> None:
         world.dead_answer()

@@ -411,11 +411,12 @@ def test_a_notice_to_a_sender_goes_with_its_receipt_but_for_the_highest(world: S
             message = messages.find(db, name)
             assert message is not None
             host_messages.notify_sender(db, message, Address("local", "me"), "X", "failed", world.now)
-            deliveries.delivered(db, [(f"failed:{name}", None)], world.now)
+            (notice,) = db.all("SELECT id FROM host_messages WHERE in_reply_to = ?", (name,))
+            deliveries.delivered(db, [(notice["id"], None)], world.now)
     top = max(row["seq"] for row in world.read("SELECT seq FROM host_messages"))
     later(world, 31)
     assert prune_all_receipts(world) == 1
-    assert [row["id"] for row in world.read("SELECT id FROM host_messages")] == ["failed:m2"]
+    assert [row["id"] for row in world.read("SELECT in_reply_to AS id FROM host_messages")] == ["m2"]
     assert world.accept("next").seq > top
 
 
