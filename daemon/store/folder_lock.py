@@ -88,14 +88,14 @@ def _lock_owner(root: Path, written: int | None) -> int | None:
     return None
 
 
-def lock_folder(root: Path) -> int:
-    """Lock the folder itself and return its descriptor. Raise DataFolderLockedError or OSError.
+def lock_folder(root: Path, *, wait: bool = False) -> int:
+    """Lock the folder itself and return its descriptor. Raise DataFolderLockedError, unless it waits, or OSError.
 
     Some network file systems cannot lock a folder (flock(2)); there, `clawbus.lock` alone has to do.
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         os.close(descriptor)
         raise _locked(root) from error
@@ -104,6 +104,17 @@ def lock_folder(root: Path) -> int:
             os.close(descriptor)
             raise
     return descriptor
+
+
+def is_locked(root: Path) -> bool:
+    """Return whether a process has the folder itself locked. Only for a folder whose owner waits for its lock: this takes it for a moment."""
+    try:
+        os.close(lock_folder(root))
+    except DataFolderLockedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def take_lock(root: Path) -> int:
