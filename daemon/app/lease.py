@@ -37,8 +37,8 @@ class Lease:
 
         Raise NotServingError when the other slot is to serve: recorded, or because this start is a breach of its bake.
         """
-        state, now, boot = read_state(self.data_dir), self.clock.now_ms(), boot_id()
-        state = replace(state, epoch=max(state.epoch, last_epoch))
+        found, now, boot = read_state(self.data_dir), self.clock.now_ms(), boot_id()
+        state = replace(found, epoch=max(found.epoch, last_epoch))
         cooldown_ms = int(self.cooldown_s * 1000)
         if (
             self.rollback
@@ -56,7 +56,8 @@ class Lease:
             if state.serving != self.slot:
                 raise NotServingError(f"this start ends the bake: {breach}.")
         state = claim(state, self.slot, self.release, now, boot)
-        write_state(self.data_dir, state)
+        if state != found:  # a full disk keeps no daemon from starting that is on record already
+            write_state(self.data_dir, state)
         self.epoch = state.epoch
 
     def note_stop(self) -> None:

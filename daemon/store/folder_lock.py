@@ -20,7 +20,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, DataFolderLockedError
 from daemon.store.data_layout import LOCK_NAME
 from schema.instants import to_text
-from schema.os_faults import read_own_file
+from schema.os_faults import passes, read_own_file
 
 # What flock(2) answers for a folder where locks are emulated and need a descriptor that can write.
 _NO_FOLDER_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSUP})
@@ -151,7 +151,15 @@ def lies_at(path: Path, descriptor: int) -> bool:
 
 
 def write_holder(lock: int, clock: Clock, *, is_daemon: bool) -> None:
-    """Write this process into the lock file, for people and for a standby, which ends no command."""
-    found = {"pid": os.getpid(), "since": to_text(clock.now_ms()), "daemon": is_daemon}
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(found).encode(), 0)
+    """Write this process into the lock file, for people and for a standby, which ends no command.
+
+    In place: what is freed on a full disk may not be had again. A daemon that cannot write starts all the same, because a
+    standby takes a holder without a name for one. Raise OSError.
+    """
+    text = json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms()), "daemon": is_daemon}).encode()
+    try:
+        os.pwrite(lock, text, 0)
+        os.ftruncate(lock, len(text))
+    except OSError as error:
+        if not is_daemon or not passes(error):
+            raise
