@@ -40,6 +40,7 @@ from daemon.deploy.state_file import FOLDER, read_state
 from daemon.store.folder_lock import live_holder
 from daemon.systemd.notify import Notifier
 from daemon.workers.source import Origin
+from schema.errors import StorageError
 from schema.ids import new_id
 from schema.instants import to_text
 
@@ -115,7 +116,7 @@ class Standby:
     async def _look(self) -> str | None:
         try:
             return await anyio.to_thread.run_sync(self._look_now)
-        except SlotStateError as error:
+        except (SlotStateError, StorageError) as error:
             if not self._process:
                 raise
             if str(error) != self._blind:

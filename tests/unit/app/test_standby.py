@@ -23,6 +23,7 @@ from daemon.deploy.state_file import read_state, state_path, write_state
 from daemon.store.data_folder import DataFolder
 from daemon.store.folder_lock import Holder
 from daemon.workers.source import Origin
+from schema.errors import StorageError
 
 OLD, NEW = "a" * 64, "b" * 64
 
@@ -156,6 +157,22 @@ def test_a_state_that_cannot_be_read_is_said_once(config: Config, capsys: pytest
     for _ in range(3):
         assert anyio.run(standby._look) is None
     assert capsys.readouterr().err.count("standby_blind") == 1
+
+
+def test_a_host_that_cannot_read_the_links_now_ends_no_standby(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a deploy its end would count as the new release's own."""
+    DataFolder.open(config.data_dir).close()
+    standby = standby_of(config, BLUE)
+    standby._process = "p"
+
+    def no_descriptor(_: Standby) -> bool:
+        raise StorageError("slots/blue cannot be read: Too many open files.")
+
+    monkeypatch.setattr(Standby, "_is_relinked", no_descriptor)
+    assert anyio.run(standby._look) is None
+    assert "Too many open files" in capsys.readouterr().err
 
 
 def test_whoever_takes_over_has_the_configuration_of_now(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,19 @@ def test_a_refused_deploy_moves_no_link(cli: CommandLine, root: Path) -> None:
         assert Releases(root).slots() == before
 
 
+def test_a_slot_that_leads_nowhere_is_repaired_by_what_the_fix_says(cli: CommandLine, root: Path) -> None:
+    link = Releases(root).slot_link(GREEN)
+    (usable,) = [name for slot, name in Releases(root).slots().items() if slot == GREEN]
+    link.unlink()
+    link.symlink_to("../releases/gone")
+    said = cli("source").envelope
+    command = said["fix"].split("`")[3]
+    assert said["error"]["code"] == "SOURCE_DRIFT"
+    assert command == "clawbus release link green RELEASE"
+    assert cli(*command.replace("RELEASE", usable).split()[1:]).code == 0
+    assert "slot" not in [one["what"] for one in cli("source").envelope["result"]["drift"]]
+
+
 def test_a_deploy_that_nobody_ends_is_no_hold(cli: CommandLine, home: Path, root: Path) -> None:
     """The daemon is down since long ago: to wait for the deploy's end would be no advice."""
     state = read_state(home / "data")
