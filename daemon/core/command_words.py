@@ -21,7 +21,7 @@ def only_shows(command: str) -> bool:
     """Return whether a command that we print changes nothing: the operator reads what it prints and then chooses."""
     words = shlex.split(command)
     if words[:1] != ["clawbus"]:
-        return words[:1] in (["df"], ["du"], ["dmesg"])
+        return words[:1] in (["df"], ["du"], ["dmesg"], ["journalctl"])
     return words[1:2] == ["logs"] or words[2:3] in (["show"], ["list"], ["check"])
 
 

@@ -108,6 +108,19 @@ class LockHolder:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """The two slots of a folder that uses them.
+
+    `error`: why the record of slots cannot be read. `absent`: the slot, linked to a release, in which no standby answers.
+    `release`: the short id of the release that serves.
+    """
+
+    error: str | None = None
+    absent: str | None = None
+    release: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host: the daemon, the registry, the runtime, the disk, the clock."""
 
@@ -157,6 +170,7 @@ class HostFacts:
     secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: (why, repair)
     budgets_used_up: tuple[tuple[str, str], ...] = ()  # today's budgets at the gate: (agent, how much of what is used)
     agents_stopped: tuple[tuple[str, str], ...] = ()  # today's budgets of agents: (agent, how much of what is used)
+    slots: SlotFacts = SlotFacts()
     config_faults: tuple[str, ...] = ()  # why the configuration cannot be used, and what stays unseen for it
 
     @property

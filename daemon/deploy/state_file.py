@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from daemon.core.deploy_errors import SlotStateError
 from daemon.core.slots import STATE_FILE, SlotState, as_json, from_json
 from schema.durable_files import sync_folder
-from schema.os_faults import read_own_file
+from schema.os_faults import hint_of, read_own_file
 
 FOLDER, _, NAME = STATE_FILE.rpartition("/")
 _MAX: Final = 1024**2
@@ -33,7 +33,9 @@ def read_state(data_dir: Path) -> SlotState:
     except FileNotFoundError:
         return SlotState()
     except OSError as error:
-        raise SlotStateError(f"{path} cannot be read: {error.strerror}.", hint=_access_hint(error)) from error
+        raise SlotStateError(
+            f"{path} cannot be read: {error.strerror}.", hint=_access_hint(error) or hint_of(error.errno or 0)
+        ) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise SlotStateError(f"{path} holds no state of slots: {error}.") from error
 

@@ -19,9 +19,12 @@ from daemon.core.clock import SystemClock
 from daemon.core.errors import ConfigError
 from daemon.core.slot_steps import claim, cut_over, new_deploy, served, stopped
 from daemon.core.slots import BLUE, GREEN, SlotState
+from daemon.deploy.standby_client import StandbyClient
 from daemon.deploy.state_file import read_state, state_path, write_state
 from daemon.store.data_folder import DataFolder
 from daemon.store.folder_lock import Holder
+from daemon.store.registry import Registry
+from daemon.store.workers import WorkerRow, register
 from daemon.workers.source import Origin
 from schema.errors import StorageError
 
@@ -157,6 +160,26 @@ def test_a_state_that_cannot_be_read_is_said_once(config: Config, capsys: pytest
     for _ in range(3):
         assert anyio.run(standby._look) is None
     assert capsys.readouterr().err.count("standby_blind") == 1
+
+
+def test_where_the_record_is_gone_the_slot_that_served_last_goes_on(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other slot has an older release, as a rule. It serves where nobody waits in that one."""
+    answers: list[dict[str, Any] | None] = [{}]
+    monkeypatch.setattr(StandbyClient, "look", lambda _: answers[-1])
+    with DataFolder.open(config.data_dir) as folder:
+        worker = WorkerRow("w", "", OLD, "", GREEN, "host", 1, 1, 1)
+        Registry(folder.central_db).with_file(lambda db: register(db, worker, frozenset()))
+    blue, green = standby_of(config, BLUE), standby_of(config, GREEN)
+    assert (blue._look_now(), green._look_now()) == (None, "serve")
+    answers.append(None)
+    assert blue._alone_since is not None
+    blue._alone_since -= 1
+    assert blue._look_now() == "serve"
+    write_state(config.data_dir, serving())
+    answers.append({})
+    assert blue._look_now() == "serve", "it is recorded"
 
 
 def test_a_host_that_cannot_read_the_links_now_ends_no_standby(

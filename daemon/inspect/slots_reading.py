@@ -1,0 +1,31 @@
+"""Reads what the two slots of a folder show: their record, and whether the standby answers."""
+
+from __future__ import annotations
+
+from daemon.config.models import Config
+from daemon.core.deploy_errors import SlotStateError
+from daemon.core.facts import SlotFacts
+from daemon.core.release import SHORT
+from daemon.core.slots import other
+from daemon.deploy.releases import Releases
+from daemon.deploy.standby_client import StandbyClient
+from daemon.deploy.state_file import read_state
+from schema.errors import StorageError
+
+
+def slot_facts(config: Config) -> SlotFacts:
+    """Return the facts about the slots; empty ones where none are used, or this host cannot tell now."""
+    try:
+        state = read_state(config.data_dir)
+    except SlotStateError as error:
+        # A file that is whole and cannot be read now, or not by this user, must not be moved away.
+        return SlotFacts() if isinstance(error.__cause__, OSError) else SlotFacts(error=str(error))
+    if state.serving is None or not config.deploy.root:
+        return SlotFacts()
+    slot = other(state.serving)
+    try:
+        linked = slot in Releases(config.deploy.root).slots()
+    except StorageError:
+        return SlotFacts()
+    absent = slot if linked and StandbyClient(config.data_dir, slot).look() is None else None
+    return SlotFacts(absent=absent, release=(state.release or "")[:SHORT])
