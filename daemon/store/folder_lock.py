@@ -58,7 +58,16 @@ def live_holder(root: Path) -> Holder | None:
     pid = _lock_owner(root, written.pid if written is not None else None)
     if pid is None or (written is not None and written.pid == pid):
         return written if pid is not None else None
-    return Holder(pid, "an unknown time")
+    return Holder(pid, "an unknown time", _serves(pid))
+
+
+def _serves(pid: int) -> bool:
+    """Return whether a process that could not write its name is a daemon, as one is that cannot be asked."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return b"serve" in words
 
 
 def _lock_owner(root: Path, written: int | None) -> int | None:
@@ -153,13 +162,13 @@ def lies_at(path: Path, descriptor: int) -> bool:
 def write_holder(lock: int, clock: Clock, *, is_daemon: bool) -> None:
     """Write this process into the lock file, for people and for a standby, which ends no command.
 
-    In place: what is freed on a full disk may not be had again. A daemon that cannot write starts all the same, because a
-    standby takes a holder without a name for one. Raise OSError.
+    In place: what is freed on a full disk may not be had again. One that cannot write goes on all the same: a backup, and
+    what makes room, must be possible there. Raise OSError.
     """
     text = json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms()), "daemon": is_daemon}).encode()
     try:
         os.pwrite(lock, text, 0)
         os.ftruncate(lock, len(text))
     except OSError as error:
-        if not is_daemon or not passes(error):
+        if not passes(error):
             raise
