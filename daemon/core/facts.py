@@ -113,11 +113,14 @@ class SlotFacts:
 
     `error`: why the record of slots cannot be read. `absent`: the slot, linked to a release, in which no standby answers.
     `release`: the short id of the release that serves.
+    `stuck`: the slot that is to serve, whose release is gone or damaged; `instead` is one that it may be linked to.
     """
 
     error: str | None = None
     absent: str | None = None
     release: str = ""
+    stuck: str | None = None
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from daemon.core.diagnosis import Choice, Diagnosis, span
 from daemon.core.facts import DaemonState, HostFacts, Limit
 from daemon.core.host_repairs import BACKUPS, exhausted_repair, move_away, restart_choice, storage_repair, unlocking
 from daemon.core.printable import room
-from daemon.core.slot_rules import slots_unknown, standby_absent
+from daemon.core.slot_rules import slot_stuck, slots_unknown, standby_absent
 from schema.errors import HostTroubleError, UnusableFileError
 from schema.instants import to_text
 
@@ -47,6 +47,7 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
     # A daemon does not start with a file that it cannot read. The repair command for that file also starts the daemon.
     unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
     cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
+    cause = "SLOT_STUCK" if host.slots.stuck is not None else cause
     cause = "SLOT_STATE" if host.slots.error is not None else cause
     cause = "CONFIG_INVALID" if host.config_faults else cause
     return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, host.start, cause=cause)
@@ -383,7 +384,7 @@ HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_config_invalid,),
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _too_new, _registry_unreadable, _file_unreadable, _locked),
-    (slots_unknown, standby_absent),
+    (slots_unknown, slot_stuck, standby_absent),
     (_other_trouble,),
     (disk_full, host_trouble),
     (_copied, _runtime_changed, _engine_changed, runtime_away, image_unusable),

@@ -20,6 +20,17 @@ def slots_unknown(host: HostFacts) -> Diagnosis | None:
     return Diagnosis("SLOT_STATE", summary, evidence, move_away(host, f"{host.data_dir}/{STATE_FILE}"))
 
 
+def slot_stuck(host: HostFacts) -> Diagnosis | None:
+    """Report a slot that is to serve and cannot start: the other slot's standby waits for a deploy, which needs this one."""
+    slots = host.slots
+    if slots.stuck is None or host.daemon is not DaemonState.DOWN:
+        return None
+    evidence = ("What its link leads to is gone, or is no whole release; each start fails. `clawbus source` names it.",)
+    summary = f"Slot {slots.stuck} is to serve, and its release cannot be started."
+    command = f"clawbus release link {slots.stuck} {slots.instead}" if slots.instead else "clawbus release list"
+    return Diagnosis("SLOT_STUCK", summary, evidence, command)
+
+
 def standby_absent(host: HostFacts) -> Diagnosis | None:
     """Report a slot without its standby: a deploy waits for it in vain, and a bad release is not taken back."""
     slot = host.slots.absent

@@ -22,10 +22,20 @@ def slot_facts(config: Config) -> SlotFacts:
         return SlotFacts() if isinstance(error.__cause__, OSError) else SlotFacts(error=str(error))
     if state.serving is None or not config.deploy.root:
         return SlotFacts()
-    slot = other(state.serving)
+    release = (state.release or "")[:SHORT]
     try:
-        linked = slot in Releases(config.deploy.root).slots()
-    except StorageError:
+        return _links(config, state.serving, release)
+    except (StorageError, OSError):
         return SlotFacts()
-    absent = slot if linked and StandbyClient(config.data_dir, slot).look() is None else None
-    return SlotFacts(absent=absent, release=(state.release or "")[:SHORT])
+
+
+def _links(config: Config, serving: str, release: str) -> SlotFacts:
+    """Compare the two links with the releases that are there. Raise StorageError or OSError."""
+    releases, standby = Releases(config.deploy.root), other(serving)
+    linked = releases.slots()
+    absent = standby if standby in linked and StandbyClient(config.data_dir, standby).look() is None else None
+    if releases.starts(serving):
+        return SlotFacts(absent=absent, release=release)
+    usable = [one.short for one in releases.list() if one.fault is None]
+    instead = next((one for one in (release, linked.get(standby), *usable) if one in usable), "")
+    return SlotFacts(absent=absent, release=release, stuck=serving, instead=instead)

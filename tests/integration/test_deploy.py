@@ -298,6 +298,26 @@ def test_a_slot_whose_release_does_not_start_is_found_and_repaired(host: SlotHos
     assert finding(host, "STANDBY_ABSENT") is None
 
 
+def test_a_slot_that_is_to_serve_and_whose_release_is_gone_is_found_and_repaired(host: SlotHost) -> None:
+    """The standby waits for a deploy, a deploy needs the daemon that serves, and that cannot start."""
+    host.ready()
+    state = host.state()
+    assert state.serving is not None
+    link = host.releases().slot_link(state.serving)
+    assert host.bus.cli("release", "link", state.serving, host.first.name).error == "DEPLOY_STATE", "it serves"
+    host.terminate(state.serving, again=False)
+    assert host.bus.cli("release", "link", state.serving, host.first.name).error == "DEPLOY_STATE", "it is whole"
+    link.unlink()
+    link.symlink_to("../releases/gone")
+    one = eventually("found", lambda: finding(host, "SLOT_STUCK"), 60)
+    assert (finding(host, "DAEMON_DOWN") or {})["cause"] == "SLOT_STUCK"
+    subprocess.run(shlex.split(one["command"].replace("clawbus", host.bus.command, 1)), check=True, timeout=60)
+    host.start(state.serving)
+    host.ready()
+    assert host.state() == state
+    assert finding(host, "SLOT_STUCK") is None
+
+
 def test_a_receiver_that_is_down_in_the_bake_is_named_and_a_second_deploy_is_refused(host: SlotHost) -> None:
     host.configure(bake_s=10.0)  # a receiver is down after five failures in a row, also where a try takes a second
     host.ready()

@@ -77,6 +77,7 @@ TRIED: Final = {
     "STALE_RUN": DOCTOR,
     "DEGRADED": MORE,
     "SLOT_STATE": "tests/integration/test_deploy.py",
+    "SLOT_STUCK": "tests/integration/test_deploy.py",
     "STANDBY_ABSENT": "tests/integration/test_deploy.py",
     "RUNTIME_CHANGED": MORE,
     "ANSWERS_HELD_BACK": MORE,
