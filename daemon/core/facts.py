@@ -113,7 +113,7 @@ class SlotFacts:
 
     `error`: why the record of slots cannot be read. `absent`: the slot, linked to a release, in which no standby answers.
     `release`: the short id of the release that serves.
-    `stuck`: the slot that is to serve, whose release is gone or damaged; `instead` is one that it may be linked to.
+    `serving` is the recorded slot. `stuck`: the same, where its release is gone or damaged; `instead` is one that it may be linked to.
     """
 
     error: str | None = None
@@ -121,6 +121,7 @@ class SlotFacts:
     release: str = ""
     stuck: str | None = None
     instead: str = ""
+    serving: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ class HostFacts:
     @property
     def start(self) -> str:
         """The command that starts the daemon of this folder."""
-        return start_command(self.unit)
+        return start_command(self.unit, self.slots.serving)
 
     @property
     def restart(self) -> str:

@@ -21,12 +21,12 @@ def slot_facts(config: Config) -> SlotFacts:
         # A file that is whole and cannot be read now, or not by this user, must not be moved away.
         return SlotFacts() if isinstance(error.__cause__, OSError) else SlotFacts(error=str(error))
     if state.serving is None or not config.deploy.root:
-        return SlotFacts()
+        return SlotFacts(serving=state.serving)
     release = (state.release or "")[:SHORT]
     try:
         return _links(config, state.serving, release)
     except (StorageError, OSError):
-        return SlotFacts()
+        return SlotFacts(serving=state.serving)
 
 
 def _links(config: Config, serving: str, release: str) -> SlotFacts:
@@ -35,7 +35,7 @@ def _links(config: Config, serving: str, release: str) -> SlotFacts:
     linked = releases.slots()
     absent = standby if standby in linked and StandbyClient(config.data_dir, standby).look() is None else None
     if releases.starts(serving):
-        return SlotFacts(absent=absent, release=release)
+        return SlotFacts(absent=absent, release=release, serving=serving)
     usable = [one.short for one in releases.list() if one.fault is None]
     instead = next((one for one in (release, linked.get(standby), *usable) if one in usable), "")
-    return SlotFacts(absent=absent, release=release, stuck=serving, instead=instead)
+    return SlotFacts(absent=absent, release=release, stuck=serving, instead=instead, serving=serving)

@@ -153,6 +153,16 @@ def test_a_daemon_without_a_slot_is_refused_beside_slots_and_its_hint_leads_out(
     assert read_state(home / "data").serving is None
 
 
+def test_where_slots_are_used_without_systemd_the_start_that_is_named_is_not_refused(
+    cli: CommandLine, home: Path
+) -> None:
+    """`clawbus serve` alone is refused beside slots, so it ended no finding."""
+    write_state(home / "data", claim(SlotState(), GREEN, "r", 1, "boot"))
+    (down,) = [one for one in cli("doctor").envelope["result"]["diagnoses"] if one["code"] == "DAEMON_DOWN"]
+    assert down["command"] == "clawbus serve --slot green"
+    assert "`clawbus serve --slot green`" in cli("dead", "requeue", "m1").envelope["fix"]
+
+
 @pytest.mark.parametrize(
     ("unit", "given", "asked"),
     [
