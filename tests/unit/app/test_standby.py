@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from daemon.store.registry import Registry
 from daemon.store.workers import WorkerRow, register
 from daemon.workers.source import Origin
 from schema.errors import StorageError
+from tests.support.mounts import small_disk
 
 OLD, NEW = "a" * 64, "b" * 64
 
@@ -141,6 +143,37 @@ def test_an_operator_s_rollback_is_carried_out_where_the_new_daemon_is_gone(conf
     state = read_state(config.data_dir)
     assert state.deploy is not None
     assert (state.serving, state.deploy.state, state.deploy.reason) == (BLUE, "rolled_back", "bake: asked for by ann")
+
+
+def test_a_stop_and_a_start_in_the_bake_on_a_full_disk_are_no_breach(config: Config) -> None:
+    """A full disk is not the release's fault: the old one took the folder back, and the healthy one was in its cooldown."""
+
+    def take() -> None:
+        Lease(config.data_dir, GREEN, NEW, SystemClock(), 1.0).take(0)
+
+    with small_disk(config.data_dir, 1024) as disk:
+        DataFolder.open(config.data_dir).close()
+        write_state(config.data_dir, SlotState(1, BLUE, OLD))
+        state = baking()
+        assert state.deploy is not None
+        write_state(config.data_dir, replace(state, deploy=replace(state.deploy, boot="", stopped=False)))
+        take()
+        before = read_state(config.data_dir)
+        disk.fill()
+        Lease(config.data_dir, GREEN, NEW, SystemClock(), 1.0).note_stop()
+        held = standby_of(config, BLUE)
+        assert held._look_now() is None
+        held._watching.free_since = 1.0
+        assert held._look_now() is None, "it was stopped on purpose"
+        take()
+        assert read_state(config.data_dir) == before
+        disk.make_room()
+        take()
+        after = read_state(config.data_dir).deploy
+        assert after is not None
+        assert (after.state, "ended and was started again" in after.reason) == ("unhealthy", True), (
+            "nobody asked for it"
+        )
 
 
 @pytest.mark.parametrize(("slot", "state"), [(GREEN, baking()), (BLUE, serving())], ids=["the new slot", "no deploy"])
