@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from daemon.core.clock import Clock
-from daemon.core.deploy_errors import NotServingError
+from daemon.core.deploy_errors import NotServingError, SlotStateError
 from daemon.core.slot_steps import breach_at_start, claim, is_reversible, roll_back, stopped
 from daemon.core.slots import other
 from daemon.deploy.standby_client import StandbyClient
-from daemon.deploy.state_file import read_state, write_state
+from daemon.deploy.state_file import is_unmarked, mark_stopped, read_state, write_state
 
 
 @dataclass(slots=True)
@@ -37,8 +38,8 @@ class Lease:
 
         Raise NotServingError when the other slot is to serve: recorded, or because this start is a breach of its bake.
         """
-        state, now, boot = read_state(self.data_dir), self.clock.now_ms(), boot_id()
-        state = replace(state, epoch=max(state.epoch, last_epoch))
+        found, now, boot = read_state(self.data_dir), self.clock.now_ms(), boot_id()
+        state = replace(found, epoch=max(found.epoch, last_epoch))
         cooldown_ms = int(self.cooldown_s * 1000)
         if (
             self.rollback
@@ -56,14 +57,21 @@ class Lease:
             if state.serving != self.slot:
                 raise NotServingError(f"this start ends the bake: {breach}.")
         state = claim(state, self.slot, self.release, now, boot)
-        write_state(self.data_dir, state)
+        # A full disk keeps no daemon from starting that is on record already.
+        if state != found and not is_unmarked(self.data_dir, found, state):
+            write_state(self.data_dir, state)
         self.epoch = state.epoch
 
     def note_stop(self) -> None:
         """Record that the daemon was asked to stop. Call with the folder's lock held."""
         state = read_state(self.data_dir)
-        if state.active is not None and state.serving == self.slot:
+        if state.active is None or state.serving != self.slot:
+            return
+        try:
             write_state(self.data_dir, stopped(state))
+        except SlotStateError:  # on a full disk: else the next start counts as the release's fault
+            with suppress(OSError):
+                mark_stopped(self.data_dir, state.active)
 
 
 def boot_id() -> str:

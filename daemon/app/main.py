@@ -247,7 +247,8 @@ def _conductor(bus: Bus, lease: Lease | None, signals: SignalInbox) -> Conductor
         lease.handed_over = True
         signals.hang_up()
 
-    return Conductor(Place(bus.config, lease.slot, bus.clock, leave), BusEngine(bus))
+    place = Place(bus.config, lease.slot, bus.clock, leave, lease.release, lease.epoch)
+    return Conductor(place, BusEngine(bus))
 
 
 async def _keep_lock(folder: DataFolder, clock: Clock, fence: Callable[[], None] | None) -> None:

@@ -32,14 +32,16 @@ from daemon.config.models import Config
 from daemon.core.clock import Clock
 from daemon.core.deploy_errors import SlotStateError
 from daemon.core.slot_steps import Seen, may_go_back, standby_step
-from daemon.core.slots import SlotState
+from daemon.core.slots import SlotState, other
 from daemon.deploy.probe import Probe, own_command
 from daemon.deploy.releases import Releases
-from daemon.deploy.standby_client import get_over, standby_socket
+from daemon.deploy.standby_client import StandbyClient, get_over, standby_socket
 from daemon.deploy.state_file import FOLDER, read_state
 from daemon.store.folder_lock import live_holder
+from daemon.store.workers import last_slot
 from daemon.systemd.notify import Notifier
 from daemon.workers.source import Origin
+from schema.errors import StorageError
 from schema.ids import new_id
 from schema.instants import to_text
 
@@ -74,6 +76,7 @@ class Standby:
     _blind: str = ""  # why the state could not be read at the last look
     _asked: str = ""  # the operator's rollback that is to be carried out, as its reason
     _watching: Watching = field(default_factory=Watching)
+    _alone_since: float | None = None  # since when the other slot's standby has not answered
     _command: int | None = None  # the process of a command on the files that this standby waits for
     _probing: Probe | None = None
     _one_probe: anyio.Lock = field(init=False)
@@ -115,7 +118,7 @@ class Standby:
     async def _look(self) -> str | None:
         try:
             return await anyio.to_thread.run_sync(self._look_now)
-        except SlotStateError as error:
+        except (SlotStateError, StorageError) as error:
             if not self._process:
                 raise
             if str(error) != self._blind:
@@ -137,8 +140,18 @@ class Standby:
             self._end_holder(holder.pid)
             return None
         if step in ("serve", "roll_back") and holder is None:
-            return step
+            return None if self._is_others(state) else step
         return None
+
+    def _is_others(self, state: SlotState) -> bool:
+        """Return whether the other slot served last and is about to go on, where the record of slots is gone."""
+        now, others = time.monotonic(), other(self.slot)
+        if state.serving is not None or last_slot(self.config.data_dir) != others:
+            self._alone_since = None
+            return False
+        if StandbyClient(self.config.data_dir, others).look() is not None or self._alone_since is None:
+            self._alone_since = now
+        return now - self._alone_since <= self.config.deploy.cutover_s
 
     def _is_relinked(self) -> bool:
         own = self.source.manifest

@@ -39,8 +39,8 @@ def outcome_of(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
         problem = problem_of(error)
         if isinstance(error, NotListeningError) and (silent := invocation.silent_daemon()) is not None:
             return Outcome(problem=replace(problem, message=silent, fix=SILENT_FIX), next_actions=LOOK)
-        if isinstance(error, NotListeningError) and invocation.unit is not None:
-            fix = f"Start it with `{start_command(invocation.unit)}`; `clawbus logs -n 50` says why it ended."
+        if isinstance(error, NotListeningError) and invocation.start != _START:
+            fix = f"Start it with `{invocation.start}`; `clawbus logs -n 50` says why it ended."
             return Outcome(problem=replace(problem, fix=fix), next_actions=LOOK)
         return Outcome(problem=problem, next_actions=_after(problem.code))
     except (typer.Exit, typer.Abort, typer.TyperException, OutputLostError):
@@ -115,12 +115,12 @@ def _after(code: str) -> tuple[NextAction, ...]:
 
 
 def _as_started(invocation: Invocation, outcome: Outcome) -> Outcome:
-    """Return the outcome with systemd's start command in place of `clawbus serve` when a unit runs the daemon."""
+    """Return the outcome with the command that starts this folder's daemon in place of `clawbus serve`."""
     problem, steps = outcome.problem, outcome.next_actions
     in_fix = problem is not None and f"`{_START}`" in problem.fix and "systemctl" not in problem.fix
-    if not (in_fix or any(one.command == _START for one in steps)) or invocation.unit is None:
+    if not (in_fix or any(one.command == _START for one in steps)):
         return outcome
-    start = start_command(invocation.unit)
+    start = invocation.start
     if problem is not None and in_fix:
         problem = replace(problem, fix=problem.fix.replace(f"`{_START}`", f"`{start}`"))
     steps = tuple(replace(one, command=start) if one.command == _START else one for one in steps)

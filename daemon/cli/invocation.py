@@ -16,7 +16,8 @@ from daemon.cli.global_options import Globals
 from daemon.cli.output import Output, progress
 from daemon.cli.same_place import in_place
 from daemon.config.place import Place, place_of, quick_place
-from daemon.systemd.service import unit_of
+from daemon.core.command_words import start_command
+from daemon.systemd.service import serving_slot, unit_of
 from schema.errors import ClawbusError
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ class Invocation:
             return unit_of(self.place.data_dir)
         except ClawbusError:  # a configuration that cannot be read names no folder
             return None
+
+    @cached_property
+    def start(self) -> str:
+        """The command that starts the daemon of this data folder."""
+        try:
+            slot = serving_slot(self.place.data_dir)
+        except ClawbusError:
+            slot = None
+        return start_command(self.unit, slot)
 
     def here(self, command: str) -> str:
         """Return the command with this one's --config and --data, so that it can be copied and run."""

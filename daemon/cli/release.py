@@ -139,7 +139,8 @@ def link(
 
     Use it once, before the first deploy.
 
-    Refused for the slot that serves: what it is started from next must be what passed the gates.
+    Refused for the slot that serves, because what it is started from next must be what passed the gates; except where
+    its release is gone and no daemon runs.
 
     \b
     Example:
@@ -149,6 +150,7 @@ def link(
     from daemon.core.slot_steps import refuse_second  # noqa: PLC0415
     from daemon.core.slots import SLOTS  # noqa: PLC0415
     from daemon.deploy.state_file import read_state  # noqa: PLC0415
+    from daemon.store.folder_lock import live_holder  # noqa: PLC0415
 
     if slot not in SLOTS:
         raise typer.BadParameter(f"{slot} is none of {', '.join(SLOTS)}.")
@@ -156,8 +158,10 @@ def link(
     with releases.alone():
         found, _ = releases.usable(release)
         state = read_state(invocation.config.data_dir)
-        refuse_second(state)
-        if state.serving == slot:
+        stuck = state.serving == slot and not releases.starts(slot) and live_holder(invocation.config.data_dir) is None
+        if not stuck:
+            refuse_second(state)
+        if state.serving == slot and not stuck:
             raise DeployRefusedError(f"slot {slot} serves.", hint=f"`clawbus deploy start {found.short}`.")
         releases.link(slot, found)
 

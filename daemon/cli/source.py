@@ -90,6 +90,9 @@ def _fix(drifts: tuple[Any, ...]) -> str:
         return "Make the release again from a fresh installation (`clawbus release make`), and start that one."
     if any(one.what == "image" for one in drifts):
         return "Build the image (`clawbus image build`), make a release with it, and start that one."
+    astray = next((one.where for one in drifts if one.what == "slot"), None)
+    if astray is not None:
+        return f"Point the slot at a release of `clawbus release list`: `clawbus release link {astray} RELEASE`."
     return "Start the daemon from a release of deploy.root (docs/deploys.md)."
 
 

@@ -21,13 +21,15 @@ def only_shows(command: str) -> bool:
     """Return whether a command that we print changes nothing: the operator reads what it prints and then chooses."""
     words = shlex.split(command)
     if words[:1] != ["clawbus"]:
-        return words[:1] in (["df"], ["du"], ["dmesg"])
+        return words[:1] in (["df"], ["du"], ["dmesg"], ["journalctl"])
     return words[1:2] == ["logs"] or words[2:3] in (["show"], ["list"], ["check"])
 
 
-def start_command(unit: str | None) -> str:
-    """Return the command that starts the daemon: systemd's where a unit runs it."""
-    return f"systemctl start {unit}" if unit is not None else "clawbus serve"
+def start_command(unit: str | None, slot: str | None = None) -> str:
+    """Return the command that starts the daemon: systemd's where a unit runs it. `slot`: the one that serves, where slots are used."""
+    if unit is not None:
+        return f"systemctl start {unit}"
+    return f"clawbus serve --slot {slot}" if slot is not None else "clawbus serve"
 
 
 def restart_command(unit: str | None, pid: int | None, signal: str = "KILL") -> str:

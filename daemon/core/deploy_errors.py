@@ -70,7 +70,9 @@ class SlotStateError(ClawbusError):
     """deploy/state.json cannot be read, so the serving slot is unknown. Nothing was started."""
 
     code = "SLOT_STATE"
-    default_hint = "Restore the file from a backup; or stop both slots, remove it, and start the slot that is to serve."
+    default_hint = (
+        "Move the file away (`clawbus doctor` has the command): the slot that served last goes on and writes a new one."
+    )
 
 
 class FencedError(ClawbusError):

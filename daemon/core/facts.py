@@ -108,6 +108,23 @@ class LockHolder:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """The two slots of a folder that uses them.
+
+    `error`: why the record of slots cannot be read. `absent`: the slot, linked to a release, in which no standby answers.
+    `release`: the short id of the release that serves.
+    `serving` is the recorded slot. `stuck`: the same, where its release is gone or damaged; `instead` is one that it may be linked to.
+    """
+
+    error: str | None = None
+    absent: str | None = None
+    release: str = ""
+    stuck: str | None = None
+    instead: str = ""
+    serving: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host: the daemon, the registry, the runtime, the disk, the clock."""
 
@@ -157,13 +174,14 @@ class HostFacts:
     secret_errors: tuple[tuple[str, str], ...] = ()  # secret files of [egress] that cannot be used: (why, repair)
     budgets_used_up: tuple[tuple[str, str], ...] = ()  # today's budgets at the gate: (agent, how much of what is used)
     agents_stopped: tuple[tuple[str, str], ...] = ()  # today's budgets of agents: (agent, how much of what is used)
+    slots: SlotFacts = SlotFacts()
     config_faults: tuple[str, ...] = ()  # why the configuration cannot be used, and what stays unseen for it
     agents: frozenset[str] | None = None  # those that have a table; None where nobody read the configuration
 
     @property
     def start(self) -> str:
         """The command that starts the daemon of this folder."""
-        return start_command(self.unit)
+        return start_command(self.unit, self.slots.serving)
 
     @property
     def restart(self) -> str:

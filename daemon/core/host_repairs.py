@@ -9,6 +9,7 @@ from typing import Final
 
 from daemon.core.diagnosis import Choice
 from daemon.core.facts import DaemonState, HostFacts, Limit, LockHolder
+from schema.instants import file_stamp
 
 ENOUGH_FILES: Final = 65_536
 # What a resource may be held by: the limits of the process, the likeliest first. A thread needs room for its stack.
@@ -113,6 +114,11 @@ def unlocking(holders: Sequence[LockHolder], file: str | None = None) -> Repair 
         f"Process {one.name} holds a lock on {one.file}. End it, or wait until it releases the lock." for one in found
     )
     return Repair(f"kill {' '.join(str(pid) for pid in sorted({one.pid for one in found}))}", evidence)
+
+
+def move_away(host: HostFacts, path: str) -> str:
+    """Return the command that keeps a broken file under a name that no earlier one has."""
+    return f"mv {shlex.quote(path)} {shlex.quote(f'{path}.broken-{file_stamp(host.now)}')}"
 
 
 def restart_choice(host: HostFacts) -> Choice:

@@ -11,10 +11,11 @@ from typing import Final
 from daemon.core.command_words import one_word
 from daemon.core.diagnosis import Choice, Diagnosis, span
 from daemon.core.facts import DaemonState, HostFacts, Limit
-from daemon.core.host_repairs import BACKUPS, exhausted_repair, restart_choice, storage_repair, unlocking
+from daemon.core.host_repairs import BACKUPS, exhausted_repair, move_away, restart_choice, storage_repair, unlocking
 from daemon.core.printable import room
+from daemon.core.slot_rules import slot_stuck, slots_unknown, standby_absent
 from schema.errors import HostTroubleError, UnusableFileError
-from schema.instants import file_stamp, to_text
+from schema.instants import to_text
 
 CLOCK_SLACK_MS: Final = 60_000
 TOO_NEW: Final = "SCHEMA_TOO_NEW"
@@ -46,6 +47,8 @@ def _daemon_down(host: HostFacts) -> Diagnosis | None:
     # A daemon does not start with a file that it cannot read. The repair command for that file also starts the daemon.
     unreadable = "DATA_UNREADABLE" if any(not text.startswith(TOO_NEW) for text in host.file_errors) else None
     cause = "REGISTRY_UNREADABLE" if host.registry_error is not None else unreadable
+    cause = "SLOT_STUCK" if host.slots.stuck is not None else cause
+    cause = "SLOT_STATE" if host.slots.error is not None else cause
     cause = "CONFIG_INVALID" if host.config_faults else cause
     return Diagnosis("DAEMON_DOWN", "No daemon runs on this data folder.", evidence, host.start, cause=cause)
 
@@ -103,7 +106,7 @@ def _file_unreadable(host: HostFacts) -> Diagnosis | None:
         # A lock or a failing disk: the file itself may be intact.
         return _passing(host, "DATA_UNREADABLE", summary, errors, "mailbox.db")
     evidence = (*errors, "The file that the command moves away keeps the answers that no client has fetched.")
-    return Diagnosis("DATA_UNREADABLE", summary, evidence, f"{_move_away(host, path)}{_then_start(host)}")
+    return Diagnosis("DATA_UNREADABLE", summary, evidence, f"{move_away(host, path)}{_then_start(host)}")
 
 
 def _passing(host: HostFacts, code: str, summary: str, errors: tuple[str, ...], file: str | None = None) -> Diagnosis:
@@ -122,11 +125,6 @@ def _locked(host: HostFacts) -> Diagnosis | None:
         return None
     summary = "Another process keeps the daemon from writing one of its files."
     return Diagnosis("FILE_LOCKED", summary, held.evidence, held.command)
-
-
-def _move_away(host: HostFacts, path: str) -> str:
-    """Return the command that keeps a broken file under a name that no earlier one has."""
-    return f"mv {shlex.quote(path)} {shlex.quote(f'{path}.broken-{file_stamp(host.now)}')}"
 
 
 def _then_start(host: HostFacts) -> str:
@@ -157,7 +155,7 @@ def _registry_unreadable(host: HostFacts) -> Diagnosis | None:
         summary = "central.db cannot be read now; the daemon keeps trying."
         return _passing(host, "REGISTRY_UNREADABLE", summary, (host.registry_error,), "central.db")
     # The daemon rebuilds the registry from the session files, which are authoritative.
-    command = f"{_move_away(host, path)}{_then_start(host)}"
+    command = f"{move_away(host, path)}{_then_start(host)}"
     return Diagnosis("REGISTRY_UNREADABLE", "central.db cannot be read.", (host.registry_error,), command)
 
 
@@ -386,6 +384,7 @@ HOST: Final[tuple[tuple[HostRule, ...], ...]] = (
     (_config_invalid,),
     (_daemon_silent, _daemon_down, _sweep_stalled),
     (_registry_missing, _too_new, _registry_unreadable, _file_unreadable, _locked),
+    (slots_unknown, slot_stuck, standby_absent),
     (_other_trouble,),
     (disk_full, host_trouble),
     (_copied, _runtime_changed, _engine_changed, runtime_away, image_unusable),

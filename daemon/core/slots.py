@@ -29,6 +29,7 @@ Status = Literal["pending", "running", "pass", "fail", "skipped"]
 DEPLOY_STATES: Final = ("running", "passed", "failed", "aborted", "rolled_back", "unhealthy")
 UNKNOWN: Final = "unknown"  # the result for a standing condition that could not be checked
 STATE_FILE: Final = "deploy/state.json"  # in the data folder
+_HISTORY: Final = frozenset({"id", "from", "to", "state", "at", "reason"})
 KEPT: Final = 20  # finished deploys that the state keeps
 
 
@@ -125,14 +126,34 @@ def from_json(found: Mapping[str, Any]) -> SlotState:
     if found and not {"epoch", "serving"} <= values.keys():
         raise LookupError("it names neither epoch nor slot")
     if values.get("deploy") is not None:
-        raw = _known(Deploy, values["deploy"])
-        raw["gates"] = tuple(Gate(**_known(Gate, one)) for one in raw["gates"])
-        values["deploy"] = Deploy(**raw)
+        values["deploy"] = _deploy_from(values["deploy"])
     values["history"] = tuple(values.get("history", ()))
     state = SlotState(**values)
     if state.serving not in (None, *SLOTS) or type(state.epoch) is not int:
         raise ValueError("the serving slot or the epoch is invalid")
+    if type(state.release) not in (str, type(None)):
+        raise ValueError("the release is invalid")
+    if not all(type(until) is int for until in dict(state.cooldown).values()):
+        raise ValueError("a cooldown is invalid")
+    for line in state.history:
+        if not dict(line).keys() >= _HISTORY:
+            raise LookupError("a line of its history is incomplete")
     return state
+
+
+def _deploy_from(found: Mapping[str, Any]) -> Deploy:
+    """Return a deploy with every gate. Raise as `from_json` does."""
+    raw = _known(Deploy, found)
+    raw["gates"] = tuple(Gate(**_known(Gate, one)) for one in raw["gates"])
+    deploy = Deploy(**raw)
+    if not {one.name for one in deploy.gates} >= set(GATES):  # a later release may have more
+        raise LookupError("its deploy has not every gate")
+    if {deploy.from_slot, deploy.to_slot} != set(SLOTS):
+        raise ValueError("its deploy names other slots")
+    words = (deploy.id, deploy.from_release, deploy.to_release, deploy.state, deploy.reason)
+    if any(type(one) is not str for one in words) or type(deploy.started_at) is not int:
+        raise ValueError("its deploy is invalid")
+    return deploy
 
 
 def _known(record: type[SlotState | Deploy | Gate], found: Mapping[str, Any]) -> dict[str, Any]:

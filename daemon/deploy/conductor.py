@@ -6,6 +6,7 @@ The command line only asks for a deploy, so it may be killed at any time. Each s
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from schema.errors import ClawbusError, StorageError
 from schema.ids import new_id
 
 _ANSWER_S: Final = 10.0  # how long an operator's verb waits for what it needs
+_RECORD_S: Final = 5.0  # seconds between two looks at the record of slots while no deploy is under way
 _BACK: Final = "`clawbus deploy rollback` goes back."
 
 
@@ -86,6 +88,8 @@ class Place:
     slot: str
     clock: Clock
     leave: Callable[[], None]
+    release: str = ""
+    epoch: int = 0
 
     @property
     def data_dir(self) -> Path:
@@ -187,11 +191,27 @@ class Conductor:
             await self._bake(again=deploy.gate("bake").since is not None)
         while True:
             await self._report()
-            await self._wanted.wait()
+            while not self._wanted.is_set():
+                with anyio.move_on_after(_RECORD_S):
+                    await self._wanted.wait()
+                await self._keep_record()
             self._wanted = anyio.Event()
             deploy = (await self._record.insist(self._record.read)).active
             if deploy is not None and not deploy.is_cut_over:
                 await self._carry_out(deploy)
+
+    async def _keep_record(self) -> None:
+        """Write the record of slots again where somebody removed it: else no deploy begins, and any slot serves next."""
+        place = self._place
+
+        def kept(state: SlotState) -> SlotState:
+            if state.serving is not None or not place.epoch:
+                return state
+            self._log.warning("deploy_state_rewritten", slot=place.slot, epoch=place.epoch)
+            return SlotState(epoch=place.epoch, serving=place.slot, release=place.release)
+
+        with suppress(ClawbusError):  # `doctor` names a record that cannot be read or written
+            await self._record.change(kept)
 
     async def _report(self) -> None:
         """Publish and log the end of a deploy, once; also of one that a standby or a start ended, because those cannot."""

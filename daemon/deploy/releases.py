@@ -138,6 +138,14 @@ class Releases:
         """Return the path of a slot's link."""
         return self.root / "slots" / slot
 
+    def starts(self, slot: str) -> bool:
+        """Return whether the slot points at a release that is there: its manifest and its Python. Raise StorageError."""
+        name = self.slots().get(slot)
+        if name is None or name not in self.names():
+            return False
+        whole = self._look(self.folder / name, {}).fault is None
+        return whole and self.launcher(name).exists() and self.launcher(name).with_name("python").exists()
+
     def launcher(self, name: str) -> Path:
         """Return the command of the release in a folder of this name."""
         return self.folder / name / "bin" / "clawbus"
@@ -204,7 +212,9 @@ class Releases:
             manifest = _fill(making, draft, progress)
             return self._finish(making, manifest)
         except OSError as error:
-            raise ReleaseMakeError(f"{error.filename or making}: {error.strerror or error}.") from error
+            raise ReleaseMakeError(
+                f"{error.filename2 or error.filename or making}: {error.strerror or error}."
+            ) from error
         finally:
             remove_release(making)
 

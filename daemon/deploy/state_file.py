@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 from daemon.core.deploy_errors import SlotStateError
-from daemon.core.slots import STATE_FILE, SlotState, as_json, from_json
+from daemon.core.slots import STATE_FILE, Deploy, SlotState, as_json, from_json
 from schema.durable_files import sync_folder
-from schema.os_faults import read_own_file
+from schema.os_faults import hint_of, read_own_file
 
 FOLDER, _, NAME = STATE_FILE.rpartition("/")
 _MAX: Final = 1024**2
+_STOPPED: Final = "stopped-"
 
 
 def state_path(data_dir: Path) -> Path:
@@ -29,11 +31,13 @@ def read_state(data_dir: Path) -> SlotState:
         loaded: object = json.loads(read_own_file(path, _MAX))
         if not isinstance(loaded, dict):
             raise SlotStateError(f"{path} is not a JSON object.")
-        return from_json(cast("dict[str, Any]", loaded))
+        return _with_mark(data_dir, from_json(cast("dict[str, Any]", loaded)))
     except FileNotFoundError:
         return SlotState()
     except OSError as error:
-        raise SlotStateError(f"{path} cannot be read: {error.strerror}.", hint=_access_hint(error)) from error
+        raise SlotStateError(
+            f"{path} cannot be read: {error.strerror}.", hint=_access_hint(error) or hint_of(error.errno or 0)
+        ) from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise SlotStateError(f"{path} holds no state of slots: {error}.") from error
 
@@ -50,9 +54,39 @@ def write_state(data_dir: Path, state: SlotState) -> None:
             os.fsync(file.fileno())
         fresh.replace(path)
         sync_folder(path.parent)
+        for mark in path.parent.glob(f"{_STOPPED}*"):
+            mark.unlink(missing_ok=True)
     except OSError as error:
         hint = _access_hint(error) or "Make room, then repeat."
         raise SlotStateError(f"{path} cannot be written: {error.strerror}.", hint=hint) from error
+
+
+def mark_stopped(data_dir: Path, deploy: Deploy) -> None:
+    """Record an orderly stop where a state has no room: an empty file needs none. Raise OSError."""
+    _mark(data_dir, deploy).touch(mode=0o600)
+
+
+def is_unmarked(data_dir: Path, found: SlotState, wanted: SlotState) -> bool:
+    """Remove the mark of a stop where that alone makes `wanted` of the state `found`; return whether it did. Raise OSError."""
+    deploy = found.active
+    if deploy is None or replace(found, deploy=replace(deploy, stopped=False)) != wanted:
+        return False
+    try:
+        _mark(data_dir, deploy).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _mark(data_dir: Path, deploy: Deploy) -> Path:
+    return state_path(data_dir).with_name(f"{_STOPPED}{deploy.id}")
+
+
+def _with_mark(data_dir: Path, state: SlotState) -> SlotState:
+    deploy = state.active
+    if deploy is None or not _mark(data_dir, deploy).exists():
+        return state
+    return replace(state, deploy=replace(deploy, stopped=True))
 
 
 def _access_hint(error: OSError) -> str | None:

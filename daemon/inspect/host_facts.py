@@ -18,6 +18,7 @@ from daemon.inspect.egress_reading import budgets_used_up, secret_errors
 from daemon.inspect.lock_owners import foreign_holders
 from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
 from daemon.inspect.session_facts import oldest_claim
+from daemon.inspect.slots_reading import slot_facts
 from daemon.inspect.trusted_files import open_current
 from daemon.store.data_layout import VERSION_NAME, Layout
 from daemon.store.folder_lock import live_holder
@@ -42,6 +43,7 @@ def host_facts(config: Config, now: int, status: DaemonStatus, central: CentralS
         budgets_used_up=budgets_used_up(config, now),
         agents_stopped=agents_stopped(config, now),
         agents=frozenset(config.agents),
+        slots=slot_facts(config),
     )
     facts = _with_policy(facts, config)
     facts = _with_daemon(facts, config, status, central.newest_at or 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from contextlib import suppress
 from itertools import count
@@ -15,10 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
 
 from daemon.core.repair_errors import BackupNotVerifiedError, RestoreFailedError, RestoreRefusedError
+from daemon.core.slots import STATE_FILE
 from daemon.maintenance.backup import verify
 from daemon.maintenance.folder_backup import FORMAT, MANIFEST, Tell
 from daemon.maintenance.folder_files import Copied, CopiedFolder, copy_plain, hash_file
 from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, Layout, restoring
+from daemon.store.folder_lock import is_locked, lock_folder
 from daemon.store.install import mark_restored
 from daemon.store.mailbox import raise_cursors
 from schema.errors import ClawbusError, SchemaTooNewError
@@ -27,6 +30,7 @@ from schema.layout import INBOUND_DB, OUTBOUND_DB
 from schema.os_faults import hint_of
 
 _DATABASES: Final = ("central.db", "mailbox.db")
+_SLOTS_MAX: Final = 1024**2
 
 
 def read_manifest(backup: Path) -> tuple[list[Copied], list[CopiedFolder]]:
@@ -99,26 +103,16 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
         )
     fresh = restoring(data_dir)
     before = _free_name(data_dir, now_ms) if data_dir.exists() else None
+    lock = _begin(fresh, data_dir)
     try:
-        fresh.mkdir(mode=0o700)
-        for number, one in enumerate(files):
-            tell(f"restore {one.path}", number, len(files))
-            _put(backup, fresh, one)
-        _open_folders(fresh)
-        _restore_folders(fresh, folders)
-        mark_restored(fresh / INSTALL_RECORD, _install_id(fresh))
-        mailbox = Layout(fresh).mailbox_db
-        if mailbox.is_file():
-            with suppress(SchemaTooNewError):  # the backup is of a newer clawbus; this one does not start on it either
-                raise_cursors(mailbox, now_ms)
-        if before is not None:
-            data_dir.rename(before)
-        fresh.rename(data_dir)
+        _fill(backup, fresh, files, folders, now_ms, tell)
+        _keep_slots(data_dir, fresh)
+        _take_place(fresh, data_dir, before)
     except (ClawbusError, OSError) as error:
-        why = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else str(error)
-        raise RestoreFailedError(
-            f"{data_dir} was not restored: {why}.", hint=f"Fix that, remove {fresh} if it is there, and repeat."
-        ) from error
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise _failed(data_dir, error, f"Fix that, remove {fresh} if it is still there, and repeat.") from error
+    finally:
+        os.close(lock)
     sessions = {PurePosixPath(one.path).parts[1:3] for one in files if one.path.startswith("sessions/")}
     return {
         "data_dir": str(data_dir),
@@ -126,6 +120,68 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
         "sessions": len(sessions),
         "before": str(before) if before is not None and occupied else None,
     }
+
+
+def _begin(fresh: Path, data_dir: Path) -> int:
+    """Make the folder that is to become the data folder, and lock it: who meets it knows whether a restore is at work.
+
+    Return the lock. Raise RestoreRefusedError or RestoreFailedError.
+    """
+    try:
+        fresh.mkdir(mode=0o700)
+        return lock_folder(fresh, wait=True)
+    except FileExistsError as error:
+        if is_locked(fresh):
+            raise RestoreRefusedError(
+                f"another restore of {data_dir} is at work.", hint="Wait until it has ended; then repeat if need be."
+            ) from error
+        raise _failed(data_dir, error, f"An earlier restore was interrupted: remove {fresh}, and repeat.") from error
+    except OSError as error:
+        raise _failed(data_dir, error, "Fix that, and repeat.") from error
+
+
+def _failed(data_dir: Path, error: ClawbusError | OSError, hint: str) -> RestoreFailedError:
+    why = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else str(error).rstrip(".")
+    return RestoreFailedError(f"{data_dir} was not restored: {why}.", hint=hint)
+
+
+def _fill(backup: Path, fresh: Path, files: list[Copied], folders: list[CopiedFolder], now_ms: int, tell: Tell) -> None:
+    """Copy everything, and prepare what a restored folder needs. Raise ClawbusError or OSError."""
+    for number, one in enumerate(files):
+        tell(f"restore {one.path}", number, len(files))
+        _put(backup, fresh, one)
+    _open_folders(fresh)
+    _restore_folders(fresh, folders)
+    mark_restored(fresh / INSTALL_RECORD, _install_id(fresh))
+    mailbox = Layout(fresh).mailbox_db
+    if mailbox.is_file():
+        with suppress(SchemaTooNewError):  # the backup is of a newer clawbus; this one does not start on it either
+            raise_cursors(mailbox, now_ms)
+
+
+def _keep_slots(data_dir: Path, fresh: Path) -> None:
+    """Keep which slot serves: that belongs to this host, not to the backup. Else the slot that starts first would serve.
+
+    Raise StorageError or OSError.
+    """
+    name = PurePosixPath(STATE_FILE)
+    source = data_dir / name.parent
+    if not (source / name.name).is_file():
+        return
+    (fresh / name.parent).mkdir(mode=0o700)
+    copy_plain(source, name.name, fresh / name, STATE_FILE, max_bytes=_SLOTS_MAX)
+
+
+def _take_place(fresh: Path, data_dir: Path, before: Path | None) -> None:
+    """Put the folder in its place. Raise OSError; then what was there is there again."""
+    if before is not None:
+        data_dir.rename(before)
+    try:
+        fresh.rename(data_dir)
+    except OSError:
+        if before is not None:
+            before.rename(data_dir)
+        raise
 
 
 def _install_id(fresh: Path) -> str | None:

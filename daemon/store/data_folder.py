@@ -17,7 +17,7 @@ from typing import Final, Self
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import DataFolderError
 from daemon.store.data_layout import VERSION_NAME, Layout, restoring
-from daemon.store.folder_lock import lies_at, lock_folder, take_lock, write_holder
+from daemon.store.folder_lock import is_locked, lies_at, lock_folder, take_lock, write_holder
 from schema.errors import SchemaTooNewError
 from schema.migrate import VERSION
 from schema.os_faults import hint_of, host_error, read_own_file
@@ -127,9 +127,13 @@ class DataFolder(Layout):
 
 
 def _refuse_half_restored(root: Path) -> None:
-    """Raise DataFolderError where a restore died: an empty folder in place of the one it moved aside would begin anew."""
+    """Raise DataFolderError where a restore died or works: an empty folder in its place would begin anew."""
     fresh = restoring(root)
-    if not os.path.lexists(root) and os.path.lexists(fresh):
+    if os.path.lexists(root) or not os.path.lexists(fresh):
+        return
+    if is_locked(fresh):
+        raise DataFolderError(f"{root} is being restored now.", hint="Wait until that has ended, then repeat.")
+    if not os.path.lexists(root):  # it may have taken its place meanwhile
         raise DataFolderError(
             f"{root} is not there, and {fresh} is: a restore of it was interrupted.",
             hint=f"Remove {fresh}, and repeat `clawbus restore`. A folder that was there before is beside it, as"

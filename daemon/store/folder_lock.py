@@ -20,7 +20,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, DataFolderLockedError
 from daemon.store.data_layout import LOCK_NAME
 from schema.instants import to_text
-from schema.os_faults import read_own_file
+from schema.os_faults import passes, read_own_file
 
 # What flock(2) answers for a folder where locks are emulated and need a descriptor that can write.
 _NO_FOLDER_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSUP})
@@ -58,7 +58,16 @@ def live_holder(root: Path) -> Holder | None:
     pid = _lock_owner(root, written.pid if written is not None else None)
     if pid is None or (written is not None and written.pid == pid):
         return written if pid is not None else None
-    return Holder(pid, "an unknown time")
+    return Holder(pid, "an unknown time", _serves(pid))
+
+
+def _serves(pid: int) -> bool:
+    """Return whether a process that could not write its name is a daemon, as one is that cannot be asked."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return b"serve" in words
 
 
 def _lock_owner(root: Path, written: int | None) -> int | None:
@@ -88,14 +97,14 @@ def _lock_owner(root: Path, written: int | None) -> int | None:
     return None
 
 
-def lock_folder(root: Path) -> int:
-    """Lock the folder itself and return its descriptor. Raise DataFolderLockedError or OSError.
+def lock_folder(root: Path, *, wait: bool = False) -> int:
+    """Lock the folder itself and return its descriptor. Raise DataFolderLockedError, unless it waits, or OSError.
 
     Some network file systems cannot lock a folder (flock(2)); there, `clawbus.lock` alone has to do.
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         os.close(descriptor)
         raise _locked(root) from error
@@ -104,6 +113,17 @@ def lock_folder(root: Path) -> int:
             os.close(descriptor)
             raise
     return descriptor
+
+
+def is_locked(root: Path) -> bool:
+    """Return whether a process has the folder itself locked. Only for a folder whose owner waits for its lock: this takes it for a moment."""
+    try:
+        os.close(lock_folder(root))
+    except DataFolderLockedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def take_lock(root: Path) -> int:
@@ -140,7 +160,15 @@ def lies_at(path: Path, descriptor: int) -> bool:
 
 
 def write_holder(lock: int, clock: Clock, *, is_daemon: bool) -> None:
-    """Write this process into the lock file, for people and for a standby, which ends no command."""
-    found = {"pid": os.getpid(), "since": to_text(clock.now_ms()), "daemon": is_daemon}
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, json.dumps(found).encode(), 0)
+    """Write this process into the lock file, for people and for a standby, which ends no command.
+
+    In place: what is freed on a full disk may not be had again. One that cannot write goes on all the same: a backup, and
+    what makes room, must be possible there. Raise OSError.
+    """
+    text = json.dumps({"pid": os.getpid(), "since": to_text(clock.now_ms()), "daemon": is_daemon}).encode()
+    try:
+        os.pwrite(lock, text, 0)
+        os.ftruncate(lock, len(text))
+    except OSError as error:
+        if not passes(error):
+            raise

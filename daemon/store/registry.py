@@ -64,8 +64,8 @@ class Registry:
 
         To be called by the daemon that holds the data folder's lock. Raise FencedError when a later one was recorded.
         """
-        if epoch is None:
-            self._epoch = self.last_epoch()
+        if epoch in (None, last := self.last_epoch()):  # recorded already: also where nothing can be written now
+            self._epoch = last
             return
         with self._open() as db, db.transaction():
             _check_epoch(db, epoch)

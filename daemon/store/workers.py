@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Final
 
 from daemon.core.deploy_errors import DuplicateOwnershipError
 from daemon.core.ownership import AGENT
+from schema.connect import open_reader
+from schema.errors import ClawbusError
 from schema.handles import Reader, Writer
+from schema.layout import CENTRAL_DB
 
 _KEPT: Final = 20  # ended workers that stay on record
 Owned = frozenset[tuple[str, str]]  # (kind, id)
@@ -119,6 +123,19 @@ def read_workers(db: Reader) -> list[WorkerRow]:
     if not db.columns("workers"):
         return []
     return [WorkerRow(*row) for row in db.all(f"SELECT {', '.join(_COLUMNS)} FROM workers ORDER BY id DESC LIMIT 100")]
+
+
+def last_slot(data_dir: Path) -> str:
+    """Return the slot of the last daemon that registered; an empty text for none, and where that cannot be read."""
+    path = data_dir / CENTRAL_DB
+    if not path.is_file():
+        return ""
+    try:
+        with open_reader(path) as db:
+            found = read_workers(db)
+    except ClawbusError:
+        return ""
+    return found[0].slot if found else ""
 
 
 def read_owned(db: Reader, worker: str) -> list[tuple[str, str]]:

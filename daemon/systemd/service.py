@@ -40,7 +40,7 @@ def unit_of(data_dir: Path, *, root: Path = Path("/")) -> str | None:
     try:
         if not under(Path("/run/systemd/system")).is_dir():
             return None
-        slot = _serving_slot(under(data_dir.absolute()))
+        slot = serving_slot(under(data_dir.absolute()))
         template = next((text for one in UNIT_FOLDERS if (text := _read(under(one) / f"{_TEMPLATE}.service"))), None)
         if slot is not None and template is not None and _works_on("clawbus", template, under, data_dir.absolute()):
             return f"{_TEMPLATE}{slot}"
@@ -50,7 +50,7 @@ def unit_of(data_dir: Path, *, root: Path = Path("/")) -> str | None:
         return None
 
 
-def _serving_slot(data_dir: Path) -> str | None:
+def serving_slot(data_dir: Path) -> str | None:
     """Return the slot that serves a folder on record; None where no slots are used, or who asks may not read that."""
     try:
         found: object = json.loads((data_dir / STATE_FILE).read_bytes())

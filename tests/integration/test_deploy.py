@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shlex
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -256,6 +258,64 @@ def test_a_full_disk_ends_the_deploy_and_not_the_daemon_that_serves(host: SlotHo
     assert state.deploy is not None
     assert (state.deploy.state, state.serving, state.epoch) == ("failed", before.serving, before.epoch)
     assert "No space left on device" in state.deploy.reason
+
+
+def finding(host: SlotHost, code: str) -> dict[str, Any] | None:
+    found = host.bus.cli("doctor").envelope["result"]["diagnoses"]
+    return next((one for one in found if one["code"] == code), None)
+
+
+def test_a_damaged_record_of_slots_is_found_and_its_repair_brings_back_the_slot_that_served(host: SlotHost) -> None:
+    host.ready()
+    before, path = host.state(), host.bus.data / "deploy" / "state.json"
+    assert before.serving is not None
+    path.write_text("{")
+    one = eventually("found while it serves", lambda: finding(host, "SLOT_STATE"), 30)
+    host.terminate(before.serving)
+    host.wait_standby(before.serving)
+    down = eventually("found while nobody serves", lambda: finding(host, "DAEMON_DOWN"), 30)
+    assert down["cause"] == "SLOT_STATE"
+    subprocess.run(shlex.split(one["command"]), check=True, timeout=60)
+    host.ready()
+    after = host.state()
+    assert (after.serving, after.release, after.epoch) == (before.serving, before.release, before.epoch)
+    path.unlink()
+    eventually("written again while it serves", path.exists, 60)
+    assert host.state() == after
+    assert finding(host, "SLOT_STATE") is None
+
+
+def test_a_slot_whose_release_does_not_start_is_found_and_repaired(host: SlotHost) -> None:
+    host.ready()
+    state = host.state()
+    slot = "green" if state.serving == "blue" else "blue"
+    broken = host.variant("raise SystemExit('broken')", "daemon/cli/main.py")
+    assert host.bus.cli("release", "link", slot, broken.name).ok
+    one = eventually("found", lambda: finding(host, "STANDBY_ABSENT"), 60)
+    command = next(choice["command"] for choice in one["choices"] if " release link " in choice["command"])
+    subprocess.run(shlex.split(command.replace("clawbus", host.bus.command, 1)), check=True, timeout=60)
+    host.wait_standby(slot, (state.release or "")[:12])
+    assert finding(host, "STANDBY_ABSENT") is None
+
+
+def test_a_slot_that_is_to_serve_and_whose_release_is_gone_is_found_and_repaired(host: SlotHost) -> None:
+    """The standby waits for a deploy, a deploy needs the daemon that serves, and that cannot start."""
+    host.ready()
+    state = host.state()
+    assert state.serving is not None
+    link = host.releases().slot_link(state.serving)
+    assert host.bus.cli("release", "link", state.serving, host.first.name).error == "DEPLOY_STATE", "it serves"
+    host.terminate(state.serving, again=False)
+    assert host.bus.cli("release", "link", state.serving, host.first.name).error == "DEPLOY_STATE", "it is whole"
+    link.unlink()
+    link.symlink_to("../releases/gone")
+    one = eventually("found", lambda: finding(host, "SLOT_STUCK"), 60)
+    assert (finding(host, "DAEMON_DOWN") or {})["cause"] == "SLOT_STUCK"
+    subprocess.run(shlex.split(one["command"].replace("clawbus", host.bus.command, 1)), check=True, timeout=60)
+    host.start(state.serving)
+    host.ready()
+    assert host.state() == state
+    assert finding(host, "SLOT_STUCK") is None
 
 
 def test_a_receiver_that_is_down_in_the_bake_is_named_and_a_second_deploy_is_refused(host: SlotHost) -> None:

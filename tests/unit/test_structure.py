@@ -34,7 +34,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "channels": "config core http schema store",
     "egress": "config core http schema",
     "engine": "channels config core runtimes schema store systemd",
-    "inspect": "config core logs runtimes schema store systemd",
+    "inspect": "config core deploy logs runtimes schema store systemd",
     "maintenance": "channels config core engine inspect runtimes schema store",
     "monitoring": "config core engine http schema store systemd telemetry",
     "api": "channels config core engine http inspect logs maintenance schema store",

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ from daemon.core.clock import SystemClock
 from daemon.core.errors import ConfigError
 from daemon.core.slot_steps import claim, cut_over, new_deploy, served, stopped
 from daemon.core.slots import BLUE, GREEN, SlotState
+from daemon.deploy.standby_client import StandbyClient
 from daemon.deploy.state_file import read_state, state_path, write_state
 from daemon.store.data_folder import DataFolder
 from daemon.store.folder_lock import Holder
+from daemon.store.registry import Registry
+from daemon.store.workers import WorkerRow, register
 from daemon.workers.source import Origin
+from schema.errors import StorageError
+from tests.support.mounts import small_disk
 
 OLD, NEW = "a" * 64, "b" * 64
 
@@ -139,6 +145,37 @@ def test_an_operator_s_rollback_is_carried_out_where_the_new_daemon_is_gone(conf
     assert (state.serving, state.deploy.state, state.deploy.reason) == (BLUE, "rolled_back", "bake: asked for by ann")
 
 
+def test_a_stop_and_a_start_in_the_bake_on_a_full_disk_are_no_breach(config: Config) -> None:
+    """A full disk is not the release's fault: the old one took the folder back, and the healthy one was in its cooldown."""
+
+    def take() -> None:
+        Lease(config.data_dir, GREEN, NEW, SystemClock(), 1.0).take(0)
+
+    with small_disk(config.data_dir, 1024) as disk:
+        DataFolder.open(config.data_dir).close()
+        write_state(config.data_dir, SlotState(1, BLUE, OLD))
+        state = baking()
+        assert state.deploy is not None
+        write_state(config.data_dir, replace(state, deploy=replace(state.deploy, boot="", stopped=False)))
+        take()
+        before = read_state(config.data_dir)
+        disk.fill()
+        Lease(config.data_dir, GREEN, NEW, SystemClock(), 1.0).note_stop()
+        held = standby_of(config, BLUE)
+        assert held._look_now() is None
+        held._watching.free_since = 1.0
+        assert held._look_now() is None, "it was stopped on purpose"
+        take()
+        assert read_state(config.data_dir) == before
+        disk.make_room()
+        take()
+        after = read_state(config.data_dir).deploy
+        assert after is not None
+        assert (after.state, "ended and was started again" in after.reason) == ("unhealthy", True), (
+            "nobody asked for it"
+        )
+
+
 @pytest.mark.parametrize(("slot", "state"), [(GREEN, baking()), (BLUE, serving())], ids=["the new slot", "no deploy"])
 def test_a_rollback_that_is_not_a_standby_s_is_refused(config: Config, slot: str, state: SlotState) -> None:
     DataFolder.open(config.data_dir).close()
@@ -156,6 +193,42 @@ def test_a_state_that_cannot_be_read_is_said_once(config: Config, capsys: pytest
     for _ in range(3):
         assert anyio.run(standby._look) is None
     assert capsys.readouterr().err.count("standby_blind") == 1
+
+
+def test_where_the_record_is_gone_the_slot_that_served_last_goes_on(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other slot has an older release, as a rule. It serves where nobody waits in that one."""
+    answers: list[dict[str, Any] | None] = [{}]
+    monkeypatch.setattr(StandbyClient, "look", lambda _: answers[-1])
+    with DataFolder.open(config.data_dir) as folder:
+        worker = WorkerRow("w", "", OLD, "", GREEN, "host", 1, 1, 1)
+        Registry(folder.central_db).with_file(lambda db: register(db, worker, frozenset()))
+    blue, green = standby_of(config, BLUE), standby_of(config, GREEN)
+    assert (blue._look_now(), green._look_now()) == (None, "serve")
+    answers.append(None)
+    assert blue._alone_since is not None
+    blue._alone_since -= 1
+    assert blue._look_now() == "serve"
+    write_state(config.data_dir, serving())
+    answers.append({})
+    assert blue._look_now() == "serve", "it is recorded"
+
+
+def test_a_host_that_cannot_read_the_links_now_ends_no_standby(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a deploy its end would count as the new release's own."""
+    DataFolder.open(config.data_dir).close()
+    standby = standby_of(config, BLUE)
+    standby._process = "p"
+
+    def no_descriptor(_: Standby) -> bool:
+        raise StorageError("slots/blue cannot be read: Too many open files.")
+
+    monkeypatch.setattr(Standby, "_is_relinked", no_descriptor)
+    assert anyio.run(standby._look) is None
+    assert "Too many open files" in capsys.readouterr().err
 
 
 def test_whoever_takes_over_has_the_configuration_of_now(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,19 @@ def test_a_refused_deploy_moves_no_link(cli: CommandLine, root: Path) -> None:
         assert Releases(root).slots() == before
 
 
+def test_a_slot_that_leads_nowhere_is_repaired_by_what_the_fix_says(cli: CommandLine, root: Path) -> None:
+    link = Releases(root).slot_link(GREEN)
+    (usable,) = [name for slot, name in Releases(root).slots().items() if slot == GREEN]
+    link.unlink()
+    link.symlink_to("../releases/gone")
+    said = cli("source").envelope
+    command = said["fix"].split("`")[3]
+    assert said["error"]["code"] == "SOURCE_DRIFT"
+    assert command == "clawbus release link green RELEASE"
+    assert cli(*command.replace("RELEASE", usable).split()[1:]).code == 0
+    assert "slot" not in [one["what"] for one in cli("source").envelope["result"]["drift"]]
+
+
 def test_a_deploy_that_nobody_ends_is_no_hold(cli: CommandLine, home: Path, root: Path) -> None:
     """The daemon is down since long ago: to wait for the deploy's end would be no advice."""
     state = read_state(home / "data")
@@ -138,6 +151,16 @@ def test_a_daemon_without_a_slot_is_refused_beside_slots_and_its_hint_leads_out(
     (named,) = [word.rstrip(".") for word in refused.envelope["fix"].split() if word.endswith("state.json.")]
     Path(named).unlink()
     assert read_state(home / "data").serving is None
+
+
+def test_where_slots_are_used_without_systemd_the_start_that_is_named_is_not_refused(
+    cli: CommandLine, home: Path
+) -> None:
+    """`clawbus serve` alone is refused beside slots, so it ended no finding."""
+    write_state(home / "data", claim(SlotState(), GREEN, "r", 1, "boot"))
+    (down,) = [one for one in cli("doctor").envelope["result"]["diagnoses"] if one["code"] == "DAEMON_DOWN"]
+    assert down["command"] == "clawbus serve --slot green"
+    assert "`clawbus serve --slot green`" in cli("dead", "requeue", "m1").envelope["fix"]
 
 
 @pytest.mark.parametrize(

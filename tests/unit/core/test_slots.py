@@ -299,6 +299,35 @@ def test_only_a_state_is_read_as_one(text: str) -> None:
         assert from_json(found) == SlotState()
 
 
+def test_a_state_that_is_whole_only_at_first_sight_is_none() -> None:
+    """Whoever reads it counts on every gate and every word: a standby ended, and was started again, for ever."""
+    whole = as_json(failed(begun(), "warm", "late", 5))
+
+    def damaged(*path: str | int, to: object) -> object:
+        copy = json.loads(json.dumps(whole))
+        part = copy
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = to
+        return copy
+
+    assert from_json(json.loads(json.dumps(whole))).deploy is not None
+    for found in (
+        damaged("release", to=5),
+        damaged("cooldown", to=None),
+        damaged("cooldown", to={"r": "soon"}),
+        damaged("history", to=[1]),
+        damaged("history", 0, to={"id": "x"}),
+        damaged("deploy", "gates", to=[]),
+        damaged("deploy", "state", to=5),
+        damaged("deploy", "to_slot", to="red"),
+        damaged("deploy", "to_release", to=None),
+        damaged("deploy", "started_at", to=None),
+    ):
+        with pytest.raises((ValueError, TypeError, LookupError)):
+            from_json(found)  # pyright: ignore[reportArgumentType] - any JSON
+
+
 def test_a_rollback_has_passed_only_when_the_prior_slot_is_ready() -> None:
     back = dict(STEPS)["rolled back"].deploy
     assert back is not None

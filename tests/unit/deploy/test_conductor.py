@@ -524,6 +524,19 @@ def test_a_state_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
     assert read_state(tmp_path) == SlotState()
 
 
+async def test_a_record_that_somebody_removed_is_written_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else no deploy begins, and after a restart any slot serves."""
+    monkeypatch.setattr("daemon.deploy.conductor._RECORD_S", 0.01)
+    place = Place(stage.config, BLUE, stage.clock, stage.leave, "r", 7)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Conductor(place, stage.engine).run)
+        with anyio.fail_after(60):
+            state_path(stage.data).unlink()
+            await until(lambda: state_path(stage.data).exists())
+        tasks.cancel_scope.cancel()
+    assert stage.state() == SlotState(epoch=7, serving=BLUE, release="r")
+
+
 @pytest.mark.parametrize("outcome", ["failed", "passed", "rolled_back"])
 async def test_an_outcome_that_cannot_be_written_for_a_while_ends_no_daemon(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, outcome: str

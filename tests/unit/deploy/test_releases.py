@@ -17,10 +17,12 @@ from daemon.config.agents import Agent
 from daemon.config.models import Config, Docker
 from daemon.core.deploy_errors import (
     ReleaseInvalidError,
+    ReleaseMakeError,
     ReleasesUnusedError,
     SourceOutsideError,
     UnknownReleaseError,
 )
+from daemon.core.release import Manifest
 from daemon.deploy.drift import check_release, report, running_of
 from daemon.deploy.drift import repair as repair_drift
 from daemon.deploy.own_images import with_own_images
@@ -334,3 +336,16 @@ def test_a_file_without_the_right_to_read_it_counts_as_changed(root: Path, monke
     path = small_release(root)
     unreadable(monkeypatch, "__init__.py", errno.EACCES)
     assert Releases(root).changes(*Releases(root).usable(path.name)).changed
+
+
+def test_a_full_disk_is_named_by_what_was_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the file that was read, which lies on another disk."""
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(ReleaseMakeError) as caught:
+        Releases(tmp_path).make(Manifest("", "", "", "", ""), lambda _: None)
+    assert str(caught.value).startswith(f"{tmp_path}/releases/.making-")
+    assert list((tmp_path / "releases").iterdir()) == []

@@ -14,7 +14,7 @@ from tests.support.source_trees import tree_of
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 RULES: Final = (
-    "host_rules", "session_file_rules", "session_container_rules", "session_message_rules", "run_rules", "route_rules",
+    "host_rules", "slot_rules", "session_file_rules", "session_container_rules", "session_message_rules", "run_rules", "route_rules",
 )  # fmt: skip
 WRECKS: Final = "tests/wrecks/test_wrecks.py"
 REPAIRS: Final = "tests/wrecks/test_repairs.py"
@@ -76,6 +76,9 @@ TRIED: Final = {
     "CONTRADICTION": DOCTOR,
     "STALE_RUN": DOCTOR,
     "DEGRADED": MORE,
+    "SLOT_STATE": "tests/integration/test_deploy.py",
+    "SLOT_STUCK": "tests/integration/test_deploy.py",
+    "STANDBY_ABSENT": "tests/integration/test_deploy.py",
     "RUNTIME_CHANGED": MORE,
     "ANSWERS_HELD_BACK": MORE,
     "ROUTE_BROKEN": ROUTES,

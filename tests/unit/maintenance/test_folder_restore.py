@@ -1,5 +1,6 @@
 """Putting a backup of a whole data folder in place of what is there."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,9 @@ from typing import Final
 import pytest
 
 from daemon.core.errors import DataFolderError
-from daemon.core.repair_errors import BackupNotVerifiedError, RestoreRefusedError
+from daemon.core.repair_errors import BackupNotVerifiedError, RestoreFailedError, RestoreRefusedError
+from daemon.core.slots import SlotState
+from daemon.deploy.state_file import read_state, write_state
 from daemon.maintenance.folder_backup import MANIFEST, FolderLimits, back_up_folder
 from daemon.maintenance.folder_restore import read_manifest, restore_folder
 from daemon.store.data_folder import DataFolder
@@ -70,6 +73,61 @@ def test_no_daemon_begins_anew_where_a_restore_died(tmp_path: Path, monkeypatch:
     shutil.rmtree(fresh)
     assert restore_folder(backup, data, NOW, silent, replace=True)["files"]
     DataFolder.open(data).close()
+
+
+def test_a_second_restore_and_a_start_learn_that_one_is_at_work(tmp_path: Path) -> None:
+    """Told to remove what is in the way, an operator would take the first one's files from under it."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    target, met = tmp_path / "target", list[str]()
+
+    def meanwhile(what: str, done: int, _total: int) -> None:
+        if what.startswith("restore") and done == 1:
+            with pytest.raises(RestoreRefusedError, match=r"another restore of .* is at work") as refused:
+                restore_folder(backup, target, NOW, silent, replace=False)
+            with pytest.raises(DataFolderError, match="is being restored now") as start:
+                DataFolder.open(target)
+            met.extend((refused.value.hint, start.value.hint))
+
+    assert restore_folder(backup, target, NOW, meanwhile, replace=False)["files"]
+    assert len(met) == 2
+    assert not any("emove" in one for one in met)
+    DataFolder.open(target).close()
+
+
+def test_a_restore_that_fails_leaves_what_was_there_and_takes_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    rename, fresh = Path.rename, data.with_name("data.restoring")
+
+    def full(self: Path, target: Path) -> Path:
+        if self == fresh:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(RestoreFailedError, match="No space left on device"):
+        restore_folder(backup, data, NOW, silent, replace=True)
+    assert (data / "central.db").is_file(), "it was moved back"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup", "data"]
+
+
+def test_a_restore_keeps_which_slot_serves(tmp_path: Path) -> None:
+    """Else the standby of the older release serves the restored folder, if it looks first."""
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    state = SlotState(epoch=4, serving="green", release="r")
+    write_state(data, state)
+    restore_folder(backup, data, NOW, silent, replace=True)
+    assert read_state(data) == state
 
 
 def test_an_answer_that_arrives_during_a_backup_is_in_its_mailbox(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from daemon.store.data_layout import Layout
 from daemon.store.folder_lock import live_holder, read_holder
 from schema.errors import SchemaTooNewError
 from schema.migrate import VERSION
+from tests.support.mounts import small_disk
 
 # Opens the folder in another process and says so; then waits for its end.
 HOLD: Final = (
@@ -83,6 +84,18 @@ def test_the_lock_ends_with_the_process_however_it_ends(tmp_path: Path) -> None:
         assert holder is not None
         assert holder.pid == os.getpid()
     assert read_holder(tmp_path) is None
+
+
+def test_a_full_disk_keeps_no_command_out_and_a_standby_knows_it_for_one(tmp_path: Path) -> None:
+    """What makes room there, and a backup to another disk, are commands; a standby would end a daemon."""
+    data = tmp_path / "d"
+    with small_disk(data, 1024) as disk:
+        DataFolder.open(data).close()
+        disk.fill()
+        with DataFolder.open(data):
+            holder = live_holder(data)
+        assert holder is not None
+        assert (holder.pid, holder.is_daemon) == (os.getpid(), False)
 
 
 def test_no_child_inherits_the_lock(tmp_path: Path) -> None:
