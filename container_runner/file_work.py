@@ -46,10 +46,10 @@ async def run_in_thread(work: Callable[..., _T], *arguments: object) -> _T:
 class FileWork:
     """Repeats and logs the file work of one runner.
 
-    `mend` is called after each failure. It returns the names of the files whose rights it gave back.
+    `mend` is called after each failure. It returns the names of the files and tables that it gave back.
     """
 
-    def __init__(self, stopping: Stopping, log: Logger, mend: Callable[[], list[str]]) -> None:
+    def __init__(self, stopping: Stopping, log: Logger, mend: Callable[[ClawbusError], list[str]]) -> None:
         self._stopping = stopping
         self._log = log
         self._mend = mend
@@ -84,8 +84,8 @@ class FileWork:
         if isinstance(error, InboundUnreadableError):
             return
         self._last_problem = error.code
-        if mended := self._mend():
-            self._log.warning("rights_given_back", files=mended)
+        if mended := self._mend(error):
+            self._log.warning("files_mended", names=mended)
 
     def note_success(self) -> None:
         """Log the next problem again, even if it is the same as the last one."""

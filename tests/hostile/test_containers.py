@@ -220,6 +220,8 @@ TAKEN = {
     "database read-only": "now os.chmod(OUT / 'outbound.db', 0o444)",
     "outbox closed": "now os.chmod(OUT / 'outbox', 0)" + _SENDS_FILE,
     "outbox a fifo": "now (OUT / 'outbox').rmdir(); os.mkfifo(OUT / 'outbox')" + _SENDS_FILE,
+    "answers dropped": "now sql('DROP TABLE messages_out')",
+    "acks dropped": "now sql('DROP TABLE processing_ack')",
     "a fifo in the outbox": "now os.mkfifo(OUT / 'outbox' / '.half'); os.kill(os.getppid(), 15)" + _SENDS_FILE,
 }
 
