@@ -299,6 +299,16 @@ def test_resources_are_held_by_the_containers_limits(daemon: HostileBus, name: s
     daemon.cli("session", "kill", "evil", f"resource-{name}")
 
 
+def test_a_storm_of_forks_does_not_stop_its_sweep(daemon: HostileBus) -> None:
+    """Reading a process's maps waits for its forks: a sweep did not return in time, and the session was quarantined for it."""
+    daemon.attack("storm", "now \nwhile True:\n try:\n  os.fork()\n except OSError: pass")
+    unreadable = lambda: [one for one in daemon.events("session_unreadable") if one["session"] == "storm"]  # noqa: E731
+    assert daemon.meanwhile(25, unreadable) < ROUND_TRIP_S
+    assert unreadable() == []
+    assert daemon.state("storm") == "working"
+    daemon.cli("session", "kill", "evil", "storm")
+
+
 FILLING = {
     "bytes": ("script \nwith open(OUT / 'fill', 'wb') as f:\n while True: f.write(os.urandom(1000000)); f.flush(); time.sleep(.005)",
               "max_out_folder_bytes"),
