@@ -44,11 +44,15 @@ async def run_in_thread(work: Callable[..., _T], *arguments: object) -> _T:
 
 
 class FileWork:
-    """Repeats and logs the file work of one runner."""
+    """Repeats and logs the file work of one runner.
 
-    def __init__(self, stopping: Stopping, log: Logger) -> None:
+    `mend` is called after each failure. It returns the names of the files and tables that it gave back.
+    """
+
+    def __init__(self, stopping: Stopping, log: Logger, mend: Callable[[ClawbusError], list[str]]) -> None:
         self._stopping = stopping
         self._log = log
+        self._mend = mend
         self._last_problem: str | None = None
 
     async def until_done(self, event: str, work: Callable[[], _T]) -> _T:
@@ -71,11 +75,17 @@ class FileWork:
         raise GraceOverError(event)
 
     def note_problem(self, event: str, error: ClawbusError) -> None:
-        """Log a problem once, and again when it changes. InboundUnreadableError (the host commits) is logged as debug only."""
+        """Log a problem once, and again when it changes, and mend what the agent did to the files.
+
+        InboundUnreadableError (the host commits) is logged as debug only.
+        """
         quiet = isinstance(error, InboundUnreadableError) or self._last_problem == error.code
         (self._log.debug if quiet else self._log.warning)(event, code=error.code, error=str(error))
-        if not isinstance(error, InboundUnreadableError):
-            self._last_problem = error.code
+        if isinstance(error, InboundUnreadableError):
+            return
+        self._last_problem = error.code
+        if mended := self._mend(error):
+            self._log.warning("files_mended", names=mended)
 
     def note_success(self) -> None:
         """Log the next problem again, even if it is the same as the last one."""

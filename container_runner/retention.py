@@ -7,7 +7,6 @@ the row with the highest seq. inbound.db is only ever attached read-only. A step
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Final
 from container_runner.due_messages import columns_or_defaults
 from container_runner.shared.errors import InboundUnreadableError
 from schema.connect import open_owner
+from schema.durable_files import remove_any
 from schema.errors import ClawbusError
 from schema.handles import Writer
 from schema.ids import is_message_id
@@ -188,7 +188,7 @@ class Retention:
             if is_message_id(identity):
                 # The agent may have created anything here, even folders nested too deep to walk. A leftover does no harm.
                 with suppress(OSError, RecursionError):
-                    shutil.rmtree(root / identity)
+                    remove_any(root / identity)
 
 
 def may_go(row: sqlite3.Row, cutoff: int) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Final
 
 from container_runner.due_messages import DueMessages
 from container_runner.providers.protocol import DeclaredTimeout, Destination, TurnMessage
@@ -28,8 +29,10 @@ from schema.handles import Writer
 from schema.ids import new_id
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB
-from schema.migrate import Role
+from schema.migrate import OUTBOUND_TABLES, Role, statements
 from schema.rows import AckStatus, Address, Kind, TurnNote, TurnUsage
+
+_NO_TABLE: Final = "no such table"  # what SQLite says; it has no code of its own for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,20 @@ class Store:
             dropped = db.execute("DELETE FROM processing_ack WHERE status = 'processing'")
             write_tool(db, None, self.now_ms())
             return dropped
+
+    def mend(self, error: ClawbusError) -> list[str]:
+        """Mend what the agent did to outbound.db and the rights in `out/`, after `error`. Return the names of what was mended.
+
+        A table that it dropped comes back without its rows. Never raise.
+        """
+        mended = self.outbox.give_rights_back()
+        if _NO_TABLE in str(error):
+            with suppress(ClawbusError), self._own() as db, db.transaction():
+                missing = [name for name in OUTBOUND_TABLES if not db.columns(name)]
+                for statement in statements(Role.OUTBOUND) if missing else ():
+                    db.execute(statement)
+                mended += missing
+        return mended
 
     def claim(
         self,

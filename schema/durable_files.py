@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,10 +45,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_any(path: Path) -> None:
-    """Remove a folder with all that is in it, or whatever else has this name. Do nothing if nothing has it."""
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:
-        path.unlink(missing_ok=True)
+    """Remove a folder with all that is in it, or whatever else has this name. Do nothing if nothing has it.
+
+    `shutil.rmtree` alone opens what it is given: of a fifo, it waits for a writer for ever.
+    """
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()

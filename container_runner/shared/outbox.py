@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from container_runner.shared.errors import InboundUnreadableError
+from container_runner.shared.own_rights import give_rights_back
 from container_runner.shared.reply import Reply
 from container_runner.shared.sent_files import files_of_rows, place_files, remove_files, remove_partial
 from schema.bell import ring
@@ -55,6 +56,10 @@ class Outbox:
                 insert_row(db, row_id, next_seq(db), to_text(self._now_ms()), reply)
         ring(self._outbound.parent)
         return True
+
+    def give_rights_back(self) -> list[str]:
+        """Mend what the agent did to the rights in `out/`. Return the names of what was mended. Never raise."""
+        return give_rights_back(self._out_folder)
 
     def place(self, row_id: str, reply: Reply) -> None:
         """Put a row's files into place, before the row is written for the first time. Raise StorageError."""

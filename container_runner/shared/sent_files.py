@@ -7,7 +7,6 @@ row; then the runner removes its copy. Every function blocks.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from container_runner.shared.reply import OutFile
-from schema.durable_files import sync_folder, write_new_file
+from schema.durable_files import remove_any, sync_folder, write_new_file
 from schema.given_files import FileAbsentError, FileRefusedError, read_below
 from schema.ids import is_message_id
 from schema.layout import OUTBOX_FILES
@@ -116,12 +115,12 @@ def place_files(out_folder: Path, row_id: str, files: Sequence[OutFile]) -> None
     partial, target = outbox / f".{row_id}", outbox / row_id
     try:
         outbox.mkdir(exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         partial.mkdir()
         for one in files:
             write_new_file(partial / one.name, one.data, 0o644)
         sync_folder(partial)
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         partial.rename(target)
         sync_folder(outbox)
     except OSError as error:
@@ -140,14 +139,19 @@ def remove_partial(out_folder: Path) -> None:
     with suppress(OSError):
         for one in list((out_folder / OUTBOX_FILES).iterdir()):
             if one.name.startswith("."):
-                shutil.rmtree(one, ignore_errors=True)
+                _remove(one)
 
 
 def remove_files(out_folder: Path, row_ids: Sequence[str]) -> None:
     """Remove these rows' files. A folder that the agent nested too deeply to walk stays, which does no harm."""
     for one in row_ids:
-        with suppress(OSError, RecursionError):
-            shutil.rmtree(out_folder / OUTBOX_FILES / one)
+        _remove(out_folder / OUTBOX_FILES / one)
+
+
+def _remove(path: Path) -> None:
+    """Remove what the agent may have put there: also no folder. What cannot be removed stays."""
+    with suppress(OSError, RecursionError):
+        remove_any(path)
 
 
 def _parts(home: Path, path: str) -> tuple[str, ...]:

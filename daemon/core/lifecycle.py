@@ -242,7 +242,9 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
     tool = container.tool
     unread = tool is not None and tool.name == QUESTION_TOOL and 0 < excused < seen.now and heartbeat is None
     declared = 0 if unread else _declared(container, policy)
-    silent = seen.now - (heartbeat if heartbeat is not None else born)
+    # A turn cannot have been silent for longer than it has lasted: its runner may beat late, never, or by a wrong clock.
+    begun = min(_seen_since(claim, seen) for claim in own)
+    silent = seen.now - max(heartbeat if heartbeat is not None else born, begun)
     ceiling = max(policy.ceiling, declared)
     if silent > ceiling:
         return Kill(CEILING, silent, ceiling)
@@ -251,10 +253,20 @@ def judge(container: Container, seen: Observation, policy: Policy) -> Kill | Non
         if claim.changed_at is None:
             continue
         claimed_at = max(claim.changed_at, seen.evidence_floor)
-        age = seen.now - claimed_at
+        age = seen.now - max(claimed_at, _seen_since(claim, seen))
         if age > tolerance and (heartbeat is None or heartbeat <= claimed_at):
             return Kill(CLAIM_STUCK, age, tolerance, claim.message_id)
     return _overdue(container, own, seen, policy, declared)
+
+
+def _seen_since(claim: Ack, seen: Observation) -> int:
+    """Return when the host first saw this container work on the message, or when it was due again if that was later; 0 if unknown.
+
+    The container's clock does not matter: it may be behind, and then its claims look old from the first moment.
+    """
+    noted = seen.noted.get(claim.message_id, 0)
+    due = next((message.process_after or 0 for message in seen.pending if message.id == claim.message_id), 0)
+    return max((instant for instant in (noted, due if noted else 0) if instant <= seen.now), default=0)
 
 
 def _answer_awaited(container: Container, seen: Observation, policy: Policy) -> Stop | None:

@@ -136,7 +136,7 @@ def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report that the session's container cannot be started."""
     starting = one.live is not None and one.live.container_id is None  # a start under way is not a problem yet
-    if not one.spawn_failures or not one.due or (one.live is not None and not starting):
+    if not one.spawn_failures or not one.due or (one.live is not None and not starting and not _hangs(host, one)):
         return None
     evidence = [
         f"{one.spawn_failures} failed starts in a row, the last: {one.last_spawn_error or 'no reason recorded'}"
@@ -162,6 +162,13 @@ def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
             Choice("once its cause is repaired, to retry it now", f"clawbus session release {quoted(one)}"),
         ),
     )  # fmt: skip
+
+
+def _hangs(host: HostFacts, one: SessionFacts) -> bool:
+    """Return whether a container has taken nothing for a while, and so may fail as the ones before it did."""
+    if one.live is None or one.claimed or one.oldest_due_at is None:
+        return False
+    return host.now - max(one.oldest_due_at, one.live.started_at or one.live.created_at) > GRACE_MS
 
 
 def budget_spent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:

@@ -21,6 +21,7 @@ MAX_SEQ = 2**53
 
 # The outcome of an attempt that ended with `later`: no try has been charged yet.
 _DEFERRED = "deferred"
+_CLOCK_SLACK_MS = 2_000  # two readings of one clock may differ, by as much as core/lifecycle.py allows
 
 # How many unfinished messages one poll or sweep of a session reads.
 WINDOW = 1000
@@ -179,10 +180,12 @@ def ever_claimed(db: Reader, incarnation: str) -> bool:
 def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, at: int) -> bool:
     """Record that an incarnation has claimed a message. Return False if that is already known.
 
-    The container reports `claimed_at`, so it is limited to the present. If the attempt had ended with `later`, it is open again
+    The container reports `claimed_at`, so it is limited to the present. If it lies clearly before the message was accepted or due
+    again, the container's clock is behind: the claim then counts from now. If the attempt had ended with `later`, it is open again
     and may still be charged its one try.
     """
-    claimed_at = min(claimed_at, at)
+    behind = latest_moment(claimed_at) + _CLOCK_SLACK_MS < _claimable_since(db, message_id)
+    claimed_at = at if behind else min(claimed_at, at)
     known = db.one("SELECT outcome FROM attempts WHERE message_id = ? AND incarnation = ?", (message_id, incarnation))
     if known is not None and known["outcome"] != _DEFERRED:
         return False
@@ -195,6 +198,13 @@ def note_claim(db: Writer, message_id: str, incarnation: str, claimed_at: int, a
     shown = min(latest_moment(claimed_at), at)
     record(db, message_id, "claimed", shown, incarnation=incarnation, detail={"seen_at": to_text(at)})
     return True
+
+
+def _claimable_since(db: Reader, message_id: str) -> int:
+    """Return since when the message could be claimed at all (epoch milliseconds); 0 if unknown."""
+    row = db.one("SELECT timestamp, process_after FROM messages_in WHERE id = ?", (message_id,))
+    instants = (from_text(row["timestamp"]), from_text(row["process_after"])) if row is not None else ()
+    return max((instant for instant in instants if instant is not None), default=0)
 
 
 def noted(db: Reader, message_ids: Sequence[str], incarnation: str) -> frozenset[str]:

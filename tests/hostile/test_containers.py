@@ -210,6 +210,31 @@ def test_deleted_files_in_a_container_are_counted(daemon: HostileBus) -> None:
     assert daemon.bystander() < ROUND_TRIP_S
 
 
+_SENDS_FILE = (
+    "; (Path.home() / 'a.txt').write_text('x'); print(json.dumps({'type': 'message', 'text': 'f', 'files': ['a.txt']}))"
+)
+TAKEN = {
+    "out closed": "now os.chmod(OUT, 0)",
+    "out read-only": "now os.chmod(OUT, 0o555)",
+    "database closed": "now os.chmod(OUT / 'outbound.db', 0)",
+    "database read-only": "now os.chmod(OUT / 'outbound.db', 0o444)",
+    "outbox closed": "now os.chmod(OUT / 'outbox', 0)" + _SENDS_FILE,
+    "outbox a fifo": "now (OUT / 'outbox').rmdir(); os.mkfifo(OUT / 'outbox')" + _SENDS_FILE,
+    "answers dropped": "now sql('DROP TABLE messages_out')",
+    "acks dropped": "now sql('DROP TABLE processing_ack')",
+    "a fifo in the outbox": "now os.mkfifo(OUT / 'outbox' / '.half'); os.kill(os.getppid(), 15)" + _SENDS_FILE,
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_runner_takes_back_the_rights_that_its_agent_took_from_it(daemon: HostileBus, name: str) -> None:
+    session = f"rights-{name.replace(' ', '-')}"
+    message_id = daemon.attack(session, TAKEN[name])
+    assert daemon.answer(message_id, agent="evil", session=session, wait_s=30)
+    assert daemon.ask("say alive", agent="evil", session=session, wait_s=30)["text"] == "alive"
+    assert {one["tries"] for one in daemon.show("evil", session)["messages"]} == {0}
+
+
 READ_LOCK = (
     "import fcntl\n"
     "file = open(IN / 'inbound.db', 'rb')\n"
@@ -272,6 +297,16 @@ def test_resources_are_held_by_the_containers_limits(daemon: HostileBus, name: s
     assert daemon.meanwhile(6) < ROUND_TRIP_S
     assert daemon.state(f"resource-{name}") in ("working", "resting", "waiting", "backing_off", "starting", "idle")
     daemon.cli("session", "kill", "evil", f"resource-{name}")
+
+
+def test_a_storm_of_forks_does_not_stop_its_sweep(daemon: HostileBus) -> None:
+    """Reading a process's maps waits for its forks: a sweep did not return in time, and the session was quarantined for it."""
+    daemon.attack("storm", "now \nwhile True:\n try:\n  os.fork()\n except OSError: pass")
+    unreadable = lambda: [one for one in daemon.events("session_unreadable") if one["session"] == "storm"]  # noqa: E731
+    assert daemon.meanwhile(25, unreadable) < ROUND_TRIP_S
+    assert unreadable() == []
+    assert daemon.state("storm") == "working"
+    daemon.cli("session", "kill", "evil", "storm")
 
 
 FILLING = {

@@ -16,6 +16,7 @@ from daemon.core.lifecycle import Container, Policy
 from daemon.engine.sweep_steps import Settings, sweep_files
 from daemon.store import folder_use
 from daemon.store.folder_use import SessionLimits, UseLimits, check_folder
+from daemon.store.open_files import deleted_bytes
 from schema.errors import HostileFileError
 from tests.support.hostile_session import LIVE, HostileSession
 from tests.support.nest import nest
@@ -190,6 +191,22 @@ def test_deleted_files_that_are_kept_open_are_counted(tmp_path: Path, how: str) 
         finally:
             holder.communicate()
     assert check_folder(tmp_path, LIMITS, [holder.pid]).deleted_bytes is None
+
+
+def test_maps_are_read_for_a_moment_only_and_descriptors_always(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("daemon.store.open_files._note_maps", lambda path, *_: read.append(path))
+    with (tmp_path / "gone").open("wb") as file:
+        (tmp_path / "gone").unlink()
+        file.write(os.urandom(100_000))
+        file.flush()
+        clock = iter((0.0, 0.0, 1.0, 2.0)).__next__  # the third process's turn comes too late
+        counted = deleted_bytes([os.getpid()] * 4, tmp_path.stat().st_dev, clock=clock)
+    assert counted is not None
+    assert counted >= 100_000
+    assert len(read) == 2
 
 
 def test_names_outside_of_out_hide_no_part_of_a_file(tmp_path: Path) -> None:

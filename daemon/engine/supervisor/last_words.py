@@ -1,4 +1,4 @@
-"""Finds why a runner exited by itself: the last log line with the reason. Hostile text, shortened to one line."""
+"""Finds why a runner exited by itself, or never began: the last log line with the reason. Hostile text, shortened to one line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from daemon.runtimes import output_log
 
 _TAIL: Final = 16 * 1024
 _LONGEST: Final = 300
-_EVENTS: Final = frozenset({"runner_refused", "runner_superseded", "runner_crashed"})
+_EVENTS: Final = frozenset({"runner_refused", "runner_superseded", "runner_crashed", "start_failed", "poll_failed"})
 
 
 def last_words(log: Path) -> str | None:
-    """Return the runner's last log line about its end as `CODE: text`, or None if there is none."""
+    """Return the runner's last log line about its end, or its failed start, as `CODE: text`, or None if there is none."""
     for line in reversed(output_log.tail(log, start=0, max_bytes=_TAIL).splitlines()):
         found = _event(line)
         if found is not None and found.get("event") in _EVENTS:

@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError, SpawnError
 from daemon.core.events import ContainerExited, ExitSettled
+from daemon.core.lifecycle import UNCLAIMED
 from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.last_words import last_words
 from daemon.engine.supervisor.slots import Phase, Slot
@@ -171,14 +172,17 @@ class Terminator:
     async def _judge_start(self, slot: Slot, exit_: Exit, *, by_itself: bool, claimed: bool) -> None:
         """Back off when a young incarnation exited by itself without claiming a message: it did not really start.
 
-        Do the same when a young incarnation could not start the agent's program. An older one did start, so replace it at
-        once.
+        Do the same when a young incarnation could not start the agent's program, and when one of any age was ended because it
+        took no message in all its life. Another older one did start, so replace it at once.
         """
         key = slot.session.key
         cannot = exit_.code == CANNOT_START_CODE
         young = self._state.clock.now_ms() - slot.spawned_at < self._state.timings.healthy_s * 1000
-        if by_itself and young and (cannot or not claimed):
+        hung = slot.reason == UNCLAIMED and not claimed
+        if hung or (by_itself and young and (cannot or not claimed)):
             text = f"the container exited (exit code {exit_.code}) before it claimed anything"
+            if hung:
+                text = "the container ran, took none of its messages, and was ended for that"
             said = await _last_words(slot)
             text += f"; its runner said: {said}" if said is not None else ""
             hint = "Read the end of the container's log: `clawbus session show`."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -13,11 +14,13 @@ import pytest
 
 from daemon.config.agents import Agent as AgentConfig
 from daemon.core.errors import ImageError, NotConfirmedError, RuntimeUnavailableError, SpawnError
+from daemon.core.lifecycle import UNCLAIMED
 from daemon.core.session_key import SessionKey
 from daemon.core.session_verbs import KillSession
 from daemon.engine import session_sweep
 from daemon.engine.supervisor.slots import Phase, Timings
 from daemon.runtimes.protocol import Exit
+from daemon.runtimes.spec import STDERR_LOG
 from daemon.store.incarnations import IncarnationRow
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
@@ -363,6 +366,27 @@ async def test_a_container_that_ends_by_itself_before_it_claimed_anything_is_bac
     assert kit.spawned() == 1
     kit.advance(5)
     await kit.started()
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_container_that_never_took_anything_is_a_failed_start_and_says_why(
+    kit: BusKit, *, claimed: bool
+) -> None:
+    key = SessionKey(AGENT, "main")
+    await kit.send(message_id="m1")
+    await kit.started()
+    if claimed:
+        assert kit.agent().claim() is not None
+    session = await kit.bus.sessions.create(key)
+    line = {"event": "start_failed", "code": "STORAGE", "error": "outbound.db: unable to open database file"}
+    (session.files.folder.logs / STDERR_LOG).write_text(json.dumps(line))
+    kit.advance(3600)  # however old it is
+    kit.bus.supervisor.begin_end(key, UNCLAIMED, graceful=False)
+    await kit.gone()
+    row = await kit.row()
+    assert row.spawn_failures == (0 if claimed else 1)
+    told = "took none of its messages, and was ended for that; its runner said: STORAGE: outbound.db: unable to open"
+    assert (told in str(row.last_spawn_error)) is not claimed
 
 
 async def test_a_container_that_claimed_and_then_died_is_no_failed_start(kit: BusKit) -> None:

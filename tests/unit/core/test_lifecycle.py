@@ -143,6 +143,34 @@ def test_stuck(name: str) -> None:
         assert verdict.message_id == (case.claims[-1].message_id if case.kill == CLAIM_STUCK else None)
 
 
+# (container, claim's age by its own date, how long ago the host first saw it, due again, verdict)
+SEEN = {
+    "its clock is an hour behind, and it has just begun": (container(up=9 * HOUR), HOUR, SECOND, None, None),
+    "its clock is an hour behind, and it beats by it": (container(up=9 * HOUR, beat=HOUR), HOUR, SECOND, None, None),
+    "its clock is an hour behind, and it does nothing": (container(up=9 * HOUR), HOUR, 61 * SECOND, None, CLAIM_STUCK),
+    "its clock is an hour ahead, and it has just begun": (container(up=9 * HOUR, beat=-HOUR), -HOUR, SECOND, None, None),
+    "its clock is an hour ahead, and it does nothing": (
+        container(up=9 * HOUR, beat=-HOUR), -HOUR, 31 * MINUTE, None, CEILING),
+    "it never beats, is old, and has just begun": (container(up=9 * HOUR), SECOND, SECOND, None, None),
+    "it beat in its last turn alone": (container(up=9 * HOUR, beat=HOUR), SECOND, SECOND, None, None),
+    "it never beats, and its turn is long": (
+        container(up=9 * HOUR, declared=30 * MINUTE), 31 * MINUTE, 31 * MINUTE, None, CEILING),
+    "given back, and claimed again a moment ago": (container(up=9 * HOUR), SECOND, HOUR, SECOND, None),
+    "given back, and claimed again long ago": (container(up=9 * HOUR), HOUR, HOUR, 31 * MINUTE, CEILING),
+    "seen before the clock was set back": (container(up=9 * HOUR, beat=MINUTE), HOUR, -HOUR, None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_turn_is_judged_by_when_the_host_saw_it_begin(name: str) -> None:
+    runs, dated, noted, after, reason = SEEN[name]
+    seen = Observation(
+        now=NOW, pending=(message(process_after=None if after is None else NOW - after),), claims=(claim(dated),),
+        container=runs, noted={"m": NOW - noted},
+    )  # fmt: skip
+    assert [one.reason for one in decide(seen, POLICY) if isinstance(one, Kill)] == ([reason] if reason else [])
+
+
 @dataclass(frozen=True)
 class Held:
     """A container that beats all the time, and whether its claim has lasted too long. `noted`: how long ago the host saw it."""

@@ -187,6 +187,26 @@ def test_a_claim_in_whole_seconds_is_not_shown_before_its_message_was_accepted(w
     assert world.read("SELECT claimed_at FROM attempts") == [{"claimed_at": second}], "what it says is kept"
 
 
+@pytest.mark.parametrize(
+    ("dated", "after", "kept"),
+    [
+        (NOW - 3_600_000, None, NOW + 100),  # its clock is an hour behind
+        (NOW - 1_000, None, NOW - 1_000),
+        (NOW + 50, None, NOW + 50),
+        (NOW + 3_600_000, None, NOW + 100),  # ahead
+        (NOW + 50, NOW + 60_000, NOW + 100),  # behind: the message was not due then
+    ],
+)
+def test_a_claim_by_a_clock_that_is_behind_counts_from_now(
+    world: SessionWorld, dated: int, after: int | None, kept: int
+) -> None:
+    """Its container was ended as stuck in the first moment of each turn, until the message was a dead letter."""
+    world.accept("m", process_after=after)
+    with world.files.inbound() as db, db.transaction():
+        messages.note_claim(db, "m", "i", dated, NOW + 100)
+    assert world.read("SELECT claimed_at FROM attempts") == [{"claimed_at": kept}]
+
+
 @pytest.mark.parametrize("reason", [CEILING, CLAIM_STUCK])
 def test_a_forced_end_charges_even_a_claim_that_was_given_back(world: SessionWorld, reason: str) -> None:
     """Otherwise a message that hangs every agent, each of which lets go of it on SIGTERM, would go round forever."""

@@ -61,6 +61,23 @@ def test_a_start_that_fails_behind_another_container_is_repaired_by_ending_that_
     assert told(replace(failing, containers=()), image)["SPAWN_FAILING"] == "clawbus image build"
 
 
+def test_a_container_that_takes_nothing_after_others_failed_is_named_while_it_runs() -> None:
+    """Otherwise `doctor` is silent for most of the time: each of them is ended after a minute, and the next one starts."""
+    hangs = replace(
+        CALM, spawn_failures=3, last_spawn_error="took none of its messages", due=1, oldest_due_at=NOW - 600_000
+    )
+    assert hangs.live is not None
+    since = replace(hangs.live, started_at=NOW - 20_000)
+    assert told(replace(hangs, live=since))["SPAWN_FAILING"] == "clawbus session show helper main"
+    young = replace(since, started_at=NOW - 1_000)  # it may be about to take them
+    for fine in (
+        replace(hangs, live=young),
+        replace(hangs, live=since, claimed=True),
+        replace(hangs, spawn_failures=0),
+    ):
+        assert "SPAWN_FAILING" not in told(fine)
+
+
 def test_a_lock_of_another_process_is_not_repaired_by_killing_the_container() -> None:
     busy = Failing("FILE_BUSY", "Its sweep fails.", NOW - 600_000, 9)
     assert told(replace(CALM, failing=(busy,))) == {"SESSION_FAILING": "clawbus session kill helper main"}

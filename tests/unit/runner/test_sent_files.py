@@ -147,3 +147,25 @@ def test_files_go_when_the_host_has_copied_them_and_at_a_start_those_without_a_r
     assert {path.name for path in (tmp_path / "out" / "outbox").iterdir()} == {"new", "lost", ".half"}
     outbox.remove_files(starting=True)
     assert {path.name for path in (tmp_path / "out" / "outbox").iterdir()} == {"new"}
+
+
+PUT = {
+    "fifo": os.mkfifo,
+    "link": lambda path: path.symlink_to("/nowhere"),
+    "file": Path.touch,
+}
+
+
+@pytest.mark.parametrize("kind", PUT)
+def test_what_the_agent_put_in_place_of_a_row_s_folder_holds_nothing_up(
+    outbox: Outbox, tmp_path: Path, kind: str
+) -> None:
+    """A fifo is the worst: whoever opens it waits for its writer for ever, and so did each of the session's runners."""
+    folder = tmp_path / "out" / "outbox"
+    folder.mkdir()
+    for name in ("m1", ".m1", "lost", ".half"):
+        PUT[kind](folder / name)
+    assert outbox.add("m1", _reply(*FILES))
+    assert len(list((folder / "m1").iterdir())) == 2
+    outbox.remove_files(starting=True)
+    assert {path.name for path in folder.iterdir()} == {"m1"}

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,10 @@ from container_runner.providers.protocol import DeclaredTimeout
 from container_runner.shared.errors import ClaimLostError, InboundUnreadableError
 from container_runner.shared.reply import Reply
 from container_runner.store import Batch, Store
-from schema.errors import SchemaTooNewError, StorageError
+from schema.errors import ClawbusError, FileBusyError, SchemaTooNewError, StorageError
 from schema.handles import Writer
-from schema.rows import AckStatus, Address
+from schema.migrate import OUTBOUND_TABLES
+from schema.rows import AckStatus, Address, TurnNote, TurnUsage
 from tests.support.session_kit import SessionKit
 
 NOW: Final = 1_795_226_400_000  # 2026-11-21T02:00:00Z
@@ -255,6 +257,30 @@ def test_start_drops_stale_claims_and_the_tool_and_keeps_what_is_done(kit: Sessi
     assert kit.acks() == {"m3": "completed", "m4": "failed"}
     assert kit.tool()["current_tool"] is None
     assert claim(store) == ["m1", "m2"]
+
+
+@pytest.mark.parametrize("table", OUTBOUND_TABLES)
+def test_a_table_that_the_agent_dropped_comes_back(kit: SessionKit, store: Store, table: str) -> None:
+    """Each turn was done, could not be committed, and was done again in the next container."""
+    kit.add("m1")
+    assert claim(store) == ["m1"]
+    with kit.runner_file() as db, db.transaction():
+        db.execute(f"DROP TABLE {table}")
+    rows = store.outbound_rows([reply()])
+    note, usage = TurnNote("CODE", "why"), ("m1", TurnUsage(input_tokens=1))
+    finish = partial(store.finish, rows, ["m1"], AckStatus.FAILED, note=note, usage=usage, state={"key": "value"})
+    with pytest.raises(ClawbusError) as refused:
+        finish()
+    assert store.mend(refused.value) == [table]
+    assert store.mend(refused.value) == []
+    assert finish()
+    assert kit.acks() == {"m1": "failed"}
+
+
+def test_an_error_that_names_no_table_opens_no_file(kit: SessionKit, store: Store) -> None:
+    with kit.runner_file() as db, db.transaction():
+        db.execute("DROP TABLE deferrals")
+    assert store.mend(FileBusyError("outbound.db: database is locked")) == []
 
 
 def test_release_gives_back_own_claims_only(kit: SessionKit, store: Store) -> None:
