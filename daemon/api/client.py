@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import quote, urlencode
 
+from daemon.api.interruptible_socket import InterruptibleSocket
 from daemon.core.errors import (
     DaemonDownError,
     DaemonSilentError,
@@ -48,7 +49,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """Connect within _CONNECT_S. `timeout_s` is for the answer only."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = InterruptibleSocket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(_CONNECT_S)
             sock.connect(str(self._path))

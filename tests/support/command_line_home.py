@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli import patience
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations, serving
 
 
 @pytest.fixture
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Short enough for a socket; nothing of the environment's configuration is seen."""
+    """Short enough for a socket; nothing of the environment's configuration is seen.
+
+    A command without a daemon does not wait for one that was started just now: nobody starts one.
+    """
+    monkeypatch.setattr(patience, "_BEGIN_S", 0.0)
     folder = tmp_path_factory.mktemp("h")
     monkeypatch.chdir(folder)
     for name in ("CLAWBUS_CONFIG", "CLAWBUS_DATA_DIR"):
