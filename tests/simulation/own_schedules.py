@@ -18,7 +18,8 @@ Row = dict[str, Any]
 # How many occurrences a schedule of each key has: one has a rhythm, one a single instant.
 OCCURRENCES: Final = {"rhythm": 2, "instant": 1}
 _SERIES: Final = "schedule:"
-_SENT: Final = "SELECT * FROM schedule_runs WHERE message_id IS NOT NULL"
+_RUNS: Final = "SELECT * FROM schedule_runs"
+_CANCELLED: Final = "of the schedule that was cancelled; message "
 
 
 def request_for(seed: int, message_id: str) -> dict[str, object] | None:
@@ -64,10 +65,11 @@ def broken(
     session's own history.
     """
     runs_gone, history_gone = records_gone
-    sent: defaultdict[str, list[Row]] = defaultdict(list)
-    runs = {(row["key"], row["due"]): row for row in (*runs_gone, *inbound(_SENT)) if row["message_id"] is not None}
-    for row in runs.values():
-        sent[row["key"]].append(row)
+    sent: defaultdict[str, list[str]] = defaultdict(list)
+    runs = {(row["key"], row["due"]): _message_of(row) for row in (*runs_gone, *inbound(_RUNS))}
+    for (key, _), message_id in runs.items():
+        if message_id is not None:
+            sent[key].append(message_id)
     # A deletion that a crash took back is seen twice, and its row is still there.
     stored = {(str(row["id"]), int(row["seq"])) for row in (*gone, *kept)}
     messages = Counter(identity for identity, _ in stored if identity.startswith(_SERIES))
@@ -95,9 +97,15 @@ def _told(history: Sequence[Row]) -> defaultdict[str, list[str]]:
     return found
 
 
-def _occurrences(sent: dict[str, list[Row]], messages: Counter[str]) -> Iterator[str]:
+def _message_of(run: Row) -> str | None:
+    """The message of an occurrence on record. Of a schedule that was cancelled, the words alone say it."""
+    _, of_cancelled, message_id = (run["detail"] or "").partition(_CANCELLED)
+    return message_id if of_cancelled else run["message_id"]
+
+
+def _occurrences(sent: dict[str, list[str]], messages: Counter[str]) -> Iterator[str]:
     """Each occurrence on record is one message, and each message one occurrence."""
-    recorded = Counter(row["message_id"] for rows in sent.values() for row in rows)
+    recorded = Counter(message_id for ids in sent.values() for message_id in ids)
     for identity in recorded.keys() | {one for one in messages if "+r" not in one}:
         if recorded[identity] != 1 or messages[identity] != 1:
             yield f"{identity} is on record {recorded[identity]} times, and {messages[identity]} messages have its id"
