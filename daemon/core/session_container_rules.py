@@ -10,6 +10,7 @@ from daemon.core.diagnosis import Choice, Diagnosis, span
 from daemon.core.facts import DaemonState, HostFacts, SessionFacts
 from daemon.core.host_rules import TOO_NEW, UPGRADE, disk_full, image_unusable, runtime_away
 from daemon.core.run_state import Life
+from daemon.core.session_file_rules import too_new
 from daemon.core.session_finding import GRACE_MS, finding, quoted
 from schema.instants import to_text
 
@@ -144,7 +145,7 @@ def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if one.next_spawn_at is not None and one.next_spawn_at > host.now:
         evidence.append(f"The next attempt is in {span(one.next_spawn_at - host.now)}.")
     image, away = image_unusable(host), runtime_away(host)
-    cause = image or away
+    cause = image or away or too_new(host, one)
     # A container in the way is ended by a kill; the end of the container's own log is in `session show`.
     command = (
         cause.command if cause is not None else f"clawbus session {'kill' if one.containers else 'show'} {quoted(one)}"

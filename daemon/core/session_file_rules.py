@@ -14,6 +14,7 @@ from daemon.core.host_rules import TOO_NEW, UPGRADE, disk_full, host_trouble
 from daemon.core.session_finding import GRACE_MS, finding, quoted
 from schema.errors import FileBusyError, HostTroubleError, StorageError, UnusableFileError
 from schema.instants import to_text
+from schema.layout import OUTBOUND_DB
 
 _FAILURES: Final = 3  # work that failed this often in a row is reported at once
 
@@ -67,6 +68,13 @@ def too_new(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     errors += [seen.sentence for seen in one.failing if seen.code == TOO_NEW]
     if not errors:
         return None
+    if all(OUTBOUND_DB in text for text in errors):
+        # The host wrote its own file, and is not newer. So the container did it: its agent, or another image's runner.
+        return finding(
+            one, TOO_NEW, "Its container's file says that a newer clawbus wrote it.", errors,
+            f"clawbus session reset {quoted(one)}",
+            choices=(Choice("if a newer runner did write it", UPGRADE),),
+        )  # fmt: skip
     return finding(
         one, TOO_NEW, "A file of the session was written by a newer clawbus.", errors, UPGRADE, choices=(BACKUPS,)
     )

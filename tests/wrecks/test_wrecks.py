@@ -308,6 +308,19 @@ def test_a_quarantined_session_whose_file_cannot_be_mended_is_reset(daemon: Real
     healthy(daemon)
 
 
+def test_an_agent_that_stamps_its_file_with_a_later_version(daemon: RealDaemon) -> None:
+    daemon.hostile = True
+    daemon.ask("say up", agent="prog", session="s")
+    daemon.cli("session", "stop", "prog", "s")
+    eventually("stopped", lambda: daemon.running("prog", "s") is None)
+    change(daemon.folder("prog", "s") / "out" / "outbound.db", "PRAGMA user_version = 99")
+    message_id = daemon.post("say anew", agent="prog", session="s")
+    eventually("refused by its runner", lambda: "SPAWN_FAILING" in findings(daemon))
+    repair(daemon, found(daemon, "SCHEMA_TOO_NEW")["command"])
+    assert daemon.answer(message_id, agent="prog", session="s") == {"text": "anew"}
+    healthy(daemon)
+
+
 def _sent(daemon: RealDaemon) -> str | None:
     said = daemon.cli("send", "again", "--agent", "echo", "--session", "s")
     return said.envelope["result"]["message_id"] if said.ok else None
