@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import shlex
+import signal
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -115,6 +116,8 @@ def manual(version: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        _end_in_order()
     _keep_owners_rights()
     prepare()
     try:
@@ -125,6 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutputLostError as error:
         return lost(error)
     return code if isinstance(code, int) else 0
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: it removes what it has half made. A daemon has handlers of its own."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _keep_owners_rights() -> None:

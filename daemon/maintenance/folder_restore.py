@@ -111,6 +111,9 @@ def restore_folder(backup: Path, data_dir: Path, now_ms: int, tell: Tell, *, rep
     except (ClawbusError, OSError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise _failed(data_dir, error, f"Fix that, remove {fresh} if it is still there, and repeat.") from error
+    except KeyboardInterrupt:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     finally:
         os.close(lock)
     sessions = {PurePosixPath(one.path).parts[1:3] for one in files if one.path.startswith("sessions/")}
@@ -174,12 +177,12 @@ def _keep_slots(data_dir: Path, fresh: Path) -> None:
 
 def _take_place(fresh: Path, data_dir: Path, before: Path | None) -> None:
     """Put the folder in its place. Raise OSError; then what was there is there again."""
-    if before is not None:
-        data_dir.rename(before)
     try:
-        fresh.rename(data_dir)
-    except OSError:
         if before is not None:
+            data_dir.rename(before)
+        fresh.rename(data_dir)
+    except (OSError, KeyboardInterrupt):
+        if before is not None and before.exists() and not data_dir.exists():
             before.rename(data_dir)
         raise
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command that waits, and it says what is accepted by then."""
+"""Ctrl-C and SIGTERM end a command that waits, and it says what is accepted by then."""
 
 import json
 import signal
@@ -15,14 +15,17 @@ from tests.support.fake_operations import FakeOperations
 COMMAND = [sys.executable, "-m", "daemon.cli"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("json_wanted", [True, False])
-def test_a_send_that_waits_says_what_is_accepted(home: Path, operations: FakeOperations, json_wanted: bool) -> None:
+def test_a_send_that_waits_says_what_is_accepted(
+    home: Path, operations: FakeOperations, json_wanted: bool, number: signal.Signals
+) -> None:
     arguments = [*COMMAND, "send", "x", "-a", "mute", "-s", "s", "--wait", "60", "--id", "m1", "--mailbox", "mine"]
     arguments.append("--json" if json_wanted else "--pretty")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         # The first wait is in the call that accepts, and may begin before the client has read that it is accepted.
         assert operations.polling_again.wait(60)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err

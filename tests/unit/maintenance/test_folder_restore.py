@@ -44,6 +44,34 @@ def test_two_restores_within_one_second_move_what_was_there_aside_twice(tmp_path
     assert (data / "central.db").is_file()
 
 
+@pytest.mark.parametrize("when", ["it copies", "what was there is moved aside"])
+def test_ctrl_c_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with DataFolder.open(data) as folder:
+        Registry(folder.central_db).install_id(NOW)
+        back_up_folder(data, backup, FolderLimits(ReadLimits(), 1024**2, 100), NOW, silent, owner=True)
+    (data / "since").touch()
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        done = rename(self, target)
+        if self == data:
+            raise KeyboardInterrupt
+        return done
+
+    def copying(_what: str, done: int, _total: int) -> None:
+        if when == "it copies" and done:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        restore_folder(backup, data, NOW, copying, replace=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup", "data"]
+    assert (data / "since").exists()
+
+
 class Death(BaseException):
     """The process ends here."""
 
