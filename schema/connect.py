@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from schema.handles import Reader, Writer, not_writable, once_more, translate
 from schema.os_faults import host_error, in_own_folder
 
 BUSY_TIMEOUT_MS: Final = 5000
+_HEADER_BYTES: Final = 100  # of every SQLite file (sqlite.org/fileformat2.html)
 _READ_ONLY: Final = ("mmap_size=0", "query_only=ON")
 # Another program's file: its views, triggers and defaults must not call functions with side effects, nor its cells lie.
 _FOREIGN: Final = ("trusted_schema=OFF", "cell_size_check=ON")
@@ -72,6 +74,18 @@ def make_whole(path: Path, role: migrate.Role, fill: Callable[[Writer], object] 
     with in_own_folder(f"{path.name} cannot be moved into place"):
         fresh.replace(path)
         _sync_folder(path.parent)
+
+
+def holds_pages(path: Path) -> bool:
+    """Return whether a file of ours is there and holds anything: one that was emptied is as lost as one that was deleted.
+
+    Raise PermissionError.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size >= _HEADER_BYTES
 
 
 def open_reader(path: Path) -> Reader:

@@ -18,8 +18,9 @@ from daemon.inspect.open_registry import require_folder
 from daemon.inspect.trusted_files import open_current
 from daemon.store.data_folder import check_ours
 from daemon.store.data_layout import Layout
-from daemon.store.rebuild import holds_registry, is_session
+from daemon.store.rebuild import is_session
 from daemon.store.verified_idle import still_idle
+from schema.connect import holds_pages
 from schema.errors import ClawbusError, SchemaTooNewError
 from schema.handles import Reader
 from schema.ids import check_name, check_session, session_of_folder, session_path
@@ -63,7 +64,7 @@ def read_central(data_dir: Path) -> CentralSeen:
     check_data_folder(data_dir)
     seen = CentralSeen()
     path = Layout(data_dir).central_db
-    if not holds_registry(path):
+    if not holds_pages(path):
         seen.missing = True
     else:
         try:

@@ -7,8 +7,9 @@ from typing import Final
 
 from daemon.core.errors import DataFolderError, RegistryGoneError, UnknownSessionError
 from daemon.inspect.trusted_files import open_current
-from daemon.store.rebuild import REBUILD_HINT, found_sessions, holds_registry
+from daemon.store.rebuild import REBUILD_HINT, found_sessions
 from daemon.store.verified_idle import still_idle
+from schema.connect import holds_pages
 from schema.errors import StorageError
 from schema.handles import Reader
 from schema.layout import CENTRAL_DB
@@ -22,7 +23,7 @@ def open_registry(data_dir: Path) -> Reader:
     require_folder(data_dir)
     path = data_dir / CENTRAL_DB
     try:
-        present = holds_registry(path)
+        present = holds_pages(path)
     except PermissionError as error:
         raise DataFolderError(
             f"the data folder {data_dir} may not be read.", hint="Run this as the daemon's user."

@@ -50,9 +50,10 @@ from daemon.runtimes.factory import build_runtime
 from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_folder import DataFolder
 from daemon.store.dead_letters import Operator
-from daemon.store.rebuild import REBUILD_HINT, agree_on_install_id, found_sessions, holds_registry, is_session
+from daemon.store.rebuild import REBUILD_HINT, agree_on_install_id, found_sessions, is_session
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
+from schema.connect import holds_pages
 from schema.errors import ClawbusError
 from schema.ids import session_path
 from schema.layout import SessionFolder
@@ -350,7 +351,7 @@ def offline_executor(
             f"{config.data_dir} is not a data folder of clawbus.", hint="Name it with --data or --config."
         )
     with DataFolder.open(config.data_dir, clock) as folder:
-        if not holds_registry(folder.central_db):  # an empty one in its place would hide the loss
+        if not holds_pages(folder.central_db):  # an empty one in its place would hide the loss
             raise RegistryGoneError(f"{folder.central_db} is missing or empty.", hint=REBUILD_HINT)
         registry = Registry(folder.central_db)
         install_id = agree_on_install_id(registry, folder.install_file, clock.now_ms())

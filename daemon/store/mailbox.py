@@ -18,7 +18,7 @@ from typing import Final
 
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import CursorAheadError
-from schema.connect import make_whole, open_owner, open_reader
+from schema.connect import holds_pages, make_whole, open_owner, open_reader
 from schema.errors import ReadRaceError, StorageError
 from schema.file_pool import FilePool
 from schema.handles import Reader, Writer
@@ -107,7 +107,7 @@ class Mailbox:
     def prepare(self, *, known: bool = False) -> None:
         """Create or migrate the file, and let SQLite recover from a crash. Raise SchemaTooNewError or StorageError.
 
-        `known`: a mailbox existed before, so a missing file is a lost one.
+        `known`: a mailbox existed before, so a missing or empty file is a lost one.
         """
         self._known = self._known or known
         self._open_owner().close()
@@ -136,7 +136,7 @@ class Mailbox:
     def _open_owner(self) -> Writer:
         """Open the file for writing. If it was lost or is an older copy, raise its cursors above every one that was used."""
         floor = max(self._clock.now_ms(), self._highest)  # the clock may have been set back meanwhile
-        lost = self._known and not self.path.exists()
+        lost = self._known and not holds_pages(self.path)
         if lost:
             make_whole(self.path, Role.MAILBOX, lambda db: _raise_cursors(db, floor))
         db = open_owner(self.path, Role.MAILBOX)
@@ -228,9 +228,9 @@ def read_mailbox(
     Raise StorageError, also when a daemon died during a commit; the next daemon recovers the file. Raise CursorAheadError
     when `after` is above every cursor that the file ever used.
     """
-    if not path.exists():
+    if not holds_pages(path):
         if after > 0:
-            raise CursorAheadError(f"there is no {path.name}, and so no cursor {after}.")
+            raise CursorAheadError(f"{path.name} is missing or empty, and so there is no cursor {after}.")
         return []
     conditions, values = ["mailbox = ?", "cursor > ?"], [mailbox, after]
     for column, value in (("agent", agent), ("session", session), ("in_reply_to", in_reply_to)):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -20,20 +19,7 @@ from schema.layout import SessionFolder
 from schema.os_faults import host_error, read_own_file
 
 REBUILD_HINT: Final = "Start the daemon once (`clawbus serve`): it rebuilds central.db from the session folders."
-_HEADER_BYTES: Final = 100  # of every SQLite file
 _INSTALL_ID: Final = re.compile(r"[0-9a-z]{1,64}\Z")
-
-
-def holds_registry(path: Path) -> bool:
-    """Return whether central.db is there and holds anything: one that was emptied is as lost as one that was deleted.
-
-    Raise PermissionError.
-    """
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size >= _HEADER_BYTES
 
 
 def agree_on_install_id(registry: Registry, file: Path, now_ms: int) -> str:

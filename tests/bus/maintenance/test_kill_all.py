@@ -93,7 +93,7 @@ async def test_no_session_is_reset_while_a_container_begins_that_a_dead_daemon_a
             executor.execute(ResetSession(AGENT, "one", discard=True))
 
     await anyio.to_thread.run_sync(work)
-    assert [kit.host.of_session(name).signals for name in ("one", "two")] == [["KILL"], []]
+    assert {one.spec.session: one.signals for one in kit.host.containers.values()} == {"one": ["KILL"], "two": []}
 
 
 @pytest.mark.anyio

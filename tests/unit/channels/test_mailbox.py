@@ -150,6 +150,23 @@ def test_cursors_of_a_lost_file_go_on_above_its_own(tmp_path: Path) -> None:
     assert (fresh.put(ENTRY), len(lost)) == (1, 2), "a first mailbox begins at one"
 
 
+@pytest.mark.parametrize("left", [b"", b"x"])
+def test_a_file_that_was_emptied_is_as_lost_as_one_that_was_deleted(tmp_path: Path, left: bytes) -> None:
+    lost: list[int] = []
+    clock = MovedClock(1_795_000_000_000)
+    before = Mailbox(tmp_path / "mailbox.db", clock, lost.append)
+    before.prepare()
+    before.put_many([numbered(number) for number in range(5)])
+    before.path.write_bytes(left)
+    with pytest.raises(CursorAheadError):
+        before.read("me", 3)
+    mailbox = Mailbox(tmp_path / "mailbox.db", clock, lost.append)
+    mailbox.prepare(known=True)
+    first = mailbox.put(numbered(7))
+    assert (first, lost) == (1_795_000_000_001, [1_795_000_000_001])
+    assert [entry.cursor for entry in mailbox.read("me", 3)] == [first]
+
+
 def test_a_file_that_is_lost_while_the_clock_is_behind_goes_on_above_its_own_too(tmp_path: Path) -> None:
     lost: list[int] = []
     clock = MovedClock(1_795_000_000_000)

@@ -17,6 +17,7 @@ from daemon.config.models import Config
 from daemon.core.session_key import SessionKey
 from daemon.core.stale_plan import Scope
 from daemon.maintenance.stale_drive import Report
+from daemon.store.mailbox import Mailbox
 from daemon.store.registry import Registry
 from tests.support.command_line import CommandLine
 from tests.support.fake_operations import FakeOperations
@@ -47,11 +48,18 @@ def hung(home: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 
 @pytest.mark.usefixtures("hung")
 def test_a_daemon_that_hangs_hides_nothing(cli: CommandLine, folder: SessionWorld) -> None:
+    Mailbox(folder.root.parents[2] / "mailbox.db").prepare()
     result = cli("session", "list").result
     assert (result["source"], [one["session"] for one in result["sessions"]]) == ("files", ["s"])
     assert "does not answer" in cli("session", "list", "--pretty").out
     for command in (("session", "show", "echo", "s"), ("dead", "list"), ("mailbox",)):
         assert cli(*command).result["source"] == "files", command
+
+
+def test_a_mailbox_file_that_is_lost_is_not_said_to_hold_nothing(cli: CommandLine, folder: SessionWorld) -> None:
+    envelope = cli("mailbox", "cli").envelope
+    assert "missing or empty" in envelope["error"]["message"]
+    assert "the sessions still have each answer" in envelope["fix"]
 
 
 @pytest.mark.usefixtures("hung")
