@@ -36,12 +36,12 @@ _CANCEL_REQUEST: Final[Mapping[str, object]] = {
     "EventID": None, "Expression": None, "UserID": None, "CancellationID": None, "ForceLifecycleHook": False,
 }  # fmt: skip
 _EMPTY_JSON: Final = ("sleep", "wait_for_event", "wait_result", "invoke_function", "invoke_function_result")
-# An attribute of a span for each of its columns that says whose it is.
+# Attributes of a span, each with the column of an owner's id that it repeats.
 _ATTRIBUTES: Final[Mapping[str, str]] = {
     "_inngest.account.id": "account_id", "_inngest.app.id": "app_id", "_inngest.env.id": "env_id",
     "_inngest.function.id": "function_id", "_inngest.dynamic.trace.id": "trace_id",
 }  # fmt: skip
-# Of a span's root, an extension repeats what says whose it is.
+# An extension repeats these columns of its root span: the ids of its owners.
 _REPEATED: Final = ("trace_id", "parent_span_id", "account_id", "app_id", "function_id", "run_id", "env_id")
 
 
@@ -65,7 +65,7 @@ class Mark:
 
     @property
     def words(self) -> dict[str, str]:
-        """As keys that a server passes over."""
+        """The same as JSON keys that the server ignores."""
         return {"clawbus_swept_by": self.by, "clawbus_reason": self.reason}
 
 
@@ -121,7 +121,7 @@ def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
     listed = candidate.run.listed
     if not candidate.set_listed or listed is None:
         return 0
-    kept = listed.ended_at if listed.status.terminal else None  # of a running row it is its last update, not its end
+    kept = listed.ended_at if listed.status.terminal else None  # in a running row, `ended_at` is the last update, not the end
     ended = ended_at(candidate) or kept or mark.at
     changed = writer.execute(
         "UPDATE trace_runs SET status = ?, ended_at = ? WHERE status = ? AND run_id IN (?, ?, ?)",
