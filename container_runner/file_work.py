@@ -46,7 +46,7 @@ async def run_in_thread(work: Callable[..., _T], *arguments: object) -> _T:
 class FileWork:
     """Repeats and logs the file work of one runner.
 
-    `mend` is called after each failure. It returns the names of the files and tables that it gave back.
+    `mend` is called after each failure. It repairs what it can, and returns the names of what it repaired.
     """
 
     def __init__(self, stopping: Stopping, log: Logger, mend: Callable[[ClawbusError], list[str]]) -> None:

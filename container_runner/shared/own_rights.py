@@ -1,7 +1,7 @@
 """Gives the runner's files in `out/` the rights back that the agent, which is the same user, took from them.
 
 `chmod -R a-w /workspace` would otherwise be the end of the session: no answer could be committed, in this container or the next.
-What is no plain file in place of outbound.db or its journal stays: the host judges it.
+Anything but a plain file in place of outbound.db or its journal stays: the host judges it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ from schema.os_faults import read_own_file
 from schema.rows import Kind
 
 ANY_SESSION: Final = "*"
-_TWO: Final = 2
 OF_PLACE: Final = ":"  # between the hook's name and what its `place` template says
 HOOK_VALUES: Final = frozenset(("event", "hook", "body", "text"))  # the fields that a hook's templates may use
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}\Z")
@@ -238,7 +237,7 @@ class WebhookSettings(BaseModel):
         }
         own = ("clawbus", "hmac")
         vouchers = {(one.signature, one.sender, name if one.signature in own else "") for name, one in named.items()}
-        if len(vouchers) < _TWO:
+        if len(vouchers) <= 1:
             return []
         hooks = ", ".join(named)
         return [f"hooks {hooks} share people: the same `sender` is the same person. Put {{hook}} into it if it is not."]

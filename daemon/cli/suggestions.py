@@ -124,7 +124,7 @@ def _ids(data_dir: Path, words: Collection[str]) -> list[tuple[str, str]]:
 
     ids = newest_ids(data_dir, read_central(data_dir).known()[:_SESSIONS], _IDS)
     found = [one for word in words for one in nearest(word, ids)]
-    # An id that was typed and is there was not mistyped: it is only nothing that the command works on.
+    # An id that exists was not mistyped: the command only does not work on it.
     meant = [one for one in dict.fromkeys(found) if one not in words]
     return [(one, f"clawbus message show {shlex.quote(one)}") for one in meant]
 

@@ -142,7 +142,7 @@ def remove(db: Writer, key: str) -> None:
 
 
 def part_with_runs(db: Writer, key: str) -> None:
-    """Let the record of a removed schedule's occurrences say when they were, and nothing about one made under its key again."""
+    """Detach the recorded occurrences of a removed schedule from their messages: they say nothing about a later one of its key."""
     db.execute(
         "UPDATE schedule_runs SET message_id = NULL, detail = 'of the schedule that was cancelled; message ' || message_id"
         " WHERE key = ? AND message_id IS NOT NULL",
