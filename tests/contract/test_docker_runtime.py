@@ -207,12 +207,20 @@ async def test_a_paused_container_is_running_and_can_be_killed(docker_harness: D
 
 
 async def test_a_container_over_its_memory_says_so(docker_harness: DockerHarness) -> None:
-    runtime, spec = docker_harness.runtime(), docker_harness.spec(behaviour="eat")
-    spawned = await runtime.spawn(spec)
-    with anyio.fail_after(SECONDS):
-        ended = await runtime.wait(spawned.container_id)
-    assert ended.code == 137
-    assert ended.out_of_memory
+    """Busy engines lose the kernel's notice about once in sixty times, so containers run until one is recorded."""
+    runtime, noticed = docker_harness.runtime(), False
+    for _ in range(5):
+        spawned = await runtime.spawn(docker_harness.spec(behaviour="eat"))
+        with anyio.fail_after(SECONDS):
+            ended = await runtime.wait(spawned.container_id)
+        assert ended.code == 137
+        with docker_client() as client:
+            noticed = client.inspect_container(spawned.container_id)["State"]["OOMKilled"]
+        if noticed:
+            assert ended.out_of_memory
+            break
+        await runtime.remove(spawned.container_id)
+    assert noticed
 
 
 async def test_a_cancelled_spawn_returns_at_once_and_starts_nothing_more(
