@@ -6,7 +6,7 @@ daemon would run a mixture of both.
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Final
@@ -15,11 +15,13 @@ from daemon.core.errors import ForeignPackageError
 
 OURS: Final = frozenset({"daemon", "schema", "container_runner"})
 _DISTRIBUTION: Final = "clawbus"
+# A row of RECORD for a module at the top, or one in a folder. A search, because all rows together have two megabytes.
+_RECORDED: Final = re.compile(rf'^"?({"|".join(sorted(OURS))})(?:\.py"?,|/[^,"\n]*\.py"?,)', re.MULTILINE)
 
 
 def check_foreign_packages() -> None:
     """Raise ForeignPackageError naming every other distribution that installed one of our packages."""
-    found = sorted({(name, package) for name, package in _installed() if package in OURS})
+    found = sorted(set(_installed()))
     if found:
         listed = ", ".join(f"{name} (installs {package!r})" for name, package in found)
         names = " ".join(sorted({name for name, _ in found}))
@@ -30,14 +32,14 @@ def check_foreign_packages() -> None:
 
 
 def _installed() -> Iterator[tuple[str, str]]:
-    """Yield (distribution, top-level name) for everything installed, except clawbus itself."""
+    """Yield (distribution, our package) for everything that installs one, except clawbus itself."""
     for distribution in metadata.distributions():
-        # A broken dist-info folder (an interrupted install) has no name.
-        name = str(distribution.metadata["Name"] or "")
-        if not name or name.lower() == _DISTRIBUTION:
-            continue
-        for package in _top_level(distribution):
-            yield name, package
+        taken = OURS & _top_level(distribution)
+        # A name takes a parse of all its metadata. A broken dist-info folder (an interrupted install) has none.
+        name = str(distribution.metadata["Name"] or "") if taken else ""
+        if name and name.lower() != _DISTRIBUTION:
+            for package in taken:
+                yield name, package
 
 
 def _top_level(distribution: metadata.Distribution) -> set[str]:
@@ -45,8 +47,7 @@ def _top_level(distribution: metadata.Distribution) -> set[str]:
     if listed is not None:
         return set(listed.split())
     record = distribution.read_text("RECORD")
-    if record is not None:  # cheaper than `files`, which makes an object for each of thousands of lines
-        paths = [row[0] for row in csv.reader(record.splitlines()) if row]
-    else:
-        paths = [file.as_posix() for file in distribution.files or ()]
+    if record is not None:
+        return set(_RECORDED.findall(record))
+    paths = [file.as_posix() for file in distribution.files or ()]
     return {path.partition("/")[0].removesuffix(".py") for path in paths if path.endswith(".py")}
