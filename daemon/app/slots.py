@@ -10,6 +10,7 @@ from typing import Final
 
 import anyio
 
+from daemon.api.server import MAX_PATH_BYTES, check_path
 from daemon.app import main
 from daemon.app.lease import Lease
 from daemon.app.signals import SignalInbox
@@ -17,8 +18,10 @@ from daemon.app.standby import Standby, say
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
 from daemon.core.deploy_errors import NotServingError
-from daemon.core.errors import DataFolderLockedError, SocketInUseError
+from daemon.core.errors import DataFolderLockedError, SocketInUseError, SocketPathError
+from daemon.core.slots import SLOTS
 from daemon.deploy.releases import Releases
+from daemon.deploy.standby_client import standby_socket
 from daemon.deploy.state_file import read_state
 from daemon.workers.source import Origin
 from schema.errors import ClawbusError
@@ -33,6 +36,7 @@ def run_slot(
 
     At a hand-over, and when the slot points at another release, this process replaces itself by exec and does not return.
     """
+    _check_sockets(config)
     clock = SystemClock()
     while True:
         standby = Standby(config, slot, source, signals, clock)
@@ -55,6 +59,19 @@ def run_slot(
         if not lease.handed_over:
             return code
         _start_again(config, slot)
+
+
+def _check_sockets(config: Config) -> None:
+    """Raise SocketPathError if a slot could not listen, also in the slot that serves: after the next deploy it waits."""
+    path = max((standby_socket(config.data_dir, slot) for slot in SLOTS), key=lambda one: len(os.fsencode(one)))
+    try:
+        check_path(path)
+    except SocketPathError as error:
+        room = len(os.fsencode(config.data_dir)) - (len(os.fsencode(path)) - MAX_PATH_BYTES)
+        raise SocketPathError(
+            f"the path of the standby's socket is too long: {path}",
+            hint=f"Move the data folder to a path of at most {room} bytes: slots keep their sockets in it.",
+        ) from error
 
 
 def _current(config: Config, reload: Callable[[], Config] | None) -> Config:

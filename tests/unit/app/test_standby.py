@@ -1,6 +1,7 @@
 """The standby on a data folder that a command holds, and its probes, of which there is one at a time."""
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,16 +12,17 @@ import anyio
 import pytest
 
 import daemon.app.standby as module
+from daemon.api.server import MAX_PATH_BYTES
 from daemon.app import slots
 from daemon.app.lease import Lease
 from daemon.app.signals import SignalInbox
 from daemon.app.standby import Standby
 from daemon.config.models import Config
 from daemon.core.clock import SystemClock
-from daemon.core.errors import ConfigError
+from daemon.core.errors import ConfigError, SocketPathError
 from daemon.core.slot_steps import claim, cut_over, new_deploy, served, stopped
 from daemon.core.slots import BLUE, GREEN, SlotState
-from daemon.deploy.standby_client import StandbyClient
+from daemon.deploy.standby_client import StandbyClient, standby_socket
 from daemon.deploy.state_file import read_state, state_path, write_state
 from daemon.store.data_folder import DataFolder
 from daemon.store.folder_lock import Holder
@@ -249,3 +251,13 @@ def test_whoever_takes_over_has_the_configuration_of_now(config: Config, monkeyp
 
 async def serve_at_once(_: Standby) -> str:
     return "serve"
+
+
+def test_a_slot_whose_standby_could_not_listen_is_refused_at_its_start(tmp_path: Path) -> None:
+    data = tmp_path / "d".ljust(107 - len(os.fsencode(tmp_path)) - len("//control.sock") - 3, "d")
+    config = Config.model_validate({"data_dir": str(data), "deploy": {"root": str(tmp_path / "root")}})
+    with pytest.raises(SocketPathError, match=r"standby-green\.sock") as caught:
+        slots.run_slot(config, None, SignalInbox(), Origin(Path("/"), None, ""), BLUE)
+    [bound] = re.findall(r"at most (\d+) bytes", caught.value.hint)
+    fits = str(data)[: int(bound)]
+    assert len(os.fsencode(standby_socket(Path(fits), GREEN))) == MAX_PATH_BYTES
