@@ -129,7 +129,7 @@ class DaemonOperations:
     async def status(self) -> dict[str, Any]:
         """Return the status: the report from the files plus `live`, the process's own part."""
         report = await anyio.to_thread.run_sync(
-            partial(status_report, self._data_dir, self._clock, stopped=self._live.budgets())
+            partial(status_report, self._data_dir, self._clock, agents=self._live.agents_now())
         )
         await self.check_holders()
         return {
@@ -140,7 +140,7 @@ class DaemonOperations:
     async def sessions(self) -> list[dict[str, Any]]:
         """See `sessions_report`."""
         found = await anyio.to_thread.run_sync(
-            partial(sessions_report, self._data_dir, self._clock, stopped=self._live.budgets())
+            partial(sessions_report, self._data_dir, self._clock, agents=self._live.agents_now())
         )
         await self.check_holders()
         return [with_trouble(one, self._sessions.troubles) for one in found]
@@ -153,7 +153,7 @@ class DaemonOperations:
         found = await self._sessions.get(_key(agent, session))
         report = partial(
             session_report, self._data_dir, agent, session, self._clock, limits=self._limits,
-            stopped=self._live.budgets(),
+            agents=self._live.agents_now(),
         )  # fmt: skip
         try:
             told = await found.call(report)

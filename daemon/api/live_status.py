@@ -14,6 +14,7 @@ from daemon.engine.problems import Problems
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.engine.sweeper import Sweeper
+from daemon.inspect.agents_now import AgentsNow
 from daemon.maintenance.retention import Retention
 from daemon.store.folder_use import SessionLimits
 
@@ -35,7 +36,7 @@ class LiveStatus:
         self.problems = problems
         self.source: Mapping[str, Any] | None = None  # which release runs; None if the composition root does not know
         self.worker: Callable[[], Mapping[str, Any]] = dict  # this daemon's registration; empty without one
-        self.budgets: Callable[[], Mapping[str, str]] = dict  # agent -> which of today's budgets it has used up
+        self.budgets: Callable[[], Mapping[str, str]] = dict  # see AgentsNow.stopped
         self._agents = agents
         self._sessions = sessions
         self._supervisor = supervisor
@@ -43,6 +44,10 @@ class LiveStatus:
         self._retention = retention
         self._limits = limits
         self._started_at = clock.now_ms()
+
+    def agents_now(self) -> AgentsNow:
+        """Return which agents are configured, and which have used up their daily budget."""
+        return AgentsNow(dict(self.budgets()), frozenset(self._agents))
 
     def report(self) -> dict[str, Any]:
         """Return the status report's `live` object."""

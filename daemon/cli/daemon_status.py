@@ -14,6 +14,7 @@ from daemon.core.errors import ConfigError, DaemonDownError, DaemonSilentError, 
 
 if TYPE_CHECKING:
     from daemon.api.client import ControlClient
+    from daemon.inspect.agents_now import AgentsNow
 
 T = TypeVar("T")
 
@@ -66,14 +67,12 @@ def daemon_or_files(invocation: Invocation, ask: Callable[[ControlClient], T], l
         return look(), "files"
 
 
-def stopped_agents(invocation: Invocation) -> dict[str, str]:
-    """Return the agents whose daily budget is used up, and what of it, from the files.
-
-    Empty while the configuration cannot be read: what sessions do is shown all the same.
-    """
-    from daemon.inspect.budget_reading import agents_stopped  # noqa: PLC0415
+def agents_of(invocation: Invocation) -> AgentsNow:
+    """Return what the files say of the agents; nothing while the configuration cannot be read."""
+    from daemon.inspect.agents_now import UNKNOWN  # noqa: PLC0415
+    from daemon.inspect.budget_reading import agents_now  # noqa: PLC0415
 
     try:
-        return dict(agents_stopped(invocation.config, SystemClock().now_ms()))
+        return agents_now(invocation.config, SystemClock().now_ms())
     except ConfigError:
-        return {}
+        return UNKNOWN

@@ -73,12 +73,12 @@ def show(
     if message is not None:
         return life(invocation, named, message)
     from daemon.cli.at_work import with_work  # noqa: PLC0415
-    from daemon.cli.daemon_status import daemon_or_files, stopped_agents  # noqa: PLC0415
+    from daemon.cli.daemon_status import agents_of, daemon_or_files  # noqa: PLC0415
 
     def look() -> dict[str, Any]:
         from daemon.inspect.session_report import session_report  # noqa: PLC0415
 
-        return session_report(invocation.place.data_dir, *named, SystemClock(), stopped=stopped_agents(invocation))
+        return session_report(invocation.place.data_dir, *named, SystemClock(), agents=agents_of(invocation))
 
     report, source = daemon_or_files(invocation, lambda client: client.session(*named), look)
     (report,) = with_work(invocation, [report])

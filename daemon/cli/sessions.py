@@ -35,12 +35,12 @@ def sessions(
       clawbus session list --since 1h
     """
     from daemon.cli.at_work import with_work  # noqa: PLC0415
-    from daemon.cli.daemon_status import daemon_or_files, stopped_agents  # noqa: PLC0415
+    from daemon.cli.daemon_status import agents_of, daemon_or_files  # noqa: PLC0415
 
     def look() -> list[dict[str, Any]]:
         from daemon.inspect.session_report import sessions_report  # noqa: PLC0415
 
-        return sessions_report(invocation.place.data_dir, SystemClock(), stopped=stopped_agents(invocation))
+        return sessions_report(invocation.place.data_dir, SystemClock(), agents=agents_of(invocation))
 
     wanted = known_agent(invocation, agent)
     every, source = daemon_or_files(invocation, lambda client: client.sessions(), look)

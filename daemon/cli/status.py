@@ -20,6 +20,8 @@ from schema.errors import ClawbusError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from daemon.inspect.agents_now import AgentsNow
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -66,12 +68,13 @@ def read_status(invocation: Invocation) -> tuple[dict[str, Any], str]:
                 return {**versions, **_completed(invocation, client.status())}, "daemon"
             except RemoteError as error:  # it lives, and cannot read what the report is made of
                 live = client.live()
-                files = _from_files(invocation, str(error), live.get("budgets") or {})
+                files = _from_files(invocation, str(error), _agents_of(live))
                 return {**versions, **files, "silent": None, "live": live}, "daemon"
     except (DaemonDownError, DaemonSilentError) as error:
         silent = invocation.silent_daemon() or (str(error) if isinstance(error, DaemonSilentError) else None)
-    budgets = _budgets(invocation)
-    return {**versions, "silent": silent, "budgets": budgets, **_from_files(invocation, None, budgets)}, "files"
+    agents = _agents(invocation)
+    files = _from_files(invocation, None, agents)
+    return {**versions, "silent": silent, "budgets": dict(agents.stopped), **files}, "files"
 
 
 def _stopped(report: Mapping[str, Any]) -> Mapping[str, str]:
@@ -80,11 +83,18 @@ def _stopped(report: Mapping[str, Any]) -> Mapping[str, str]:
     return report.get("budgets") or live.get("budgets") or {}
 
 
-def _budgets(invocation: Invocation) -> dict[str, str]:
-    """Return the same from the files, for when no daemon says it. Raise ConfigError."""
-    from daemon.inspect.budget_reading import agents_stopped  # noqa: PLC0415
+def _agents_of(live: Mapping[str, Any]) -> AgentsNow:
+    """Return what the daemon says of the agents."""
+    from daemon.inspect.agents_now import AgentsNow  # noqa: PLC0415
 
-    return dict(agents_stopped(invocation.config, SystemClock().now_ms()))
+    return AgentsNow(live.get("budgets") or {}, frozenset(live.get("agents") or ()))
+
+
+def _agents(invocation: Invocation) -> AgentsNow:
+    """Return the same from the files, for when no daemon says it. Raise ConfigError."""
+    from daemon.inspect.budget_reading import agents_now  # noqa: PLC0415
+
+    return agents_now(invocation.config, SystemClock().now_ms())
 
 
 def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +102,7 @@ def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]
     if not report.get("not_examined"):
         return report
     try:
-        files = _from_files(invocation, None, _stopped(report))
+        files = _from_files(invocation, None, _agents_of(report.get("live") or {}))
     except ClawbusError:  # they cannot be read here: the report says how many are missing
         return report
     named = {(one["agent"], one["session"]) for one in report["attention"]}
@@ -105,19 +115,21 @@ def _completed(invocation: Invocation, report: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _from_files(invocation: Invocation, why: str | None, stopped: Mapping[str, str]) -> dict[str, Any]:
+def _from_files(invocation: Invocation, why: str | None, agents: AgentsNow) -> dict[str, Any]:
     from daemon.inspect.bounds import PATIENT_BUDGET_S  # noqa: PLC0415
     from daemon.inspect.status_report import status_report, status_without_registry  # noqa: PLC0415
     from daemon.store.data_layout import VERSION_NAME  # noqa: PLC0415
 
     data_dir = invocation.place.data_dir
     try:
-        return status_report(data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S, stopped=stopped)
+        return status_report(data_dir, SystemClock(), budget_s=PATIENT_BUDGET_S, agents=agents)
     except ClawbusError as error:
         # One that was never started has nothing to report; one that was, has its sessions' folders.
         if isinstance(error, DataFolderError) and not (data_dir / VERSION_NAME).exists():
             raise
-        return status_without_registry(data_dir, SystemClock(), why or str(error), budget_s=PATIENT_BUDGET_S)
+        return status_without_registry(
+            data_dir, SystemClock(), why or str(error), budget_s=PATIENT_BUDGET_S, agents=agents
+        )
 
 
 def _versions() -> dict[str, Any]:

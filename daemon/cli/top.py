@@ -82,11 +82,11 @@ def _look(invocation: Invocation, limit: int) -> dict[str, Any]:
 
 
 def _from_files(invocation: Invocation) -> list[dict[str, Any]]:
-    from daemon.cli.daemon_status import stopped_agents  # noqa: PLC0415
+    from daemon.cli.daemon_status import agents_of  # noqa: PLC0415
     from daemon.inspect.session_report import sessions_report  # noqa: PLC0415
 
     try:
-        return sessions_report(invocation.place.data_dir, SystemClock(), stopped=stopped_agents(invocation))
+        return sessions_report(invocation.place.data_dir, SystemClock(), agents=agents_of(invocation))
     except ClawbusError:
         return []  # without a registry there is the status alone, which says so
 

@@ -246,6 +246,7 @@ class SessionFacts:
     container: Container | None = None
     containers: tuple[Container, ...] = ()
     journal: bool = False
+    later: int = 0  # its pending messages that are not due yet
     due: int = 0
     oldest_due_at: int | None = None
     claimed: bool = False

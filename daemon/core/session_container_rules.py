@@ -120,9 +120,12 @@ def hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report work for an agent that is not configured any more, also while it is not due."""
-    if not host.lost(one.agent) or one.quarantined_at is not None or not (one.due or one.next_due_at is not None):
+    waits = one.due or one.later or one.next_due_at is not None
+    if not host.lost(one.agent) or one.quarantined_at is not None or not waits:
         return None
-    when = f"{one.due} due now." if one.due else f"The next is due at {to_text(one.next_due_at or 0)}."
+    when = f"The next is due at {to_text(one.next_due_at)}." if one.next_due_at is not None else f"{one.later} not due yet."
+    if one.due:
+        when = f"{one.due} due now."
     evidence = (f"The configuration has no table [agents.{one.agent}].", when)
     choices = (
         Choice("once it has one again", "clawbus reload"),

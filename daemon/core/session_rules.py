@@ -53,7 +53,7 @@ SESSION: Final[tuple[tuple[SessionRule, ...], ...]] = (
 # What explains a session's state, the most pressing first: what keeps its next message waiting, and what delays nothing.
 BLOCKING: Final[tuple[SessionRule, ...]] = (
     *(quarantined, too_new, files_unreadable),
-    *(budget_spent, spawn_failing, unclaimed, held_back),
+    *(work_without_agent, budget_spent, spawn_failing, unclaimed, held_back),
 )
 PASSABLE: Final[tuple[SessionRule, ...]] = (
     message_retrying,

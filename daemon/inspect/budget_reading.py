@@ -8,6 +8,7 @@ from typing import Any
 from daemon.config.models import Config
 from daemon.core.egress_usage import day_of
 from daemon.core.zones import zone
+from daemon.inspect.agents_now import AgentsNow
 from daemon.inspect.central_reading import ask
 from daemon.store.agent_usage import AgentUsage, read
 
@@ -25,6 +26,11 @@ def budgets_report(config: Config, now: int) -> dict[str, dict[str, Any]]:
         facts = {key: value for key, value in asdict(used).items() if key != "agent"}
         found[name] = {**facts, "budget": budget.described(used) or None, "used_up": budget.exceeded(used)}
     return found
+
+
+def agents_now(config: Config, now: int) -> AgentsNow:
+    """Return which agents are configured, and which have used up their daily budget, from the files. `now` is epoch ms."""
+    return AgentsNow(dict(agents_stopped(config, now)), frozenset(config.agents))
 
 
 def agents_stopped(config: Config, now: int) -> tuple[tuple[str, str], ...]:

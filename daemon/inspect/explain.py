@@ -11,10 +11,10 @@ from daemon.core.diagnosis import Diagnosis
 from daemon.core.facts import HostFacts, SessionFacts
 from daemon.core.run_state import Life
 from daemon.core.session_state import SessionState
+from daemon.inspect.agents_now import UNKNOWN, AgentsNow
 from daemon.inspect.queues import Queues
 from daemon.inspect.session_facts import live_record, recorded_facts
 
-NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 _ANSWER: Final = "Fix what the reason names, then requeue it; or drop it."
 _MESSAGE: Final = "Find out what the message does to the agent (its run has what the container wrote last), then requeue it; or drop it."
 _STEPS: Final[Mapping[str, str]] = MappingProxyType(
@@ -71,7 +71,7 @@ def explain(
     live: Mapping[str, Any] | None,
     queues: Queues,
     now_ms: int,
-    stopped: Mapping[str, str] = NOBODY,
+    agents: AgentsNow = UNKNOWN,
     *,
     shown: bool = False,
 ) -> str | None:
@@ -79,9 +79,9 @@ def explain(
 
     `shown`: for `session show`, which must not send its reader to itself.
     `live` is the row of its unconfirmed incarnation. Whether that container lives is taken from the registry: no runtime is
-    asked. `stopped`: the agents whose daily budget is used up, and what of it.
+    asked.
     """
-    found = most_pressing(_host(now_ms, stopped), _facts(registry, live, queues))
+    found = most_pressing(_host(now_ms, agents), _facts(registry, live, queues))
     if found is not None and shown and found.command.startswith("clawbus session show "):
         return found.sentence_with_repairs
     return _sentence(found)
@@ -92,10 +92,10 @@ def held_up(
     live: Mapping[str, Any] | None,
     queues: Queues,
     now_ms: int,
-    stopped: Mapping[str, str] = NOBODY,
+    agents: AgentsNow = UNKNOWN,
 ) -> str | None:
     """Return what keeps the session's next message waiting, or None. Unlike `explain`, ignore dead letters: they delay nothing."""
-    return _sentence(most_pressing(_host(now_ms, stopped), _facts(registry, live, queues), blocking=True))
+    return _sentence(most_pressing(_host(now_ms, agents), _facts(registry, live, queues), blocking=True))
 
 
 def next_step(kind: str, code: str | None) -> str:
@@ -103,10 +103,9 @@ def next_step(kind: str, code: str | None) -> str:
     return _STEPS.get(code or "", _MESSAGE if kind == "in" else _ANSWER)
 
 
-def _host(now_ms: int, stopped: Mapping[str, str]) -> HostFacts:
-    return HostFacts(
-        now_ms, "", held_ms=0, agents_stopped=tuple(stopped.items())
-    )  # who asks wants to know at once why a message waits
+def _host(now_ms: int, agents: AgentsNow) -> HostFacts:
+    # Nothing is held back as too young: who asks wants to know at once why a message waits.
+    return HostFacts(now_ms, "", held_ms=0, agents_stopped=tuple(agents.stopped.items()), agents=agents.configured)
 
 
 def _facts(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues) -> SessionFacts:

@@ -16,6 +16,7 @@ from daemon.config.policies import claim_max_s
 from daemon.core.clock import Clock
 from daemon.core.destinations import AGENT_CHANNEL
 from daemon.inspect.across_sessions import visit_sessions
+from daemon.inspect.agents_now import AgentsNow
 from daemon.inspect.bounds import MAX_SESSIONS, PATIENT_BUDGET_S
 from daemon.inspect.budget_reading import budgets_report
 from daemon.inspect.central_reading import Key, folder_of, idle_sessions, read_central
@@ -38,7 +39,8 @@ def agents_report(config: Config, clock: Clock) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in config.agents}
     today = budgets_report(config, clock.now_ms())
     stopped = {name: one["used_up"] for name, one in today.items() if one["used_up"]}
-    for one in sessions_report(config.data_dir, clock, limit=MAX_SESSIONS, budget_s=PATIENT_BUDGET_S, stopped=stopped):
+    agents = AgentsNow(stopped, frozenset(config.agents))
+    for one in sessions_report(config.data_dir, clock, limit=MAX_SESSIONS, budget_s=PATIENT_BUDGET_S, agents=agents):
         found.setdefault(one["agent"], []).append(one)
     return [{**_agent(config, name, sessions), "today": today.get(name)} for name, sessions in sorted(found.items())]
 

@@ -85,6 +85,7 @@ def recorded_facts(
         next_due_at=values.get("next_due_at"),
         live=live,
         due=queues.due,
+        later=queues.scheduled + queues.backing_off,
         oldest_due_at=queues.oldest_due_at,
         held=queues.held,
         oldest_held_at=queues.oldest_held_at,

@@ -19,9 +19,10 @@ from typing import Any
 
 from daemon.core.clock import Clock
 from daemon.core.errors import UnknownSessionError
+from daemon.inspect.agents_now import UNKNOWN, AgentsNow
 from daemon.inspect.bounds import BUDGET_S
 from daemon.inspect.central_reading import Key, folder_of
-from daemon.inspect.explain import NOBODY, explain, held_up, state_of
+from daemon.inspect.explain import explain, held_up, state_of
 from daemon.inspect.open_registry import LIVE_INCARNATIONS, open_registry
 from daemon.inspect.queues import Queues, read_queues
 from daemon.inspect.session_detail import read_detail
@@ -50,14 +51,11 @@ def sessions_report(
     *,
     limit: int = 1000,
     budget_s: float = BUDGET_S,
-    stopped: Mapping[str, str] = NOBODY,
+    agents: AgentsNow = UNKNOWN,
 ) -> list[dict[str, Any]]:
-    """Return one entry for each session, those with work first. Raise DataFolderError, RegistryGoneError.
-
-    `stopped`: {agent: what is used up} of the agents that have used up their daily budget.
-    """
+    """Return one entry for each session, those with work first. Raise DataFolderError, RegistryGoneError."""
     with open_registry(data_dir) as central:
-        return [_summary(one, stopped) for one in examine_registered(data_dir, central, clock, limit, budget_s)]
+        return [_summary(one, agents) for one in examine_registered(data_dir, central, clock, limit, budget_s)]
 
 
 def session_report(
@@ -69,7 +67,7 @@ def session_report(
     limit: int = 20,
     limits: ReadLimits | None = None,
     held: str | None = None,
-    stopped: Mapping[str, str] = NOBODY,
+    agents: AgentsNow = UNKNOWN,
 ) -> dict[str, Any]:
     """Return everything about one session, `limit` rows of each kind. Raise UnknownSessionError, DataFolderError, RegistryGoneError.
 
@@ -87,8 +85,8 @@ def session_report(
     examined = Examined(registry, live, state_of(registry, live, queues, now), queues, now, _changed_at(folder))
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
-        **_summary(examined, stopped, shown=True),
-        "held_up": held_up(registry, live, examined.queues or Queues(), now, stopped),
+        **_summary(examined, agents, shown=True),
+        "held_up": held_up(registry, live, examined.queues or Queues(), now, agents),
         "folder": str(folder.root),
         "registry": registry,
         "incarnation": live,
@@ -156,14 +154,14 @@ def unregistered(agent: str, session: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(one: Examined, stopped: Mapping[str, str], *, shown: bool = False) -> dict[str, Any]:
+def _summary(one: Examined, agents: AgentsNow, *, shown: bool = False) -> dict[str, Any]:
     # How much a file that cannot be read holds is not known.
     queues = one.queues if one.queues is not None and one.queues.error is None else None
     return {
         "agent": one.registry["agent"],
         "session": one.registry["session"],
         "state": one.state,
-        "explanation": explain(one.registry, one.live, one.queues or Queues(), one.at, stopped, shown=shown),
+        "explanation": explain(one.registry, one.live, one.queues or Queues(), one.at, agents, shown=shown),
         "created_at": one.registry["created_at"],
         "changed_at": one.changed_at,
         "next_due_at": one.registry["next_due_at"],

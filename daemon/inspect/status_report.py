@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from daemon.core.clock import Clock
+from daemon.inspect.agents_now import UNKNOWN, AgentsNow
 from daemon.inspect.bounds import BUDGET_S, MAX_LISTED, MAX_SESSIONS
 from daemon.inspect.central_reading import read_central
-from daemon.inspect.explain import NOBODY, explain
+from daemon.inspect.explain import explain
 from daemon.inspect.open_registry import LIVE_INCARNATIONS, open_registry
 from daemon.inspect.queues import Queues, sum_queues
 from daemon.inspect.session_report import Examined, examine, examine_registered, unregistered
@@ -26,11 +27,11 @@ from schema.errors import ClawbusError
 
 
 def status_report(
-    data_dir: Path, clock: Clock, *, budget_s: float = BUDGET_S, stopped: Mapping[str, str] = NOBODY
+    data_dir: Path, clock: Clock, *, budget_s: float = BUDGET_S, agents: AgentsNow = UNKNOWN
 ) -> dict[str, Any]:
     """Return sessions by state, queues, dead letters, live incarnations and what needs attention.
 
-    `stopped`: the agents whose daily budget is used up, and what of it. Raise DataFolderError, RegistryGoneError.
+    Raise DataFolderError, RegistryGoneError.
     """
     now = clock.now_ms()
     with open_registry(data_dir) as central:
@@ -39,7 +40,7 @@ def status_report(
         examined = examine_registered(data_dir, central, clock, MAX_SESSIONS, budget_s)
         live = [dict(row) for row in central.all(f"{LIVE_INCARNATIONS} ORDER BY created_at LIMIT 1000")]
         pruned = read_pruned(central)
-    status = _status(data_dir, examined, now, stopped)
+    status = _status(data_dir, examined, now, agents)
     return {
         **status,
         "install_id": install["install_id"] if install is not None else None,
@@ -50,7 +51,9 @@ def status_report(
     }
 
 
-def status_without_registry(data_dir: Path, clock: Clock, why: str, *, budget_s: float = BUDGET_S) -> dict[str, Any]:
+def status_without_registry(
+    data_dir: Path, clock: Clock, why: str, *, budget_s: float = BUDGET_S, agents: AgentsNow = UNKNOWN
+) -> dict[str, Any]:
     """Return what `status_report` returns, from the session folders, when central.db is missing or broken (`why`).
 
     Raise DataFolderError, SchemaTooNewError.
@@ -58,16 +61,16 @@ def status_without_registry(data_dir: Path, clock: Clock, why: str, *, budget_s:
     rows = [unregistered(*key) for key in read_central(data_dir).known()]
     examined = examine(data_dir, rows, {}, frozenset(), clock, budget_s)
     return {
-        **_status(data_dir, examined, clock.now_ms(), NOBODY),
+        **_status(data_dir, examined, clock.now_ms(), agents),
         "registry_error": why,
         "sessions": {"total": len(rows)},
         "incarnations": [],
     }
 
 
-def _status(data_dir: Path, examined: Sequence[Examined], now: int, stopped: Mapping[str, str]) -> dict[str, Any]:
+def _status(data_dir: Path, examined: Sequence[Examined], now: int, agents: AgentsNow) -> dict[str, Any]:
     """Return what a status says of these sessions; `sessions` are their states alone."""
-    needing = [entry for one in examined if (entry := _attention(one, stopped)) is not None]
+    needing = [entry for one in examined if (entry := _attention(one, agents)) is not None]
     return {
         "data_dir": str(data_dir),
         "install_id": None,
@@ -95,8 +98,8 @@ def install_report(data_dir: Path) -> dict[str, Any]:
     }
 
 
-def _attention(one: Examined, stopped: Mapping[str, str]) -> dict[str, Any] | None:
-    sentence = explain(one.registry, one.live, one.queues or Queues(), one.at, stopped)
+def _attention(one: Examined, agents: AgentsNow) -> dict[str, Any] | None:
+    sentence = explain(one.registry, one.live, one.queues or Queues(), one.at, agents)
     if sentence is None:
         return None
     return {**_named(one), "state": one.state, "explanation": sentence}

@@ -8,6 +8,7 @@ from daemon.core.diagnoses import diagnose_session
 from daemon.core.facts import HostFacts
 from daemon.core.run_state import Life
 from daemon.core.session_container_rules import UNCLAIMED_MS
+from daemon.inspect.agents_now import UNKNOWN, AgentsNow
 from daemon.inspect.explain import explain, held_up
 from daemon.inspect.queues import Holder, Queues
 from daemon.inspect.session_facts import live_record, recorded_facts
@@ -45,6 +46,20 @@ def test_the_sentence_is_a_finding_of_the_doctor(
     facts = recorded_facts(("a", "s"), row, live_record(live, Life.ALIVE), queues)
     findings = {one.sentence for one in diagnose_session(HostFacts(NOW, "/data"), facts)}
     assert explain(row, live, queues, NOW) in findings
+
+
+@pytest.mark.parametrize("queues", [DUE, Queues(pending=1, scheduled=1)])
+def test_work_for_an_agent_that_is_gone_says_so_and_names_ways_out(queues: Queues) -> None:
+    row = {**REGISTRY, "next_due_at": None}  # the daemon was stopped before it had noted the time
+    gone, there = AgentsNow(configured=frozenset({"b"})), AgentsNow(configured=frozenset({"a"}))
+    for sentence in (explain(row, None, queues, NOW, gone), held_up(row, None, queues, NOW, gone)):
+        assert sentence is not None
+        assert "not configured any more" in sentence
+    shown = explain(row, None, queues, NOW, gone, shown=True)
+    assert shown is not None
+    assert "clawbus session delete a s --force" in shown
+    for agents in (there, UNKNOWN):
+        assert "not configured" not in (explain(row, None, queues, NOW, agents) or "")
 
 
 @pytest.mark.parametrize("queues", [FAILED, DEAD, Queues(retrying=1, retrying_example=WORST)])

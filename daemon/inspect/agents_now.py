@@ -1,0 +1,18 @@
+"""What reports on sessions need to know about their agents: which are configured, and which may begin no turn today."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class AgentsNow:
+    """`stopped` maps an agent whose daily budget is used up to what of it is. `configured` is None where nobody knows."""
+
+    stopped: Mapping[str, str] = field(default_factory=dict[str, str])
+    configured: frozenset[str] | None = None
+
+
+UNKNOWN: Final = AgentsNow()
