@@ -123,9 +123,12 @@ def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     waits = one.due or one.later or one.next_due_at is not None
     if not host.lost(one.agent) or one.quarantined_at is not None or not waits:
         return None
-    when = f"The next is due at {to_text(one.next_due_at)}." if one.next_due_at is not None else f"{one.later} not due yet."
     if one.due:
         when = f"{one.due} due now."
+    elif one.next_due_at is not None:
+        when = f"The next is due at {to_text(one.next_due_at)}."
+    else:
+        when = f"{one.later} not due yet."
     evidence = (f"The configuration has no table [agents.{one.agent}].", when)
     choices = (
         Choice("once it has one again", "clawbus reload"),
