@@ -293,8 +293,14 @@ def acks(rows: SessionRows, *, at_rest: bool, pruned: bool) -> Iterator[str]:
         message = by_id.get(identity)
         if message is None:
             yield f"processing_ack: {identity} is no message of this session"
-        elif at_rest and ack["status"] != AckStatus.PROCESSING and message["status"] == MessageStatus.PENDING:
+        elif at_rest and message["status"] == MessageStatus.PENDING and not _may_be_pending(ack, message):
             yield f"processing_ack: {identity} is {ack['status']}, and the message is still pending"
+
+
+def _may_be_pending(ack: Row, message: Row) -> bool:
+    """Whether a pending message may have this ack at rest: it is worked on, or was put off and starts no turn of its own."""
+    put_off = ack["status"] == AckStatus.LATER and message["deferrals"] and not message["trigger"]
+    return ack["status"] == AckStatus.PROCESSING or bool(put_off)
 
 
 def _finished(rows: SessionRows, identity: str) -> Row | None:

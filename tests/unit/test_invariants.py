@@ -104,6 +104,8 @@ ROW_BREAKS = {
                                    "m1 is completed, and its ack is processing"),
     "ack_not_settled": (_sql(OUT, f"INSERT INTO processing_ack VALUES ('m2', 'completed', '{AT}', 'i1')"),
                         "m2 is completed, and the message is still pending"),
+    "later_not_noted": (_sql(OUT, f"INSERT INTO processing_ack VALUES ('m2', 'later', '{AT}', 'i1')"),
+                        "m2 is later, and the message is still pending"),
     "ack_of_nobody": (_sql(OUT, f"INSERT INTO processing_ack VALUES ('zz', 'completed', '{AT}', 'i1')"),
                       "zz is no message of this session"),
     "attempt_open": (_sql(IN, "INSERT INTO attempts(message_id, incarnation, claimed_at) VALUES ('m2', 'i1', 0)"),
@@ -144,6 +146,12 @@ def test_a_broken_row_is_named(data_dir: Path, name: str) -> None:
     break_it, says = ROW_BREAKS[name]
     break_it(data_dir)
     assert any(says in line for line in session_violations(data_dir / "sessions/a/s", at_rest=True)), name
+
+
+def test_a_put_off_message_that_starts_no_turn_may_wait(data_dir: Path) -> None:
+    _sql(OUT, f"INSERT INTO processing_ack VALUES ('m2', 'later', '{AT}', 'i1')")(data_dir)
+    _sql(IN, "UPDATE messages_in SET trigger = 0, deferrals = 1 WHERE id = 'm2'")(data_dir)
+    assert list(session_violations(data_dir / "sessions/a/s", at_rest=True)) == []
 
 
 def _wal(data_dir: Path) -> None:
