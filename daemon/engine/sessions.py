@@ -40,6 +40,10 @@ T = TypeVar("T")
 
 _RACES: Final = 40
 _RACE_S: Final = 0.05
+_LOST_WITH_IT: Final = (
+    "If central.db was lost, routes and people that were made by command went with it: `clawbus route list` and"
+    " `clawbus user list` show what is left; a backup has the rest."
+)
 _KEPT: Final = 128  # file descriptors; well below the usual limit of 1,024 for a process
 
 
@@ -159,7 +163,10 @@ class Sessions:
             raise
         # A session may have been deleted since the listing.
         found = await self.central(lambda registry: registry.add_sessions(keys, now, self._is_made))
-        if found:
+        if found and len(found) == len(keys):
+            cause = "central.db knew none of the sessions"
+            self._log.warning("registry_rebuilt", sessions=len(found), cause=cause, hint=_LOST_WITH_IT)
+        elif found:
             self._log.warning("registry_rebuilt", sessions=len(found), cause="folders without a row")
         return len(found)
 
@@ -177,7 +184,8 @@ class Sessions:
             self.registry_problem = self.registry_problem[0], f"{error} It cannot be rebuilt: {why}"
             raise
         self.registry_problem = None
-        self._log.warning("registry_rebuilt", sessions=count, live=len(memory.live), cause="central.db was gone")
+        cause = "central.db was gone"
+        self._log.warning("registry_rebuilt", sessions=count, live=len(memory.live), cause=cause, hint=_LOST_WITH_IT)
 
     async def get(self, key: SessionKey) -> Session:
         """Return an existing session; raise UnknownSessionError."""

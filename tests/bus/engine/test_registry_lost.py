@@ -56,7 +56,9 @@ async def test_a_registry_lost_between_two_daemons_is_rebuilt_from_the_folders(k
             async with kit.running():
                 assert await answer(kit, "m1", "quiet") == "before"
             machine.cancel_scope.cancel()
-    assert [one["sessions"] for one in logs if one["event"] == "registry_rebuilt"] == [1]
+    (rebuilt,) = (one for one in logs if one["event"] == "registry_rebuilt")
+    assert (rebuilt["sessions"], rebuilt["cause"]) == (1, "central.db knew none of the sessions")
+    assert "clawbus route list" in rebuilt["hint"]
 
 
 @pytest.mark.anyio
