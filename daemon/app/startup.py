@@ -55,7 +55,7 @@ async def bring_up(
     await tasks.start(partial(control_server.run, api, config.control_socket), name="control api")
     tasks.start_soon(Watchdog(pulse, notifier, bus.status_line).run, name="watchdog")
     # The objects made so far live as long as the process. Unless frozen, each full collection walks them: a 50 ms pause.
-    gc.collect()
+    # One collection before would delay the start by as much, for a few hundred objects.
     gc.freeze()
     if conductor is not None:
         tasks.start_soon(conductor.run, name="deploys")

@@ -1,5 +1,5 @@
 """The clawbus command: one file per subcommand."""
 
-from daemon.cli.held_signals import hold
+from daemon.cli.process_start import hold
 
 hold()  # before the other imports, which take long enough for a signal to come

@@ -16,8 +16,8 @@ from daemon.cli.arguments import ID_PARAMETERS, checked, with_full_ids, words_of
 from daemon.cli.envelope import Outcome
 from daemon.cli.finish import finish, outcome_of
 from daemon.cli.global_options import ConfigFlag, DataFlag, DebugFlag, Globals, JsonFlag, OutputOption, PagerFlag
-from daemon.cli.held_signals import release
 from daemon.cli.invocation import Invocation
+from daemon.cli.process_start import release
 from daemon.cli.suggestions import with_suggestions
 
 P = ParamSpec("P")

@@ -8,8 +8,8 @@ import typer
 
 from daemon.cli.command import add
 from daemon.cli.envelope import Outcome, Problem, problem_of
-from daemon.cli.held_signals import release
 from daemon.cli.invocation import Invocation
+from daemon.cli.process_start import collect, release_signals
 from daemon.core.deploy_errors import (
     EXIT_CONFIG,
     EXIT_FENCED,
@@ -60,7 +60,7 @@ def serve(
 
     signals = SignalInbox()
     with signals.installed():
-        release()
+        release_signals()
         try:
             code = _serve(invocation, signals, slot, developer=developer)
         except (SourceOutsideError, ReleaseInvalidError, DuplicateOwnershipError) as error:
@@ -84,6 +84,7 @@ def _serve(invocation: Invocation, signals: SignalInbox, slot: str | None, *, de
     from daemon.deploy.own_images import with_own_images  # noqa: PLC0415
     from daemon.workers.source import check_origin, origin  # noqa: PLC0415
 
+    collect()
     found = origin(slot)
     check_origin(found, config.deploy.root, developer=developer)
     ownership_of(config)  # a standby must not become ready with a configuration that it could not serve
