@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 _PATIENCE_S: Final = 10.0  # how long to repeat
 _PAUSE_S: Final = 0.1
-# How long a daemon that was started a moment ago, as by `clawbus serve &`, may take until it holds its folder.
+# How long a daemon that was just started, as by `clawbus serve &`, may take to lock its folder.
 _BEGIN_S: Final = 3.0
 
 
 def insist(invocation: Invocation, ask: Callable[[], T]) -> T:
     """Call `ask` and return its result. While a daemon starts or slots hand over, repeat it for at most ten seconds.
 
-    Where nothing tells of a daemon, wait three seconds for one that was started just now.
+    If there is no sign of a daemon, repeat it for three seconds: one may just have been started.
 
-    The request must carry its own id. An attempt whose answer was lost may have stored it, and a repetition must not store
-    it twice. Raise the errors of `ask`.
+    The request must carry its own id: an attempt whose answer was lost may have stored it, and a repeat must not store it
+    twice. Raise the errors of `ask`.
     """
     clock = SystemClock()
     begun = clock.monotonic()
