@@ -1,7 +1,7 @@
-"""Reads another program's WAL file that no process has open, and leaves nothing beside it.
+"""Reads another program's database in WAL mode while no process has it open, and leaves no file beside it.
 
-SQLite makes a `-wal` and a `-shm` for every connection, also for one that only reads, and only one that writes removes them again.
-They belong to the reader's user: the program, as another user, could then not open its own file for writing.
+SQLite makes a `-wal` and a `-shm` even for a connection that only reads, and such a connection does not remove them.
+They would belong to our user; the program, as another user, could then not open its own database for writing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _AT_ONCE: Final = Patience(seconds=0.5)
 
 
 def read_closed(path: Path, work: Callable[[Reader], T]) -> T | None:
-    """Return what `work` reads from a WAL file; None if a process has it open, or opened it meanwhile.
+    """Return what `work` reads from the database; None if a process has it open, or opened it meanwhile.
 
     `work` may run several times, must only read and must not return None. Raise StorageError and what `work` raises.
     """
-    path = Path(os.path.realpath(path))  # where SQLite keeps the other files
+    path = Path(os.path.realpath(path))  # SQLite keeps -wal and -shm beside the link's target
     if not _is_closed(path):
         return None
 
@@ -48,7 +48,7 @@ def read_closed(path: Path, work: Callable[[Reader], T]) -> T | None:
 
 
 def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
-    """Read a file whose program died, with what its `-wal` holds, from copies of both."""
+    """Read a database whose program died, with what its `-wal` holds, from copies of both."""
     pair = [path, path.with_name(f"{path.name}-wal")]
     with copy_folder() as folder:
         try:
@@ -56,7 +56,7 @@ def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
             if shutil.disk_usage(folder).free < sum(size for size, _ in before) * 2:
                 raise StorageError(
                     f"{path.name} and its -wal must be copied, and {tempfile.gettempdir()} has no room for it.",
-                    hint="Set TMPDIR to a folder with more than twice as much room.",
+                    hint="Set TMPDIR to a folder with room for twice their size.",
                 )
             for one in pair:
                 shutil.copyfile(one, folder / one.name)
@@ -69,7 +69,7 @@ def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
 
 
 def _is_closed(path: Path) -> bool:
-    """Return whether no process has the file open: each makes a `-shm`. What is beside it must be a file."""
+    """Return whether no process has the database open: there is no `-shm`, which each would make. A `-wal` must be a file."""
     wal = path.with_name(f"{path.name}-wal")
     return not path.with_name(f"{path.name}-shm").exists() and (wal.is_file() or not os.path.lexists(wal))
 
