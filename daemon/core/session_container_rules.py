@@ -39,6 +39,11 @@ def orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def _engine(host: HostFacts) -> str:
+    """Return the program that commands the engine in which the containers run."""
+    return "podman" if (host.other_runtime or host.runtime) == "podman" else "docker"
+
+
 def container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report a container that was restarted from outside: an incarnation must run only once."""
     live, container = one.live, one.container
@@ -47,7 +52,7 @@ def container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     evidence = (
         (
             f"Container {container.container_id[:12]} was started at {to_text(live.started_at or 0)}, and again at"
-            f" {to_text(container.started_at)}: it was restarted from outside (`docker restart`, a restart policy)."
+            f" {to_text(container.started_at)}: it was restarted from outside (`{_engine(host)} restart`, a restart policy)."
         ),
     )
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {quoted(one)}"
@@ -58,7 +63,7 @@ def container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def restart_policy(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report a container that Docker would restart on its own."""
+    """Report a container that its engine would restart on its own."""
     found = [item for item in (one.container, *one.containers) if item is not None and item.restarts]
     if not found:
         return None
@@ -67,8 +72,8 @@ def restart_policy(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         f"Container {container.container_id[:12]} has a restart policy: a message that ends it would be retried without end.",
     )
     return finding(
-        one, "RESTART_POLICY", "Docker would restart its container on its own.", evidence,
-        f"docker update --restart=no {container.container_id[:12]}", incarnation=container.incarnation,
+        one, "RESTART_POLICY", f"{_engine(host).capitalize()} would restart its container on its own.", evidence,
+        f"{_engine(host)} update --restart=no {container.container_id[:12]}", incarnation=container.incarnation,
     )  # fmt: skip
 
 
@@ -80,7 +85,7 @@ def paused(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     evidence = (f"Container {container.container_id[:12]} is paused: it does no work until it is resumed or ended.",)
     return finding(
         one, "CONTAINER_PAUSED", "Somebody has paused its container.", evidence,
-        f"docker unpause {container.container_id[:12]}", incarnation=container.incarnation,
+        f"{_engine(host)} unpause {container.container_id[:12]}", incarnation=container.incarnation,
     )  # fmt: skip
 
 
