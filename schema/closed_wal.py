@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from schema.copy_folder import copy_folder
 from schema.errors import FileBusyError, StorageError
 from schema.handles import Reader
 from schema.lockfree import Patience, read_unlocked
-from schema.os_faults import host_error
+from schema.os_faults import host_error, in_own_folder
 from schema.stamp import FileMovedError
 
 T = TypeVar("T")
@@ -62,6 +63,8 @@ def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
                 shutil.copyfile(one, folder / one.name)
             if [_mark(one) for one in pair] != before:
                 raise FileMovedError(f"{path.name} was written to while it was copied.")
+        except FileNotFoundError as error:
+            raise FileMovedError(f"{path.name} or its -wal was removed while it was copied.") from error
         except OSError as error:
             raise host_error(error, f"{path.name} cannot be copied") from error
         with open_foreign_reader(folder / path.name) as reader:
@@ -70,15 +73,25 @@ def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
 
 def _is_closed(path: Path) -> bool:
     """Return whether no process has the database open: there is no `-shm`, which each would make. A `-wal` must be a file."""
-    wal = path.with_name(f"{path.name}-wal")
-    return not path.with_name(f"{path.name}-shm").exists() and (wal.is_file() or not os.path.lexists(wal))
+    wal = _status(path.with_name(f"{path.name}-wal"))
+    return _status(path.with_name(f"{path.name}-shm")) is None and (wal is None or stat.S_ISREG(wal.st_mode))
 
 
 def _has_wal(path: Path) -> bool:
+    wal = _status(path.with_name(f"{path.name}-wal"))
+    return wal is not None and wal.st_size > 0
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return a file's status, or None if it is not there. Raise StorageError if that is unknown.
+
+    `Path.exists` returns False on any error from Python 3.14 on, and raises OSError before.
+    """
     try:
-        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+        with in_own_folder(f"{path.name} cannot be looked at"):
+            return path.lstat()
     except FileNotFoundError:
-        return False
+        return None
 
 
 def _mark(path: Path) -> tuple[int, int]:
