@@ -129,7 +129,8 @@ async def run_listener(
 
     async def refused(_: Request, error: Exception) -> Response:
         status = int(getattr(error, "status_code", 500))
-        return PlainTextResponse("The paths are /metrics, /healthz and /readyz; only GET is allowed.\n", status)
+        text = "The paths are /metrics, /healthz and /readyz; only GET is allowed.\n"
+        return PlainTextResponse(text, status, getattr(error, "headers", None))  # a 405 must have the header Allow
 
     async def index(_: Request) -> Response:
         return PlainTextResponse(_INDEX)
