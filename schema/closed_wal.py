@@ -1,13 +1,14 @@
-"""Reads another program's WAL file that no process has open, and leaves nothing beside it.
+"""Reads another program's database in WAL mode while no process has it open, and leaves no file beside it.
 
-SQLite makes a `-wal` and a `-shm` for every connection, also for one that only reads, and only one that writes removes them again.
-They belong to the reader's user: the program, as another user, could then not open its own file for writing.
+SQLite makes a `-wal` and a `-shm` even for a connection that only reads, and such a connection does not remove them.
+They would belong to our user; the program, as another user, could then not open its own database for writing.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from schema.copy_folder import copy_folder
 from schema.errors import FileBusyError, StorageError
 from schema.handles import Reader
 from schema.lockfree import Patience, read_unlocked
-from schema.os_faults import host_error
+from schema.os_faults import host_error, in_own_folder
 from schema.stamp import FileMovedError
 
 T = TypeVar("T")
@@ -27,11 +28,11 @@ _AT_ONCE: Final = Patience(seconds=0.5)
 
 
 def read_closed(path: Path, work: Callable[[Reader], T]) -> T | None:
-    """Return what `work` reads from a WAL file; None if a process has it open, or opened it meanwhile.
+    """Return what `work` reads from the database; None if a process has it open, or opened it meanwhile.
 
     `work` may run several times, must only read and must not return None. Raise StorageError and what `work` raises.
     """
-    path = Path(os.path.realpath(path))  # where SQLite keeps the other files
+    path = Path(os.path.realpath(path))  # SQLite keeps -wal and -shm beside the link's target
     if not _is_closed(path):
         return None
 
@@ -48,7 +49,7 @@ def read_closed(path: Path, work: Callable[[Reader], T]) -> T | None:
 
 
 def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
-    """Read a file whose program died, with what its `-wal` holds, from copies of both."""
+    """Read a database whose program died, with what its `-wal` holds, from copies of both."""
     pair = [path, path.with_name(f"{path.name}-wal")]
     with copy_folder() as folder:
         try:
@@ -56,12 +57,14 @@ def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
             if shutil.disk_usage(folder).free < sum(size for size, _ in before) * 2:
                 raise StorageError(
                     f"{path.name} and its -wal must be copied, and {tempfile.gettempdir()} has no room for it.",
-                    hint="Set TMPDIR to a folder with more than twice as much room.",
+                    hint="Set TMPDIR to a folder with room for twice their size.",
                 )
             for one in pair:
                 shutil.copyfile(one, folder / one.name)
             if [_mark(one) for one in pair] != before:
                 raise FileMovedError(f"{path.name} was written to while it was copied.")
+        except FileNotFoundError as error:
+            raise FileMovedError(f"{path.name} or its -wal was removed while it was copied.") from error
         except OSError as error:
             raise host_error(error, f"{path.name} cannot be copied") from error
         with open_foreign_reader(folder / path.name) as reader:
@@ -69,16 +72,26 @@ def _read_copies(path: Path, work: Callable[[Reader], T]) -> T:
 
 
 def _is_closed(path: Path) -> bool:
-    """Return whether no process has the file open: each makes a `-shm`. What is beside it must be a file."""
-    wal = path.with_name(f"{path.name}-wal")
-    return not path.with_name(f"{path.name}-shm").exists() and (wal.is_file() or not os.path.lexists(wal))
+    """Return whether no process has the database open: there is no `-shm`, which each would make. A `-wal` must be a file."""
+    wal = _status(path.with_name(f"{path.name}-wal"))
+    return _status(path.with_name(f"{path.name}-shm")) is None and (wal is None or stat.S_ISREG(wal.st_mode))
 
 
 def _has_wal(path: Path) -> bool:
+    wal = _status(path.with_name(f"{path.name}-wal"))
+    return wal is not None and wal.st_size > 0
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return a file's status, or None if it is not there. Raise StorageError if that is unknown.
+
+    `Path.exists` returns False on any error from Python 3.14 on, and raises OSError before.
+    """
     try:
-        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+        with in_own_folder(f"{path.name} cannot be looked at"):
+            return path.lstat()
     except FileNotFoundError:
-        return False
+        return None
 
 
 def _mark(path: Path) -> tuple[int, int]:

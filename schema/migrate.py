@@ -1,7 +1,7 @@
 """Migrates a file to this version's schema when the side that owns it opens it. Every step can be repeated.
 
 Files of older NanoClaw versions have user_version 0 and lack columns; their rows are backfilled so that the invariants
-hold. A reader never migrates: it does without a column that the other side's file lacks.
+hold. A reader never migrates: it does without a column that the other side's file does not have yet.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("messages_in", "on_wake", "INTEGER NOT NULL DEFAULT 0", None),
             ("messages_in", "traceparent", "TEXT", None),
             ("messages_in", "not_after", "TEXT", None),
-            # A message that was retried before this column existed is also tried alone.
+            # A message that was retried before this column existed is tried alone from now on.
             ("messages_in", "solo", "INTEGER NOT NULL DEFAULT 0", "UPDATE messages_in SET solo = 1 WHERE tries > 0"),
             ("messages_in", "holds", "INTEGER NOT NULL DEFAULT 0", None),
             ("messages_in", "deferrals", "INTEGER NOT NULL DEFAULT 0", None),
@@ -64,7 +64,7 @@ _ADDED: Final[Mapping[Role, tuple[_Added, ...]]] = MappingProxyType(
             ("delivered", "status", "TEXT NOT NULL DEFAULT 'delivered'", None),
         ),
         Role.OUTBOUND: (
-            # An ALTER cannot add NOT NULL without a constant default; an unknown time is the epoch.
+            # The time of older rows is unknown: the epoch stands for it.
             ("session_state", "updated_at", "TEXT NOT NULL DEFAULT '1970-01-01T00:00:00.000Z'", None),
             ("processing_ack", "incarnation", "TEXT", None),
             ("messages_out", "final", "INTEGER NOT NULL DEFAULT 1", None),
@@ -137,7 +137,7 @@ def _backfill(connection: sqlite3.Connection, role: Role) -> None:
 
 
 def _adopt_messages(connection: sqlite3.Connection) -> None:
-    """Add a history row to each message without one, as in a folder of NanoClaw's: every status needs a history."""
+    """Add a history row to each message without one, as in a folder that NanoClaw made: every status needs a history."""
     connection.execute(
         "INSERT INTO message_history(message_id, event, at, detail)"
         " SELECT id, 'migrated', CAST(strftime('%s', 'now') AS INTEGER) * 1000, json_object('status', status)"
@@ -147,7 +147,7 @@ def _adopt_messages(connection: sqlite3.Connection) -> None:
 
 @functools.cache
 def statements(role: Role) -> tuple[str, ...]:
-    """Return the SQL statements of a file's tables and indexes. Raise StorageError if they cannot be read."""
+    """Return the SQL statements that make a file's tables and indexes. Raise StorageError if they cannot be read."""
     with in_own_folder(f"the tables of {role.value}.db cannot be read"):
         text = resources.files("schema").joinpath(f"{role.value}.sql").read_text(encoding="utf-8")
     found: list[str] = []

@@ -1,7 +1,7 @@
 """Checks a file in a container's folder before SQLite opens it: that it is a plain file, and its header.
 
-Nothing here follows a link, waits for a fifo, or writes. What only a container can have done is a HostileFileError,
-what this host cannot do now a StorageError (`schema/os_faults.py` sorts them). Neither text has a path.
+Nothing here follows a link or waits for a fifo. What only a container can have done is a HostileFileError; what this host
+cannot do now is a StorageError (`schema/os_faults.py` tells them apart). Neither message contains a path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schema.second_names import has_second_name_below
 _MAGIC: Final = b"SQLite format 3\x00"
 _JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
 _DELETE_MODE: Final = b"\x01\x01"  # the file format's write and read version; 2 is WAL
-# A journal has its own header and eight bytes more a page than the file whose pages it keeps.
+# A journal has a header, and eight bytes more for each page than the database whose pages it keeps.
 _JOURNAL_SLACK: Final = 16 * 1024**2
 
 
@@ -29,7 +29,7 @@ _JOURNAL_SLACK: Final = 16 * 1024**2
 class ReadLimits:
     """Limits for reading a container's file. Bytes and seconds.
 
-    `max_row_bytes` bounds one row, `max_read_bytes` all rows that one question is answered with.
+    `max_row_bytes` bounds one row, `max_read_bytes` all rows of one query.
     """
 
     max_file_bytes: int = 512 * 1024 * 1024
@@ -39,7 +39,10 @@ class ReadLimits:
 
 
 def open_plain(folder: Path, name: str) -> int | None:
-    """Open a plain file with one name in `folder` without following links; return None if there is none."""
+    """Open the plain file `name` in `folder` without following links; return None if nothing is there.
+
+    Raise HostileFileError if it is something else or has a second link, StorageError if that is unknown.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -72,9 +75,10 @@ def open_plain(folder: Path, name: str) -> int | None:
 
 
 def lies_there(folder: Path, name: str) -> bool:
-    """Return whether anything of this name lies in a container's folder. Raise HostileFileError or StorageError if that is unknown.
+    """Return whether a container's folder has an entry of this name.
 
-    `os.path.lexists` takes every failure for "no": a guard may not be passed because the disk did not answer.
+    Raise HostileFileError or StorageError if that is unknown. `os.path.lexists` would return False then, and a disk that
+    fails would get a file past a check.
     """
     try:
         with in_container_folder(f"{name} cannot be looked at"):
@@ -95,9 +99,9 @@ def _size(descriptor: int, name: str) -> int:
 
 
 def check_header(guard: int, limits: ReadLimits, *, journal: bool) -> bool:
-    """Return False for an outbound.db that is still empty; raise HostileFileError for one that no runner writes.
+    """Return False if outbound.db is still empty; raise HostileFileError for one that no runner writes.
 
-    `journal`: whether one lies beside it; a file of zeros is then in its first transaction (ReadRaceError).
+    `journal`: whether a journal lies beside it. If so, a header of zeros is a first transaction: raise ReadRaceError.
     """
     size = _size(guard, OUTBOUND_DB)
     if size == 0:
@@ -120,7 +124,7 @@ def check_recoverable(guard: int, limits: ReadLimits) -> None:
     if size > limits.max_file_bytes:
         raise HostileFileError(f"{OUTBOUND_DB} has {size} bytes; the limit is {limits.max_file_bytes}.")
     header = _read(guard, 100, 0, OUTBOUND_DB)
-    # Zeros: the very first transaction was torn, and its journal says that there was nothing before it.
+    # Zeros: the very first transaction was interrupted, and its journal restores the empty file.
     if any(header) and (not header.startswith(_MAGIC) or header[18:20] != _DELETE_MODE):
         raise HostileFileError(f"{OUTBOUND_DB} is not a SQLite file in DELETE journal mode.")
 
@@ -128,8 +132,8 @@ def check_recoverable(guard: int, limits: ReadLimits) -> None:
 def check_journal(folder: Path, limits: ReadLimits) -> bool:
     """Return whether a journal lies beside outbound.db. Raise HostileFileError for one that SQLite must not see.
 
-    A journal may name a super-journal, which SQLite would then open and even delete, wherever it lies
-    (sqlite.org/fileformat2.html#the_rollback_journal: the name, its length, a checksum and the magic at the end).
+    The end of a journal may name a super-journal, which SQLite would then open and even delete, wherever it is
+    (its name, the name's length, a checksum and the magic: sqlite.org/fileformat2.html#the_rollback_journal).
     """
     name = OUTBOUND_DB + "-journal"
     descriptor = open_plain(folder, name)
@@ -140,7 +144,7 @@ def check_journal(folder: Path, limits: ReadLimits) -> bool:
         tail = _read(descriptor, 8, size - 8, name) if size >= 16 else b""
     finally:
         os.close(descriptor)
-    # A journal whose whole content is its header also ends in no magic: the magic opens the header, at offset 0.
+    # The magic at the start of every journal is not mistaken for it: of at least 16 bytes, the last 8 never include it.
     if tail == _JOURNAL_MAGIC:
         raise HostileFileError(f"{name} names a super-journal.")
     if size > limits.max_file_bytes + _JOURNAL_SLACK:
@@ -151,7 +155,7 @@ def check_journal(folder: Path, limits: ReadLimits) -> bool:
 def refuse_wal(folder: Path) -> None:
     """Raise HostileFileError when a write-ahead log or its index lies beside outbound.db.
 
-    SQLite turns to WAL when it finds a -wal file, whatever the header says, even for a read-only handle; it then maps
+    SQLite uses WAL mode if it finds a -wal file, whatever the header says, even for a read-only handle. It then maps
     the -shm file into memory (sqlite.org/walformat.html), and a container that truncates that file kills the daemon
     with SIGBUS. `connect` has a second guard against a change between this check and SQLite's open.
     """
@@ -161,7 +165,7 @@ def refuse_wal(folder: Path) -> None:
 
 
 def same_file(descriptor: int, wanted: os.stat_result) -> bool:
-    """Return whether a descriptor of this process is open and is that very file. Raise StorageError if that is unknown."""
+    """Return whether a descriptor of this process is open on the file `wanted`. Raise StorageError if that is unknown."""
     try:
         found = os.fstat(descriptor)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Gives the runner's files in `out/` the rights back that the agent, which is the same user, took from them.
+"""Restores the permissions of the runner's files in `out/` if the agent, which is the same user, has removed them.
 
-`chmod -R a-w /workspace` would otherwise be the end of the session: no answer could be committed, in this container or the next.
-Anything but a plain file in place of outbound.db or its journal stays: the host judges it.
+Otherwise `chmod -R a-w /workspace` would end the session: no answer could be committed, in this container or the next.
+If outbound.db or its journal is anything but a plain file, it is left for the host to judge.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _DISPOSABLE: Final = (HEARTBEAT, WORDS, WORDS_BEFORE)
 
 
 def give_rights_back(out_folder: Path) -> list[str]:
-    """Mend `out/`, its databases, its small files and `out/outbox/`. Return the names of what was mended. Never raise.
+    """Mend `out/`, outbound.db and its journal, the small files and `out/outbox/`. Return the names of what was mended.
 
-    Remove what is no folder in place of `out/outbox/`, and no plain file in place of the heartbeat and the words: each is
-    made again when it is needed.
+    Remove `out/outbox/` if it is not a folder, and a small file (the heartbeat, the agent's words) if it is not a plain
+    file: each is made again when it is needed. Never raise.
     """
     outbox = out_folder / OUTBOX_FILES
     mended = [out_folder.name] * _mend(out_folder, stat.S_ISDIR, _FOLDER)
@@ -37,7 +37,7 @@ def give_rights_back(out_folder: Path) -> list[str]:
 
 
 def _mend(path: Path, is_kind: Callable[[int], bool], wanted: int, *, remove: bool = False) -> bool:
-    """Return whether the path lacked its rights and has them now, or was something else and has been removed."""
+    """Return whether the path was mended: its missing permissions were added, or it was of the wrong kind and was removed."""
     with suppress(OSError, RecursionError):
         mode = os.lstat(path).st_mode
         if is_kind(mode):

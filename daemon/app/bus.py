@@ -25,6 +25,7 @@ from daemon.core.clock import Clock
 from daemon.core.destinations import AGENT_CHANNEL
 from daemon.core.egress_usage import UsageRow
 from daemon.core.ownership import Ownership
+from daemon.core.printable import counted
 from daemon.core.session_key import SessionKey
 from daemon.core.slots import SlotState
 from daemon.core.user_commands import rules
@@ -85,9 +86,10 @@ _THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a test or a benchmark replaces: the supervisor's intervals, the channel types, the registry.
+    """What is not in the configuration. Tests and benchmarks replace `timings` and `types` (the channel types).
 
-    `source` is the release that runs; `used_at` when an earlier daemon changed the folder last, epoch milliseconds.
+    `main.py` passes the `registry` that it has opened, `source`: the release that runs, and `used_at`: when an earlier
+    daemon last changed the folder, in epoch milliseconds.
     """
 
     timings: Timings | None = None
@@ -132,7 +134,7 @@ class Bus:
         self._source = overrides.source
         self.agents: dict[str, Agent] = dict(config.agents)
         self.elsewhere = self.ownership.elsewhere  # agent -> its role, for agents that other daemons run
-        self.slots = SlotState()  # the releases' slots as the conductor last saw them; empty without any
+        self.slots = SlotState()  # the releases' slots as the conductor last saw them; empty if none are configured
         self.registration: Registered | None = None  # None until the daemon is registered
         self.channels: Channels = build_channels(config, clock, overrides.types)
         self.telemetry = _telemetry(config, self.channels, runtime, install_id, clock)
@@ -144,7 +146,7 @@ class Bus:
         self.awake = Awake(clock, overrides.used_at)
         specs = self._build_containers(folder, install_id, overrides)
         held_files = self._build_held_files(folder)
-        self.delivery, self.sweeper, self.keeper = self._build_engine(held_files)
+        self.delivery, self.sweeper, self.session_sweep = self._build_engine(held_files)
         self._build_intake(held_files, specs)
         self._build_maintenance(folder)
 
@@ -174,7 +176,7 @@ class Bus:
         return specs
 
     def _build_gate(self, folder: DataFolder) -> Gate | None:
-        """Build the gate if an agent may reach anything. Only then is it imported: its HTTP parts take megabytes."""
+        """Build the gate if an agent may reach anything. Import it only then: its HTTP parts take megabytes."""
         config = self.config
         if not config.egress.is_open:
             return None
@@ -232,7 +234,7 @@ class Bus:
         return held_files
 
     def _build_engine(self, held_files: HeldFiles) -> tuple[Delivery, Sweeper, SessionSweep]:
-        """Build delivery, which moves messages, and the sweep, which repairs. They share what handles unreadable files."""
+        """Build delivery, which moves messages, and the sweep, which repairs. Both use the same handler of unreadable files."""
         config, clock, events = self.config, self.clock, self.events
         read_trouble = ReadTrouble(
             clock, self.sessions.troubles, self.schedule,
@@ -314,7 +316,8 @@ class Bus:
         """Return one line for systemd's STATUS=."""
         running, waiting = len(self.supervisor.alive()), len(self.supervisor.waiting())
         trouble = "; ".join(str(item["why"]) for item in self.problems.degraded())
-        return f"{running} containers, {waiting} waiting, {len(self.sessions)} active sessions" + (
+        sessions = counted(len(self.sessions), "active session")
+        return f"{counted(running, 'container')}, {waiting} waiting, {sessions}" + (
             f"; degraded: {trouble}" if trouble else ""
         )
 
@@ -326,11 +329,11 @@ class _UsageKeeper:
     sessions: Callable[[], Sessions]  # a function, because the sessions are built after the gate, which they need
 
     async def load(self, first_day: str) -> Sequence[UsageRow]:
-        """See the protocol."""
+        """See `daemon.egress.ledger.Keeper`."""
         return await self.sessions().central(lambda registry: registry.egress_days(first_day))
 
     async def write(self, rows: Sequence[UsageRow], before: str) -> None:
-        """See the protocol."""
+        """See `daemon.egress.ledger.Keeper`."""
         await self.sessions().central(lambda registry: registry.write_egress(rows, before))
 
 
@@ -340,7 +343,7 @@ def _session_settings(
     return SessionSettings(
         read_limits(config),
         owner,
-        # A container can block one thread for as long as it likes, with a lock. One more for each keeps the rest free.
+        # A container that locks its file can block a thread for as long as it likes, so there is one more for each.
         threads=_THREADS + config.runtime.max_containers,
         operation_s=config.sweep.session_timeout_s * 0.8,  # an operation gives up before the sweep gives up on it
         fate_of=lambda name: replace(

@@ -87,7 +87,7 @@ async def start_parts(bus: Bus, tasks: anyio.abc.TaskGroup) -> DaemonOperations:
     if bus.gate is not None:
         await tasks.start(bus.gate.run, name="gate")
     await bus.budgets.load()
-    await tasks.start(bus.supervisor.run, bus.keeper, name="supervisor")
+    await tasks.start(bus.supervisor.run, bus.session_sweep, name="supervisor")
     bus.budgets.enforce()
     await tasks.start(bus.sweeper.run, name="sweep")
     tasks.start_soon(bus.schedule.run, bus.sweeper.poke, name="schedule")

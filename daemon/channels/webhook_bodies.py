@@ -22,7 +22,7 @@ REPLY_VALUES: Final = frozenset(
     ("text", "agent", "session", "id", "in_reply_to", "kind", "timestamp", "place", "thread", "content")
 )
 _MAX_DEPTH: Final = 8
-_MAX_PARTS: Final = 100
+_MAX_VALUES: Final = 100
 
 
 def clawbus_body(message: Outgoing) -> object:
@@ -79,9 +79,9 @@ def check_body(body: object) -> None:
 
 
 def operator_body(body: Mapping[str, Any], message: Outgoing) -> object:
-    """Return the operator's body with its templates filled. A template that names a missing value becomes an empty text.
+    """Return the operator's body with its templates filled in. A template that names a missing value becomes an empty string.
 
-    Raise PermanentDeliveryError if a template names the content and it is not JSON.
+    Raise PermanentDeliveryError if a template names `content` and that is not JSON.
     """
     values: dict[str, object] = {
         "text": text_of(message.content), "agent": message.agent, "session": message.session,
@@ -127,19 +127,19 @@ def _checked(text: str) -> str:
     return text
 
 
-def _walk(value: object, text: Callable[[str], str], depth: int, seen: list[int]) -> object:
-    """Return a copy with every string replaced by `text(string)`. Raise ValueError for too many levels or values.
+def _walk(value: object, convert: Callable[[str], str], depth: int, seen: list[int]) -> object:
+    """Return a copy with every string replaced by `convert(string)`. Raise ValueError for too many levels or values.
 
-    `seen` is a counter in a list of one: how many values were visited.
+    `seen` holds one number, which all levels share: how many values were visited.
     """
     seen[0] += 1
-    if depth > _MAX_DEPTH or seen[0] > _MAX_PARTS:
-        raise ValueError(f"has more than {_MAX_DEPTH} levels or {_MAX_PARTS} values")
+    if depth > _MAX_DEPTH or seen[0] > _MAX_VALUES:
+        raise ValueError(f"has more than {_MAX_DEPTH} levels or {_MAX_VALUES} values")
     if isinstance(value, str):
-        return text(value)
+        return convert(value)
     if isinstance(value, dict):
         items = cast("dict[str, object]", value)
-        return {name: _walk(one, text, depth + 1, seen) for name, one in items.items()}
+        return {name: _walk(one, convert, depth + 1, seen) for name, one in items.items()}
     if isinstance(value, list):
-        return [_walk(one, text, depth + 1, seen) for one in cast("list[object]", value)]
+        return [_walk(one, convert, depth + 1, seen) for one in cast("list[object]", value)]
     return value

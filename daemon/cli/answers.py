@@ -1,4 +1,4 @@
-"""An answer from a mailbox as the commands show it."""
+"""An entry of a mailbox (an answer, a question or a notice) as the commands show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_result(entry: MailboxEntry) -> dict[str, Any]:
-    """Return the entry for an envelope: its content decoded, its text picked out, its error if it is one."""
+    """Return the entry for an envelope: with its content decoded, its text, and its error if it has one."""
     return {
         "text": text_of(entry.content),
         "content": decode(entry.content),
@@ -37,7 +37,7 @@ def as_result(entry: MailboxEntry) -> dict[str, Any]:
 
 
 def _files(entry: MailboxEntry) -> dict[str, Any]:
-    """Return the entry's files and what was refused, if there are any."""
+    """Return the entry's files and those that were refused, if there are any."""
     try:
         found = read_manifest(entry.files)
     except (ValueError, KeyError, TypeError):

@@ -52,7 +52,9 @@ COMMANDS: Final[Mapping[str, Entry]] = MappingProxyType(
             "See",
             "Show the daemon, the queues and the busiest sessions with what each works on, every second until q or Ctrl-C.",
         ),
-        "session": Entry("session", "See", "List and show sessions; stop, kill, quarantine, release or reset one."),
+        "session": Entry(
+            "session", "See", "List and show sessions; stop, kill, quarantine, release, reset or delete one."
+        ),
         "run": Entry("run", "See", "What agents work on and worked on: list runs, or show the whole life of one."),
         "agent": Entry("agent", "See", "The agents of the configuration: list them, show one, or refill a budget."),
         "channel": Entry("channel", "See", "The channels of the configuration."),

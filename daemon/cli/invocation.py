@@ -110,7 +110,7 @@ class Invocation:
         if holder is None:
             return None
         return (
-            f"process {holder.pid} holds {self.place.data_dir} since {holder.since}"
+            f"process {holder.pid} has held {self.place.data_dir} since {holder.since}"
             f" but does not answer on {self.place.control_socket}."
         )
 

@@ -19,16 +19,17 @@ def man_page(version: str, sections: Iterable[tuple[str, str]]) -> str:
 
 
 def short_page(version: str) -> str:
-    """Return the page with each command's sentence alone: for a build that cannot import the commands."""
+    """Return a page with one sentence for each command, for a wheel that is built where the commands cannot be imported."""
     lines = [f"{name}\n    {entry.summary}\n" for name, entry in COMMANDS.items()]
     end = "\n`clawbus help --man` prints the page with every command and option."
     return man_page(version, [("clawbus", "\n".join(lines) + end)])
 
 
 def _body(lines: Sequence[str]) -> list[str]:
+    """Return lines that roff prints as they are: after `\\&`, a leading dot is no request."""
     return [f"\\&{_escaped(line)}" for line in lines]
 
 
 def _escaped(text: str) -> str:
-    """Return a text in which nothing is a request, an escape or a typographic dash."""
+    """Return a text in which roff finds no escape, and prints dashes and quotes as ASCII."""
     return text.replace("\\", "\\e").replace("-", "\\-").replace("`", "\\(ga").replace("'", "\\(aq")

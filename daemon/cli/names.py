@@ -13,23 +13,21 @@ AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="The agent; 
 SessionArgument = Annotated[str | None, typer.Argument(metavar="SESSION", help="The session of that agent.")]
 AgentOption = Annotated[
     str | None,
-    typer.Option("--agent", "-a", metavar="NAME", help="An [agents.NAME] of the configuration; or --session A/S."),
+    typer.Option("--agent", "-a", metavar="NAME", help="A configured agent; not needed with --session AGENT/SESSION."),
 ]
 SessionOption = Annotated[
-    str, typer.Option("--session", "-s", metavar="NAME", help="The session; a new name makes one. Or AGENT/SESSION.")
+    str, typer.Option("--session", "-s", metavar="NAME", help="The session, made if it is new; or AGENT/SESSION.")
 ]
 
 
 def addressed(agent: str | None, session: str) -> tuple[str, str]:
-    """Return (agent, session) of a message to send; without an agent the session is AGENT/SESSION. Raise a usage error.
+    """Return (agent, session) for a message to send. Without `agent`, split `session` at its first slash.
 
-    A session's name may hold a slash itself, so that with an agent it is taken as it is.
+    A session's name may contain slashes, so with `agent` it is taken as it is. Raise a usage error.
     """
     if agent is not None:
-        if session.startswith(f"{agent}/"):  # a valid name, and more often a slip
-            progress(
-                f"note: with --agent this is the session {agent}/{session}; --session {session} alone is another one."
-            )
+        if session.startswith(f"{agent}/"):  # valid, but usually a slip
+            progress(f"note: this is session {agent}/{session}; for session {session}, leave out --agent.")
         return agent, session
     agent, slash, name = session.partition("/")
     if not slash or not agent or not name:

@@ -1,4 +1,4 @@
-"""Repeats a request while the daemon starts, or while one slot's daemon hands over to the other's."""
+"""Repeats a request that no daemon answers, because one may be starting, or handing over to the other slot's."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ T = TypeVar("T")
 
 _PATIENCE_S: Final = 10.0  # how long to repeat
 _PAUSE_S: Final = 0.1
-# How long a daemon that was started a moment ago, as by `clawbus serve &`, may take until it holds its folder.
+# How long a daemon that was just started, as by `clawbus serve &`, may take to lock its folder.
 _BEGIN_S: Final = 3.0
 
 
 def insist(invocation: Invocation, ask: Callable[[], T]) -> T:
-    """Call `ask` and return its result. While a daemon starts or slots hand over, repeat it for at most ten seconds.
+    """Call `ask` and return its result. If no daemon answers, repeat it for at most ten seconds while one starts.
 
-    Where nothing tells of a daemon, wait three seconds for one that was started just now.
+    In an installation with slots, repeat it for as long in any case, after a lost answer too: a slot may be handing over
+    to the other. If there is no sign of a daemon, repeat it for three seconds: one may just have been started.
 
-    The request must carry its own id. An attempt whose answer was lost may have stored it, and a repetition must not store
-    it twice. Raise the errors of `ask`.
+    The request must carry its own id: an attempt whose answer was lost may have stored it, and a repeat must not store it
+    twice. Raise the errors of `ask`.
     """
     clock = SystemClock()
     begun = clock.monotonic()
@@ -33,8 +34,8 @@ def insist(invocation: Invocation, ask: Callable[[], T]) -> T:
             return ask()
         except (NotListeningError, LostAnswerError) as error:
             starting = isinstance(error, NotListeningError) and invocation.silent_daemon() is not None
-            hand_over = (invocation.place.data_dir / "deploy" / "state.json").exists()
-            lost = isinstance(error, LostAnswerError) and not hand_over
-            if lost or clock.monotonic() - begun > (_PATIENCE_S if starting or hand_over else _BEGIN_S):
+            slots = (invocation.place.data_dir / "deploy" / "state.json").exists()
+            lost = isinstance(error, LostAnswerError) and not slots
+            if lost or clock.monotonic() - begun > (_PATIENCE_S if starting or slots else _BEGIN_S):
                 raise
             time.sleep(_PAUSE_S)

@@ -37,7 +37,7 @@ from schema.instants import from_text
 
 SessionOption = Annotated[
     str | None,
-    typer.Option("--session", "-s", metavar="NAME", help="The session; a new name makes one. Or AGENT/SESSION."),
+    typer.Option("--session", "-s", metavar="NAME", help="The session, made if it is new; or AGENT/SESSION."),
 ]
 TextArgument = Annotated[str, typer.Argument(metavar="TEXT", help="What to say; `-` reads standard input.")]
 IdOption = Annotated[

@@ -1,4 +1,4 @@
-"""`clawbus session list|show|stop|kill|release|quarantine|reset`: one session."""
+"""`clawbus session list|show|stop|kill|release|quarantine|reset|delete`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PLACES: Final = 10  # destinations that `session show` names
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        help="List and show sessions; stop, kill, quarantine, release or reset one.\n\n\b\nExample:\n"
+        help="List and show sessions; stop, kill, quarantine, release, reset or delete one.\n\n\b\nExample:\n"
         "  clawbus session show echo demo",
         rich_markup_mode=None,
     )
@@ -92,7 +92,7 @@ def show(
         if any(error.startswith(HostileFileError.code) for error in report["errors"]):
             reset = f"clawbus session reset {two_words(*named)} --discard"
             steps += (
-                NextAction(reset, "or, when it cannot be repaired, set out/ aside: a release alone does not last"),
+                NextAction(reset, "or, if it cannot be repaired, set out/ aside: a release alone would not last"),
             )
     elif report["messages"]:
         newest = report["messages"][0]["id"]
@@ -105,7 +105,7 @@ def show(
 def stop(invocation: Invocation, agent: AgentArgument, session: SessionArgument = None) -> Outcome:
     """Ask a session's container to end, without waiting for it.
 
-    Use it to make an agent start afresh: its next message wakes a new container. Nothing is lost, a turn in progress
+    Use it to make an agent start afresh: its next message wakes a new container. Nothing is lost; a turn in progress
     may finish.
 
     \b
@@ -127,8 +127,7 @@ def kill(
     """Kill a session's container, or with --all every one, and return when each exit is confirmed.
 
     Use it when `stop` does not help. The message in progress is tried again by a new container; that costs it one try.
-    With --all nothing of the installation is left running, also while the daemon is down: stop the daemon first, or it
-    starts an agent again as soon as a message is due.
+    Stop the daemon before --all, or it starts an agent again as soon as a message is due.
 
     \b
     Example:
@@ -150,7 +149,7 @@ def release(
 ) -> Outcome:
     """Take a session out of quarantine, so that it is worked on again.
 
-    Use it after fixing what `session show` names as the reason; otherwise it will be back soon.
+    Use it after fixing what `session show` names as the reason; otherwise the session is soon quarantined again.
 
     \b
     Example:
@@ -182,15 +181,13 @@ def reset(
     reason: ReasonOption = None,
     discard: Annotated[
         bool,
-        typer.Option(
-            "--discard", help="Also when out/ holds answers or finished turns that the host has not recorded."
-        ),
+        typer.Option("--discard", help="Even if out/ holds answers or finished turns that the host has not recorded."),
     ] = False,
 ) -> Outcome:
     """Give a session a new out/ folder: its container is killed, the old out/ moved aside, its messages kept.
 
-    Use it when out/ is broken and cannot be repaired. What the agent kept there (its conversation) is in the folder that
-    is put aside; what waits is worked on again, and that costs no try.
+    Use it when out/ is broken and cannot be repaired. What the agent kept there (its conversation) goes aside with it.
+    Unfinished messages are worked on again; that costs them no try.
 
     \b
     Example:
@@ -206,13 +203,14 @@ def delete(
     session: SessionArgument = None,
     reason: ReasonOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also when it has work, which is lost. Needs --reason.")
+        bool, typer.Option("--force", help="Even if it has work, which is then lost. Needs --reason.")
     ] = False,
 ) -> Outcome:
     """Delete a session for good: its container is stopped, its folder and its registry row go; the mailbox stays.
 
-    Use it when a conversation is over. It refuses while messages are unfinished or answers undelivered. A message to the
-    name begins a new session. `retention.idle_sessions_s` does the same by age. It works while the daemon is down, too.
+    Use it when a conversation is over. It refuses while messages are unfinished or answers undelivered. The next message
+    to that name begins a new session. `retention.idle_sessions_s` deletes idle sessions by age. It works while the daemon
+    is down, too.
 
     \b
     Example:
@@ -226,7 +224,10 @@ def delete(
 
 
 def _execute(invocation: Invocation, verb: Verb, done: str, nothing: str, **more: object) -> Outcome:
-    """Have it carried out, and show its result: `done` if the result's field of that name is true, else `nothing`."""
+    """Carry out `verb` and return what to show: the word `done` if the result has it as a true field, else `nothing`.
+
+    `more`: fields to add to the result.
+    """
     from daemon.cli.executor import execute  # noqa: PLC0415
 
     named = (verb.agent, verb.session)
@@ -276,7 +277,7 @@ def _show(console: Console, report: dict[str, Any], source: str) -> None:
 
 
 def _writes_to(places: list[dict[str, Any]]) -> str:
-    """Name the session's destinations: places as channel:place, other agents as such."""
+    """Name the session's destinations: a place with its channel, an agent as one."""
     shown = [
         f"{one['name']} (agent {one['agent_group_id']})"
         if one["type"] == "agent" and one["channel_type"] is None
@@ -287,9 +288,11 @@ def _writes_to(places: list[dict[str, Any]]) -> str:
 
 
 def _counted(use: dict[str, Any]) -> str:
-    """Show what the last sweep counted. Deleted open files count where their processes are visible."""
+    """Show what the last sweep counted in out/. Deleted files that are still open count only if their processes are visible."""
     deleted = use["deleted_bytes"]
-    open_files = "deleted files not visible from here" if deleted is None else f"{deleted} bytes in deleted files"
+    open_files = (
+        "deleted files not visible from here" if deleted is None else f"{counted(deleted, 'byte')} in deleted files"
+    )
     return f"{counted(use['bytes'], 'byte')} in {counted(use['files'], 'file')} and folders; {open_files}"
 
 
@@ -335,6 +338,6 @@ def _tables(console: Console, report: dict[str, Any], now: int) -> None:
 
 
 def _sent(answer: Mapping[str, Any], now: int) -> str:
-    """Return an answer's state as `delivery list` says it: one that its agent wants sent later is not queued."""
+    """Return an answer's state in the words of `delivery list`: if its agent wants it sent later, it is scheduled, not queued."""
     waits = answer["state"] == "queued" and (answer["next_attempt_at"] or 0) > now
     return "scheduled" if waits else str(answer["state"])

@@ -27,7 +27,7 @@ def sessions(
     """List the sessions with their state, what is unfinished in each, and what each works on or waits for.
 
     Use it to see who works on what, and since when; then `session show`. It works from the files when the daemon is down
-    or hangs. --since is when one of their files changed last.
+    or hangs. --since keeps the sessions whose files have changed since then.
 
     \b
     Example:
@@ -44,18 +44,18 @@ def sessions(
 
     wanted = known_agent(invocation, agent)
     every, source = daemon_or_files(invocation, lambda client: client.sessions(), look)
-    begun = since_of(since, SystemClock().now_ms())
+    earliest = since_of(since, SystemClock().now_ms())
     chosen = [
         one
         for one in every
         if wanted in (None, one["agent"])
         and state in (None, one["state"])
-        and (begun is None or (one.get("changed_at") or 0) >= begun)
+        and (earliest is None or (one.get("changed_at") or 0) >= earliest)
     ]
     found = with_work(invocation, chosen)
     steps = tuple(
         NextAction(f"clawbus session show {two_words(one['agent'], one['session'])}", "why it needs attention")
-        for one in [one for one in found if one.get("explanation")][:1]
+        for one in [one for one in found if one.get("explanation")][:1]  # the first is enough
     )
     return Outcome({"source": source, "sessions": found}, lambda console: _show(console, found, source), steps)
 
@@ -64,6 +64,6 @@ def _show(console: Console, found: list[dict[str, Any]], source: str) -> None:
     from daemon.cli.doing import sessions_table  # noqa: PLC0415
     from daemon.cli.present import say  # noqa: PLC0415
 
-    console.print(sessions_table(f"{counted(len(found), 'session')}", found, SystemClock().now_ms()))
+    console.print(sessions_table(counted(len(found), "session"), found, SystemClock().now_ms()))
     if source == "files":
         say(console, "(the daemon does not answer: read from the files)")

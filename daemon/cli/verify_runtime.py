@@ -31,10 +31,10 @@ def verify_runtime(
     invocation: Invocation,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Also send messages through a daemon and agents started for this."),
+        typer.Option("--probe", help="Also send messages through a daemon and agents started for this check."),
     ] = False,
 ) -> Outcome:
-    """Judge the deploy under way or the last one, and the conditions that always hold. Changes nothing that serves.
+    """Judge the deploy under way or the last one, and the conditions that must always hold. Change nothing that serves.
 
     Use it in CI, in a timer and by hand. Exit code 0: pass, 1: fail or rolled back,
     75: not known yet (a deploy is under way, or something could not be checked).
@@ -61,7 +61,7 @@ def verify_runtime(
         standing = [_condition("serving", *_serving(state, live)), _condition("owners", *_owners(live))]
     found = drift.report(invocation.config, origin(), live)
     standing.append(_condition("source", *_source(found)))
-    if probe and state.active is None:  # a deploy that is under way has a gate for it
+    if probe and state.active is None:  # a deploy under way probes by itself, in a gate
         standing.append(_condition("callback_probe", *_probed(invocation, live)))
     bad = [one for one in standing if one["status"] != "pass"]
     word, code = runtime_verdict(state, [one["status"] for one in bad])
@@ -99,22 +99,22 @@ def _verdict_report(word: str, state: SlotState, standing: Sequence[Mapping[str,
 def _verdict_problem(
     word: str, code: int, state: SlotState, bad: Sequence[Mapping[str, str]], live: Mapping[str, Any] | None
 ) -> Problem | None:
-    """Return why the verdict is bad (`code` 1) or not there yet (75). `bad`: the conditions that do not hold.
+    """Return why the verdict is bad (`code` 1) or not known yet (75); None if all is well.
 
-    `live` is what the daemon says, None where none answers.
+    `bad`: the conditions that failed or could not be checked. `live`: what the daemon says, None if none answers.
     """
     if code == 1:
         breached = state.deploy is not None and state.deploy.state not in {"passed", "aborted"}
         reasons = _reasons(state.deploy) if state.deploy is not None and breached else []
         why = "; ".join(one.rstrip(".") for one in [*reasons, *(one["reason"] for one in bad)] if one)
         if live is None:
-            slot = state.serving  # restart also starts a unit that is not running
+            slot = state.serving  # `systemctl restart` also starts a unit that is not running
             start = start_command(None) if slot is None else f"systemctl restart clawbus@{slot}"
             fix = f"Start the daemon with `{start}`; `clawbus logs -n 50` says why it ended."
         elif breached:
             fix = way_on(state)
         else:
-            fix = "Correct what is named: `clawbus status` and `clawbus source` show it."
+            fix = "Correct what is named; `clawbus status` and `clawbus source` show more."
         return Problem(ROLLED_BACK if word == "rolled_back" else FAILED, f"{word}: {why}.", fix)
     if word == UNKNOWN:
         why = "; ".join(one["reason"].rstrip(".") for one in bad)
@@ -127,7 +127,7 @@ def _verdict_problem(
 
 
 def _reasons(deploy: Deploy) -> list[str]:
-    """Return why the deploy did not pass: its own reason, and the gate that nobody ended."""
+    """Return why the deploy did not pass: its own reason, and those of failed gates that were never ended."""
     left = [f"{one.name}: {one.reason}" for one in deploy.gates if one.status == "fail" and one.ended is None]
     return [deploy.reason, *left]
 
@@ -137,7 +137,7 @@ def _condition(name: str, status: str, reason: str = "") -> dict[str, str]:
 
 
 def _probed(invocation: Invocation, live: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Return whether the release that serves answers each message once, through a death of its daemon and its agents."""
+    """Return whether the release that serves answers each message once, even if its daemon and agents are killed meanwhile."""
     from daemon.api.client import ControlClient  # noqa: PLC0415
     from daemon.deploy.standing_probe import probe_serving  # noqa: PLC0415
     from daemon.deploy.state_file import FOLDER  # noqa: PLC0415
@@ -153,7 +153,7 @@ def _probed(invocation: Invocation, live: Mapping[str, Any] | None) -> tuple[str
         # The folder itself is locked: a lock file that root made would keep out the daemon's user.
         lock = lock_folder(folder)
     except DataFolderLockedError:
-        return UNKNOWN, "another process probes this installation now"
+        return UNKNOWN, "another process is probing this installation"
     except OSError as error:
         return UNKNOWN, f"the callback probe cannot lock {folder}: {error}"
     progress("probing: a daemon and two agents of the release that serves are started, killed and started again")
@@ -164,14 +164,14 @@ def _probed(invocation: Invocation, live: Mapping[str, Any] | None) -> tuple[str
 
 
 def _source(found: SourceReport) -> tuple[str, str]:
-    """Return whether there is one source. A drift counts for more than what could not be checked beside it."""
+    """Return whether everything comes from one source. A drift counts even if something else could not be checked."""
     if found.drifts:
         return "fail", "; ".join(str(one) for one in found.drifts)
     return (UNKNOWN, "; ".join(found.unchecked)) if found.unchecked else ("pass", "")
 
 
 def _serving(state: SlotState, live: Mapping[str, Any]) -> tuple[str, str]:
-    """Compare the daemon that answers with the record."""
+    """Compare the slot and release of the daemon that answers with those on record."""
     said: Mapping[str, Any] = live.get("source") or {}
     found, recorded = (said.get("slot"), said.get("release") or ""), (state.serving, state.release or "")
     if state.serving is not None and found != recorded:

@@ -1,4 +1,4 @@
-"""[schedules.KEY]: messages that are sent to an agent at given times, and the faults that their types cannot see."""
+"""[schedules.KEY]: messages that are sent to an agent at given times, and the mistakes that the types do not catch."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class ScheduleTable(BaseModel):
         )
 
     def session_name(self, key: str) -> str:
-        """Return the session's name: by default one that no chat uses."""
+        """Return the session's name: by default `schedule-KEY`, which no chat uses."""
         return self.session or f"schedule-{key}"
 
 
 def schedule_faults(
     tables: Mapping[str, ScheduleTable], timezone: str, agents: Container[str], channels: Container[str]
 ) -> Iterator[str]:
-    """Yield what is wrong with the tables, each with its key and fix."""
+    """Yield a sentence for each mistake in the tables: its key, what is wrong and, where it is not obvious, the fix."""
     for key, one in tables.items():
         try:
             check_key(key)

@@ -9,10 +9,10 @@ from typing import Final
 from daemon.core.people import RANK, People, RoleScope, UserRole
 
 ASK_FOR_MS: Final = 24 * 3600 * 1000  # how long a code can be approved
-REFUSED_FOR_MS: Final = 7 * ASK_FOR_MS  # how long a refused sender is not asked about again
-MAX_WAITING: Final = 200  # strangers of one channel
-_LETTERS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_CODE: Final = 8
+REFUSED_FOR_MS: Final = 7 * ASK_FOR_MS  # how long approvers are not asked again about a sender whom one refused
+MAX_WAITING: Final = 200  # open requests of one channel
+_CODE_LETTERS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
+_CODE_LENGTH: Final = 8
 
 
 class PairingOutcome(StrEnum):
@@ -40,8 +40,8 @@ class Pairing:
     user: str | None = None
 
     @property
-    def asks(self) -> tuple[str, str, str, str]:
-        """The key of a request: two requests with the same key are one."""
+    def key(self) -> tuple[str, str, str, str]:
+        """What is asked for: of two requests with the same key, only the first is kept."""
         return self.channel, self.sender, self.agent, self.scope.value
 
     def waits(self, now: int) -> bool:
@@ -57,10 +57,13 @@ class Pairing:
 def pairing_code(random: bytes) -> str:
     """Return a code that a person can read out, from 5 random bytes."""
     number = int.from_bytes(random[:5], "big")
-    return "".join(_LETTERS[(number >> shift) & 31] for shift in range(5 * (_CODE - 1), -1, -5))
+    return "".join(_CODE_LETTERS[(number >> shift) & 31] for shift in range(5 * (_CODE_LENGTH - 1), -1, -5))
 
 
 def may_approve(people: People, approver: str, agent: str, role: UserRole) -> bool:
-    """Return whether a user may give this role for this agent: an admin may add members, an owner anyone. The approver's role at this moment counts."""
+    """Return whether `approver` may give `role` for this agent: an admin may add members, an owner anyone.
+
+    `people` must be read now: a role that the approver has lost does not count. One for direct chats or groups only does.
+    """
     wanted = RANK[UserRole.ADMIN] if role is UserRole.MEMBER else RANK[UserRole.OWNER]
     return max(people.rank(approver, agent, direct=True), people.rank(approver, agent, direct=False)) >= wanted

@@ -1,8 +1,9 @@
 """Names that come from outside (places, threads, senders), and the session names that are made from them. Pure.
 
-Two names that differ must never become one session, and none may look like another. So what is not a plain letter, digit
-or sign is written as %XX of its UTF-8, also what Unicode's compatibility forms (NFKC, Unicode Standard Annex 15) would
-change; a name that would be too long ends in a digest. `%` and `~` are always written that way, so it can be undone.
+Two different names must never become one session, and none may look like another. So every character is written as %XX for
+each of its UTF-8 bytes, except letters, digits and a few signs; and so is every letter that Unicode's compatibility forms
+(NFKC, Unicode Standard Annex 15) would change. `%` and `~` are always written that way, so the escaping can be undone. A
+name that would be too long is cut and ends in `~` and a digest.
 """
 
 from __future__ import annotations
@@ -35,25 +36,25 @@ def name_fault(text: str) -> str | None:
 
 
 def escape(text: str) -> str:
-    """Return a value as a part of a session's name. Different values never become the same."""
+    """Return a value as it is written in a session's name. Different values never become the same."""
     if all(one in _PLAIN for one in text):
         return text if text.strip(".") else _percent(text)
     kept = "".join(one if one in _PLAIN or _is_letter(one) else _percent(one) for one in text)
-    if unicodedata.normalize("NFKC", kept) != kept:  # letters that join, such as Hangul's
+    if unicodedata.normalize("NFKC", kept) != kept:  # NFKC would join letters, such as Hangul's
         return "".join(one if one in _PLAIN else _percent(one) for one in text)
     return kept
 
 
 def session_name(*parts: str) -> str:
-    """Return a session's name made of values, joined by `:`."""
+    """Return a session's name made of these values: escaped, and joined by `:`."""
     return fitted(":".join(escape(part) for part in parts))
 
 
 def chained_name(prefix: str, agent: str, session: str) -> str:
     """Return the name of the session in which another agent answers what `agent` asks in `session`.
 
-    A session that was named so itself is kept as it is, so that a chain reads `agent:c:agent:b:agent:a:SESSION`. No other
-    session becomes that: `escape` leaves no `:`.
+    If `session` has such a name itself, do not escape it again: a chain reads `agent:c:agent:b:agent:a:SESSION`. No other
+    session gets the same name, because `escape` leaves no `:`.
     """
     if session.startswith(f"{prefix}:") and all(one in _PLAIN or one in ":%~" or _is_letter(one) for one in session):
         return fitted(f"{prefix}:{escape(agent)}:{session}")
@@ -61,9 +62,9 @@ def chained_name(prefix: str, agent: str, session: str) -> str:
 
 
 def fitted(name: str) -> str:
-    """Return a session's name, shortened to a beginning and a digest if its folder's name would be too long.
+    """Return a session's name. If its folder's name would be too long, cut it and add `~` and a digest.
 
-    `name` was made with `escape`, so a `~` in it can only be a digest's. Raise InvalidNameError.
+    The parts of `name` were escaped, so a `~` in it can only begin a digest. Raise InvalidNameError.
     """
     if len(session_folder(name)) <= MAX_FOLDER:
         return check_session(name)

@@ -1,4 +1,4 @@
-"""Rules about a session's container: one too many, one that is gone, or none although work is due. Pure."""
+"""Rules about a session's container: stray, restarted, paused, gone, idle, or missing although work is due. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from daemon.core.session_file_rules import too_new
 from daemon.core.session_finding import GRACE_MS, finding, quoted
 from schema.instants import to_text
 
-UNCLAIMED_MS: Final = 60_000  # a runner that works has polled many times by then
-
-
+UNCLAIMED_MS: Final = 60_000  # a healthy runner has polled many times by then
 _HOLDERS_SHOWN: Final = 10
 
 
@@ -41,26 +39,31 @@ def orphaned_container(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     )  # fmt: skip
 
 
+def _engine(host: HostFacts) -> str:
+    """Return the program that commands the engine in which the containers run."""
+    return "podman" if (host.other_runtime or host.runtime) == "podman" else "docker"
+
+
 def container_restarted(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report a container that somebody else restarted: a recorded incarnation runs for a second time."""
+    """Report a container that was restarted from outside: an incarnation must run only once."""
     live, container = one.live, one.container
     if live is None or container is None or live.started_at in {None, container.started_at}:
         return None
     evidence = (
         (
             f"Container {container.container_id[:12]} was started at {to_text(live.started_at or 0)}, and again at"
-            f" {to_text(container.started_at)}: it was restarted from outside (`docker restart`, a restart policy)."
+            f" {to_text(container.started_at)}: it was restarted from outside (`{_engine(host)} restart`, a restart policy)."
         ),
     )
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {quoted(one)}"
     return finding(
-        one, "CONTAINER_RESTARTED", "Its container was restarted by others; the daemon ends it and starts another one.",
+        one, "CONTAINER_RESTARTED", "Something else restarted its container; the daemon ends it and starts a new one.",
         evidence, command, incarnation=live.incarnation,
     )  # fmt: skip
 
 
 def restart_policy(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report a container that Docker would restart on its own."""
+    """Report a container that its engine would restart on its own."""
     found = [item for item in (one.container, *one.containers) if item is not None and item.restarts]
     if not found:
         return None
@@ -69,8 +72,8 @@ def restart_policy(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         f"Container {container.container_id[:12]} has a restart policy: a message that ends it would be retried without end.",
     )
     return finding(
-        one, "RESTART_POLICY", "Docker would restart its container on its own.", evidence,
-        f"docker update --restart=no {container.container_id[:12]}", incarnation=container.incarnation,
+        one, "RESTART_POLICY", f"{_engine(host).capitalize()} would restart its container on its own.", evidence,
+        f"{_engine(host)} update --restart=no {container.container_id[:12]}", incarnation=container.incarnation,
     )  # fmt: skip
 
 
@@ -82,12 +85,12 @@ def paused(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     evidence = (f"Container {container.container_id[:12]} is paused: it does no work until it is resumed or ended.",)
     return finding(
         one, "CONTAINER_PAUSED", "Somebody has paused its container.", evidence,
-        f"docker unpause {container.container_id[:12]}", incarnation=container.incarnation,
+        f"{_engine(host)} unpause {container.container_id[:12]}", incarnation=container.incarnation,
     )  # fmt: skip
 
 
 def container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report an incarnation that central.db has as living, although the runtime lists no such container."""
+    """Report an incarnation that central.db records as alive, although the runtime lists no container of it."""
     live = one.live
     if live is None or live.life is not Life.GONE:
         return None
@@ -95,8 +98,8 @@ def container_gone(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     if host.daemon is DaemonState.UP and host.now - (live.started_at or live.created_at) < GRACE_MS:
         return None
     evidence = (
-        f"By central.db, incarnation {live.incarnation} has lived since {to_text(live.started_at or live.created_at)}.",
-        f"The runtime {host.runtime} lists no such container.",
+        f"central.db says that incarnation {live.incarnation} has lived since {to_text(live.started_at or live.created_at)}.",
+        f"The runtime ({host.runtime}) lists no such container.",
     )
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session kill {quoted(one)}"
     return finding(
@@ -110,7 +113,7 @@ def hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     lives = one.containers or (one.live is not None and one.live.life is not Life.GONE)
     if not one.journal or lives:
         return None
-    # A release starts a sweep of the session at once; a sweep without a container recovers the journal first.
+    # `session release` sweeps the session at once, and a sweep while no container runs first recovers the journal.
     evidence = ("out/outbound.db-journal is there but no container runs: its writer died in mid-commit.",)
     command = host.start if host.daemon is DaemonState.DOWN else f"clawbus session release {quoted(one)}"
     return finding(
@@ -119,7 +122,7 @@ def hot_journal(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report work for an agent that is not configured any more, also while it is not due."""
+    """Report work for an agent that is no longer configured, even if none of it is due yet."""
     waits = one.due or one.later or one.next_due_at is not None
     if not host.lost(one.agent) or one.quarantined_at is not None or not waits:
         return None
@@ -131,8 +134,11 @@ def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         when = f"{one.later} not due yet."
     evidence = (f"The configuration has no table [agents.{one.agent}].", when)
     choices = (
-        Choice("once it has one again", "clawbus reload"),
-        Choice("when the session may go", f"clawbus session delete {quoted(one)} --force --reason 'its agent is gone'"),
+        Choice("once the table is back", "clawbus reload"),
+        Choice(
+            "if the session is no longer needed",
+            f"clawbus session delete {quoted(one)} --force --reason 'its agent is gone'",
+        ),
     )
     return finding(
         one, "WORK_WITHOUT_AGENT", "Work waits for an agent that is not configured any more.", evidence,
@@ -142,7 +148,8 @@ def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report that the session's container cannot be started."""
-    starting = one.live is not None and one.live.container_id is None  # a start under way is not a problem yet
+    # Report it while the next start is under way, too, but not while a container runs, unless that one hangs.
+    starting = one.live is not None and one.live.container_id is None
     if not one.spawn_failures or not one.due or (one.live is not None and not starting and not _hangs(host, one)):
         return None
     evidence = [
@@ -152,12 +159,12 @@ def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         evidence.append(f"The next attempt is in {span(one.next_spawn_at - host.now)}.")
     image, away = image_unusable(host), runtime_away(host)
     cause = image or away or too_new(host, one)
-    # A container in the way is ended by a kill; the end of the container's own log is in `session show`.
+    # A stray container is in the way of every start until it is killed. Otherwise `session show` has the failed one's log.
     command = (
         cause.command if cause is not None else f"clawbus session {'kill' if one.containers else 'show'} {quoted(one)}"
     )
     if cause is None and TOO_NEW in (one.last_spawn_error or ""):
-        # An image of an older clawbus: its runner does not know the files that this host writes.
+        # The image is of an older clawbus, whose runner cannot read the files that this host writes.
         command = UPGRADE if host.runtime == "process" else "clawbus image build"
     named = cause is not None or one.containers or not command.startswith("clawbus session show")
     if not named:
@@ -172,7 +179,7 @@ def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _hangs(host: HostFacts, one: SessionFacts) -> bool:
-    """Return whether a container has taken nothing for a while, and so may fail as the ones before it did."""
+    """Return whether the container has claimed nothing for so long that its start may have failed, too."""
     if one.live is None or one.claimed or one.oldest_due_at is None:
         return False
     return host.now - max(one.oldest_due_at, one.live.started_at or one.live.created_at) > GRACE_MS
@@ -183,7 +190,7 @@ def budget_spent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     spent = dict(host.agents_stopped).get(one.agent)
     if spent is None or not one.due or one.live is not None or one.oldest_due_at is None:
         return None
-    waits = f"{one.due} due, the oldest since {span(host.now - one.oldest_due_at)}, until midnight."
+    waits = f"{one.due} due, the oldest for {span(host.now - one.oldest_due_at)}. The budget is renewed at midnight."
     return finding(
         one, "WORK_WAITING", "Its agent's daily budget is used up.", (f"{one.agent} has used {spent}.", waits),
         f"clawbus agent refill {shlex.quote(one.agent)}", cause="BUDGET_USED_UP",
@@ -205,7 +212,7 @@ def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
         else "DISK_FULL" if disk_full(host)
         else None
     )  # fmt: skip
-    evidence = [f"{one.due} due, the oldest since {span(waited)}, and no container runs."]
+    evidence = [f"{one.due} due, the oldest for {span(waited)}, and no container runs."]
     if not down and cause is None and host.holders:
         evidence += _slots(host)
         longest = host.holders[0]
@@ -218,7 +225,7 @@ def work_waiting(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def _slots(host: HostFacts) -> list[str]:
-    """Return which sessions have held the slots for the longest time, and for how long."""
+    """Return the evidence: which sessions have held the slots longest, and for how long."""
     lines = [f"All {host.max_containers} slots (runtime.max_containers) are taken."]
     for one in host.holders[:_HOLDERS_SHOWN]:
         work = (
@@ -228,7 +235,7 @@ def _slots(host: HostFacts) -> list[str]:
         )
         lines.append(f"{one.agent}/{one.session} {work} for {span(host.now - one.since)}.")
     if len(host.holders) > _HOLDERS_SHOWN:
-        lines.append(f"{len(host.holders) - _HOLDERS_SHOWN} more hold one for less long.")
+        lines.append(f"{len(host.holders) - _HOLDERS_SHOWN} more have held one for less time.")
     return lines
 
 

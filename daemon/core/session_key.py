@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class SessionKey(NamedTuple):
-    """A session's name: its agent group and its own name, both checked to be safe as path components."""
+    """A session's name: its agent and its own name. Whoever makes one has checked both: they become folder names."""
 
     agent: str
     session: str

@@ -1,4 +1,4 @@
-"""The context of a session's delivery: channels, limits, busy destinations. One record, built for each poll."""
+"""What a poll of a session's answers depends on: channels, limits, busy destinations. Built for each poll."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from daemon.core.schedule_limits import ScheduleLimits
 class DeliveryContext:
     """What a session's delivery depends on.
 
-    `held`: destinations with a send under way. `take(channel, place)` takes a slot for a send, if one is free. No slot is
-    free at the places in `full`; `wait(channel, place)` registers that something waits there. `few`: the most tracked rows
-    to read, since no more can be sent. `unconfirmed`: rows whose intent's commit failed but may have reached the file,
-    although nothing was sent; `collect` maintains it. `granted`: the places that configuration and routes let the agent
-    write to now, None while they are not known; `lost`: those that its running container lost. `schedules`: what the agent may ask for with its own. `intake` limits
-    the files of answers. `trying_since`: since when this daemon can send (epoch milliseconds).
+    `held`: the destinations with a send under way; `under_way`: the ids of the answers in those sends. `jitter`: a random
+    number (0..1) that spreads retries.
+
+    `take(channel, place)` takes a slot for a send and returns whether one was free. The places in `full` have none;
+    `wait(channel, place)` registers that an answer waits for one. `few`: how many tracked rows to read at most, while
+    full places or sends under way keep more from being sent; None for the usual number.
+
+    `unconfirmed`: rows that were not sent because the commit of their intent failed, although it may have reached the
+    disk; `collect` maintains it.
+
+    `granted`: the (channel, place) pairs that configuration and routes let the agent write to now, None while they are not
+    known. `lost`: those that were taken from it while its container was running.
+
+    `schedules` limits the schedules that the agent makes, `intake` the files of its answers. `trying_since`: since when
+    this daemon can send (epoch milliseconds).
     """
 
     channels: Mapping[str, ChannelRules]
@@ -44,5 +53,5 @@ class DeliveryContext:
     trying_since: int = 0
 
     def tried_long_enough(self, now: int, first_at: int) -> bool:
-        """Return whether an answer that was first tried at `first_at` is given up if it fails again."""
+        """Return whether an answer first tried at `first_at` (epoch milliseconds) is given up if it fails again."""
         return tried_long_enough(now, first_at, self.trying_since, int(self.config.retry_for_s * 1000))

@@ -1,4 +1,4 @@
-"""Collects what does not work at present (host, runtime, images, channels), with since when and why."""
+"""Collects what does not work at present (host, runtime, images, channels), since when, and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daemon.engine.supervisor.supervisor import Supervisor
 
 
 class Problems:
-    """The current problems. `channels`: the channels that do not run, by name, with since when (epoch ms) and why."""
+    """The current problems. `channels`: the channels that do not run, each as {name: (since epoch ms, why)}."""
 
     def __init__(self, sessions: Sessions, supervisor: Supervisor, delivery: Delivery, held_files: HeldFiles) -> None:
         self._sessions = sessions

@@ -150,7 +150,7 @@ class Router:
 
         found = await self._sessions.central(lambda registry: registry.with_file(read))
         self._directory, unusable, pairings, self._generations = found
-        self._pairings = {one.asks: one for one in pairings}
+        self._pairings = {one.key: one for one in pairings}
         self._mentioned = set(self._directory.mentioned)
         self._directory = replace(self._directory, mentioned=self._mentioned)
         self._loaded = True
@@ -232,7 +232,7 @@ class Router:
             pairing_code(os.urandom(5)), event.channel, event.sender, refusal.agent, scope, event.place, now,
             now + ASK_FOR_MS,
         )  # fmt: skip
-        known = self._pairings.get(wanted.asks)
+        known = self._pairings.get(wanted.key)
         if known is not None and known.is_refused(now):
             why = f"the sender {event.sender} was refused by {known.decided_by}"
             return replace(refusal, reason=RefusalReason.UNKNOWN_SENDER, why=why)
@@ -244,9 +244,9 @@ class Router:
                 return replace(refusal, reason=RefusalReason.UNKNOWN_SENDER, why=why)
             if len(self._pairings) > 2 * MAX_WAITING:  # of those that waited, most have expired
                 self._pairings = {
-                    asks: one for asks, one in self._pairings.items() if one.waits(now) or one.is_refused(now)
+                    key: one for key, one in self._pairings.items() if one.waits(now) or one.is_refused(now)
                 }
-            self._pairings[known.asks] = known
+            self._pairings[known.key] = known
             self._log.warning(
                 "pairing_asked", code=known.code, channel=known.channel, sender=known.sender, agent=known.agent,
                 place=known.place,

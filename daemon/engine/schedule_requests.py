@@ -1,6 +1,7 @@
 """Carries out an agent's request about its own schedules, in the transaction that records the request's row.
 
-An agent makes schedules in its session and for its session, and changes only those. Its answers go where the row goes.
+An agent can make schedules only for the session it works in, and change only those. The answers to a schedule's messages go
+to the destination of the row that asked for it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageOut, MessageStatus
 from schema.schedule_requests import Action, ScheduleRequest, ScheduleRequestError, from_content
 
-_ASKS = Operator(AGENT, None)
+_BY_AGENT = Operator(AGENT, None)
 _UPCOMING = 3
 
 
 def carry_out(db: Writer, row: MessageOut, address: Address, limits: ScheduleLimits, now: int) -> None:
-    """Carry out the request of a row and record the outcome. A refusal changes nothing and is an outcome too."""
+    """Carry out the request of a row and record the outcome. A refusal is an outcome, too; it changes nothing."""
     request = None
     try:
         request = from_content(row.content)
@@ -37,7 +38,7 @@ def carry_out(db: Writer, row: MessageOut, address: Address, limits: ScheduleLim
     except ClawbusError as error:
         outcome = _refused(error.code, str(error), error.hint)
     except (ValueError, ArithmeticError, LookupError, TypeError) as error:
-        # What no check foresaw: it must not keep the session's answers from being sent.
+        # No check foresaw it. It must not stop the session's other answers.
         outcome = _refused(
             "BAD_SCHEDULE", f"the request cannot be carried out: {str(error)[:200]}.", "Ask for another."
         )
@@ -61,17 +62,17 @@ def _done(
         case Action.PUT:
             return _put(db, request, address, limits, now)
         case Action.PAUSE:
-            return schedule_steps.pause(db, request.key, _ASKS, now)
+            return schedule_steps.pause(db, request.key, _BY_AGENT, now)
         case Action.RESUME:
-            return schedule_steps.resume(db, request.key, _ASKS, now)
+            return schedule_steps.resume(db, request.key, _BY_AGENT, now)
         case Action.CANCEL:
-            return schedule_steps.cancel(db, request.key, _ASKS, now)
+            return schedule_steps.cancel(db, request.key, _BY_AGENT, now)
         case Action.RUN_NOW:
             unfinished = schedules.unfinished(db, request.key)
             if unfinished is not None and row is not None:
                 raise ScheduleError(f"its message {unfinished} is not finished.", hint="Wait until it is.")
             _check_soon(db, limits, now)
-            return {**SOON, **schedule_steps.run_now(db, request.key, _ASKS, now)}
+            return {**SOON, **schedule_steps.run_now(db, request.key, _BY_AGENT, now)}
 
 
 def _put(db: Writer, request: ScheduleRequest, address: Address, limits: ScheduleLimits, now: int) -> dict[str, object]:
@@ -82,7 +83,7 @@ def _put(db: Writer, request: ScheduleRequest, address: Address, limits: Schedul
     if soon:
         _check_soon(db, limits, now)
     what = Scheduled(times, json.dumps({"text": request.text}, ensure_ascii=False), address, request.check)
-    done = schedule_steps.put(db, request.key, what, _ASKS, now, origin=AGENT)
+    done = schedule_steps.put(db, request.key, what, _BY_AGENT, now, origin=AGENT)
     row = schedules.find(db, request.key)
     assert row is not None
     next_ones = [to_text(at) for at in upcoming(row.what.times, row.next_at, row.sent, _UPCOMING)]
@@ -90,6 +91,7 @@ def _put(db: Writer, request: ScheduleRequest, address: Address, limits: Schedul
 
 
 def _check_soon(db: Writer, limits: ScheduleLimits, now: int) -> None:
+    """Raise ScheduleError if the agent has had too many requests granted that made something due soon."""
     asked, oldest = soon_since(db, now - limits.window_ms, now + CLOCK_SLACK_MS)
     check_soon(asked, oldest, limits, now)
 
@@ -115,7 +117,7 @@ def _refused(code: str, message: str, fix: str) -> dict[str, object]:
 
 
 def _tell_agent(db: Writer, row: MessageOut, request: ScheduleRequest, outcome: dict[str, object], now: int) -> None:
-    """Store a message that does not wake the agent: a program that prints its requests does not wait for the outcome."""
+    """Store the refusal as a message that does not wake the agent: some programs print requests and read no outcome."""
     content = {
         "type": "schedule_refused",
         "text": f"Your request to {request.action.value} the schedule {request.key!r} was refused.",

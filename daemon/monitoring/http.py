@@ -1,6 +1,6 @@
 """The three routes that others poll: /metrics, /healthz, /readyz. On the control socket, and on TCP if that is configured.
 
-They change nothing and reveal nothing of what messages hold. A scrape never blocks the event loop: it is rendered in a thread.
+They change nothing and reveal nothing that a message says. A scrape never blocks the event loop: it is rendered in a thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LIMITS: Final = ConnectionLimits(max_connections=100, max_per_peer=50, patience
 
 
 class _WithoutCreated(Collector):
-    """Every instrument without its `_created` samples: Prometheus would store each as a useless separate series."""
+    """Collects every instrument without its `_created` samples, each of which Prometheus would store as a useless series."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -49,7 +49,7 @@ class _WithoutCreated(Collector):
 class Exporter:
     """Renders scrapes. `registry` holds every instrument; the gauges of `sources` are added to it.
 
-    The task `run` reads the files. A scrape asks it to and waits at most `patience_s` seconds.
+    The task `run` reads the files. A scrape asks it to, and waits at most `patience_s` seconds before it shows older values.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Exporter:
         self._clock = clock
         self._patience_s = patience_s
         self._bus = BusCollector(sources)
-        self._one = anyio.Lock()
+        self._rendering = anyio.Lock()
         self._wanted = anyio.Event()
         self._looked = anyio.Event()
         self._looked_at: float | None = None
@@ -86,7 +86,7 @@ class Exporter:
             self._wanted.set()
             with anyio.move_on_after(self._patience_s):
                 await self._looked.wait()
-        async with self._one:
+        async with self._rendering:
             self._bus.take()
             body = await anyio.to_thread.run_sync(encode, _WithoutCreated(self._registry))
         return body, content_type
@@ -123,18 +123,21 @@ _INDEX: Final = """clawbus
 async def run_listener(
     listen: str, routes: list[BaseRoute], *, task_status: TaskStatus[tuple[str, int]] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve the routes on TCP until cancelled; started with (host, port). Raise ListenError."""
+    """Serve the routes on TCP until cancelled. Report (host, port) once it listens. Raise ListenError."""
     sock = bind_tcp(listen)
     host, port = bound_address(sock)
 
-    async def lost(_: Request, error: Exception) -> Response:
+    async def refused(_: Request, error: Exception) -> Response:
         status = int(getattr(error, "status_code", 500))
-        return PlainTextResponse("There are /metrics, /healthz and /readyz, for GET.\n", status)
+        text = "The paths are /metrics, /healthz and /readyz; only GET is allowed.\n"
+        return PlainTextResponse(text, status, getattr(error, "headers", None))  # a 405 must have the header Allow
 
     async def index(_: Request) -> Response:
         return PlainTextResponse(_INDEX)
 
-    app = Starlette(routes=[Route("/", index, methods=["GET"]), *routes], exception_handlers={404: lost, 405: lost})
+    app = Starlette(
+        routes=[Route("/", index, methods=["GET"]), *routes], exception_handlers={404: refused, 405: refused}
+    )
     structlog.get_logger("telemetry").info("telemetry_listening", host=host, port=port)
     async with anyio.create_task_group() as tasks:
         await tasks.start(partial(serve, app, sock, http=guarded(_LIMITS)), name="telemetry http")

@@ -119,7 +119,7 @@ def ask(db: Writer, wanted: Pairing, *, doubted: bool = False) -> Pairing | None
             )
         same = db.one(
             "SELECT * FROM pairings WHERE channel = ? AND sender = ? AND agent = ? AND scope = ? AND outcome IS NULL",
-            wanted.asks,
+            wanted.key,
         )
         if same is not None:
             return _pairing(same)
@@ -130,7 +130,7 @@ def ask(db: Writer, wanted: Pairing, *, doubted: bool = False) -> Pairing | None
         db.execute(
             "INSERT INTO pairings(code, channel, sender, agent, scope, place, asked_at, expires_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (wanted.code, *wanted.asks, wanted.place, wanted.asked_at, wanted.expires_at),
+            (wanted.code, *wanted.key, wanted.place, wanted.asked_at, wanted.expires_at),
         )
     return wanted
 

@@ -1,8 +1,8 @@
-"""The fuzzer: `python -m tests.hostile.fuzz --files 100000 --seed 1`. Mutated databases through all that the host does.
+"""The fuzzer: it does with mutated databases all that the host does with a container's files.
 
-Workers have their own process, memory limit and deadline, so that a crash, a hang and growth are seen and named. A case is
-its seed and its number: `--seed 1 --case 4711` repeats one. A failing case's files are kept in --keep. Ctrl-C or SIGTERM ends
-it early, with the figures so far.
+Run `python -m tests.hostile.fuzz --files 100000 --seed 1`. Each worker is a process with a memory limit and a deadline, so
+that a crash, a hang and growth are noticed and reported. A case is a seed and a number: `--seed 1 --case 4711` repeats one.
+A failing case's files are kept in --keep. Ctrl-C or SIGTERM ends the run early and prints the figures so far.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from typing import IO, Any, Final
 from tests.hostile.fuzz_case import Bench, scratch
 
 ROOT: Final = Path(__file__).parents[2]
-SILENT_S: Final = 60.0  # a worker that says nothing for so long hangs
-PROGRESS: Final = 5000
-WORKING: Final = 100  # so many files are told of, too: soon after the start, that it works
-GROWTH_BYTES: Final = 96 * 1024**2
+SILENT_S: Final = 60.0  # a worker that says nothing for this long hangs
+PROGRESS: Final = 5000  # files between two lines of progress
+WORKING: Final = 100  # also report this many files, to show soon after the start that it works
+GROWTH_BYTES: Final = 96 * 1024**2  # how much a worker may grow; more fails the run
 
 
 @dataclass(slots=True)
 class Totals:
-    """What a run found."""
+    """What a run found. `slowest` is in seconds, `growth` and `peak` are bytes."""
 
     files: int = 0
     outcomes: Counter[str] = field(default_factory=Counter[str])
@@ -43,7 +43,7 @@ class Totals:
 
 
 class Worker:
-    """One process with every n-th case, started again behind a case that ended it."""
+    """A process that runs cases `first`, `first + step` and so on below `end`. It is restarted after a case that ends it."""
 
     def __init__(
         self, seed: int, first: int, step: int, end: int, totals: Totals, module: str = "tests.hostile.fuzz_case"
@@ -61,14 +61,14 @@ class Worker:
         self.heard, self.spoke = 0.0, False
 
     def start(self) -> bool:
-        """Start, or start again; False when nothing is left to do."""
+        """Start the process, or start it again. Return False when no case is left."""
         if self._next >= self._end:
             return False
         for item in self._folder.iterdir():
             shutil.rmtree(item)
         command = [sys.executable, "-m", self._module, str(self._folder)]
         command += [str(number) for number in (self._seed, self._next, self._step, self._end)]
-        # A session of its own: a terminal's Ctrl-C is for us, and in a worker it would be a case's failure.
+        # In a session of its own, so that a terminal's Ctrl-C reaches only us: in a worker it would fail a case.
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._errors, cwd=ROOT, start_new_session=True
         )
@@ -76,7 +76,7 @@ class Worker:
         return True
 
     def read(self) -> bool:
-        """One line, if there is one; False at the process's end."""
+        """Read one line of output. Return False at its end."""
         assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -91,13 +91,15 @@ class Worker:
         return True
 
     def hangs(self, silent_s: float) -> bool:
-        """Whether it has been silent for too long. An interpreter that starts may take its time."""
+        """Return whether it has been silent for too long. Allow at least SILENT_S for the interpreter to start."""
         return time.monotonic() - self.heard > (silent_s if self.spoke else max(silent_s, SILENT_S))
 
-    def hung(self, silent_s: float) -> None:
-        """End it, and count that against its case."""
+    def end_hung(self, silent_s: float) -> None:
+        """Kill the process, and count that as a failure of its case. Raise RuntimeError if it was in no case."""
         self._reap()
-        self._fail(f"a worker said nothing for {silent_s:g} s")
+        if self._case is None:
+            raise RuntimeError("a worker hung outside any case")
+        self._fail(self._case, f"a worker said nothing for {silent_s:g} s")
 
     def close(self) -> None:
         self._reap()
@@ -123,31 +125,30 @@ class Worker:
         if said["failure"]:
             totals.failures.append((said["end"], said["mutation"], said["failure"]))
         if said["end"] // self._step % 200 == 199:
-            # The first hundreds fill caches; from then on a worker stays as large as it is.
+            # A worker's first 200 cases fill its caches; after that it must not grow.
             self._warm = self._warm or said["resident"]
             totals.growth = max(totals.growth, said["resident"] - self._warm)
 
     def ended(self) -> None:
-        """Its output is at its end: was that its own?"""
+        """Wait for a process whose output has ended. If it died in a case, count that; raise RuntimeError if in none."""
         assert self.process is not None
         code = self.process.wait()
         self._reap()
         if self._case is not None:
             self._errors.seek(0)
             last = self._errors.read()[-2000:].decode("utf-8", "replace")
-            self._fail(f"the interpreter ended with {code}: {last}")
+            self._fail(self._case, f"the interpreter ended with {code}: {last}")
         elif code:
             raise RuntimeError(f"a worker ended with {code} outside any case")
 
-    def _fail(self, why: str) -> None:
-        if self._case is not None:
-            self._totals.files += 1
-            self._totals.failures.append((self._case, "?", why))
-            self._next, self._case = self._case + self._step, None
+    def _fail(self, case: int, why: str) -> None:
+        self._totals.files += 1
+        self._totals.failures.append((case, "?", why))
+        self._next, self._case = case + self._step, None
 
 
 def fuzz(files: int, seed: int, workers: int, keep: Path | None = None, over: threading.Event | None = None) -> Totals:
-    """Run cases 0 to `files` - 1 of a seed, or fewer when it is over before."""
+    """Run cases 0 to `files` - 1 of a seed, or fewer if `over` is set before the end."""
     totals = Totals()
     attend([Worker(seed, first, workers, files, totals) for first in range(workers)], over=over)
     if keep is not None and totals.failures:
@@ -159,7 +160,7 @@ def fuzz(files: int, seed: int, workers: int, keep: Path | None = None, over: th
 
 
 def attend(workers: list[Worker], silent_s: float = SILENT_S, over: threading.Event | None = None) -> None:
-    """Run them until each has done its cases, or until it is over; the cases that are under way then do not count."""
+    """Run the workers until all cases are done, or until `over` is set: the cases under way then do not count."""
     try:
         with selectors.DefaultSelector() as selector:
             for worker in workers:
@@ -173,7 +174,7 @@ def attend(workers: list[Worker], silent_s: float = SILENT_S, over: threading.Ev
                 for key in list(selector.get_map().values()):
                     if key.data.hangs(silent_s):
                         selector.unregister(key.fileobj)
-                        key.data.hung(silent_s)
+                        key.data.end_hung(silent_s)
                         _register(selector, key.data)
     finally:
         for worker in workers:
@@ -188,7 +189,7 @@ def _register(selector: selectors.BaseSelector, worker: Worker) -> None:
 
 
 def table(totals: Totals, seed: int, seconds: float) -> str:
-    """What a run came to, for people."""
+    """Return what to print about a run."""
     lines = [f"{totals.files} files, seed {seed}, {seconds:.0f} s, {totals.files / max(seconds, 0.001):.0f} a second"]
     lines += [f"  {name:<48}{count:>9}" for name, count in sorted(totals.outcomes.items())]
     lines.append(
@@ -197,6 +198,8 @@ def table(totals: Totals, seed: int, seconds: float) -> str:
     for index, mutation, why in totals.failures:
         lines.append(f"FAILED case {index} ({mutation}): {why}")
         lines.append(f"  again: python -m tests.hostile.fuzz --seed {seed} --case {index}")
+    if totals.growth > GROWTH_BYTES:
+        lines.append(f"FAILED: a worker grew by more than {GROWTH_BYTES / 1e6:.1f} MB")
     lines.append(f"fuzz: {totals.files} files, {len(totals.failures)} failed")
     return "\n".join(lines)
 

@@ -46,6 +46,18 @@ def test_a_crash_a_hang_and_a_broken_promise_are_named_and_the_rest_is_run() -> 
     assert "--seed 3 --case 1" in table(totals, SEED, 1)
 
 
+def test_a_worker_that_hangs_outside_any_case_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started again it would hang again, for ever."""
+    monkeypatch.setattr("tests.hostile.fuzz.SILENT_S", 0.5)
+    with pytest.raises(RuntimeError, match="hung outside any case"):
+        attend([Worker(SEED, 0, 1, 5, Totals(), "tests.support.fuzz_mute")], silent_s=0.5)
+
+
+def test_growth_that_fails_a_run_is_named() -> None:
+    assert "FAILED: a worker grew" in table(Totals(growth=GROWTH_BYTES + 1), SEED, 1)
+    assert "FAILED" not in table(Totals(growth=GROWTH_BYTES), SEED, 1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_early_it_tells_what_it_did(number: signal.Signals) -> None:
     # As a shell's background process, which has SIGINT ignored, and as a terminal does it: the whole group is struck.

@@ -1,8 +1,8 @@
 """A Podman service that belongs to the test alone: its own storage, socket and configuration. No other engine is touched.
 
-Rootful only. The service ends after 15 idle minutes, also when a killed run could not end it. `runc` is preferred where it
-is: the crun of Debian 12 refuses hosts with both versions of cgroups. Limits are named in its configuration, because Podman
-raises them, and a host without CAP_SYS_RESOURCE refuses that.
+Rootful only. The service ends after 15 idle minutes even if the test run was killed. It uses `runc` where that is
+installed: Debian 12's crun refuses hosts with both versions of cgroups. The configuration sets the ulimits, which Podman
+would otherwise raise; a host without CAP_SYS_RESOURCE refuses that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ network_backend = "netavark"
 
 
 def missing() -> str | None:
-    """Say what a private Podman lacks here, or None."""
+    """Return what a private Podman lacks on this machine, or None."""
     if os.getuid() != 0:
         return "a private Podman service needs root"
     if shutil.which("podman") is None:
@@ -43,7 +43,7 @@ def missing() -> str | None:
 
 
 class PrivatePodman:
-    """A context manager."""
+    """The service, which runs inside a `with` block."""
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="cbpodman", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -72,7 +72,7 @@ class PrivatePodman:
         eventually("Podman answers", self._answers, READY_S)
 
     def copy_image(self, tag: str) -> None:
-        """From the machine's dockerd into this one. Podman gives it the same id."""
+        """Copy an image from the machine's dockerd. Podman gives it the same id."""
         with subprocess.Popen(["docker", "save", tag], stdout=subprocess.PIPE) as saved:
             done = subprocess.run(
                 [*self._podman(), "load", "--quiet"],
@@ -83,7 +83,7 @@ class PrivatePodman:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Any]:
-        """Docker's low-level client of this engine, closed afterwards."""
+        """Yield Docker's low-level client, connected to this service."""
         client = cast("Any", docker).APIClient(base_url=f"unix://{self.socket}", version="1.41", timeout=60)
         try:
             yield client
@@ -93,7 +93,7 @@ class PrivatePodman:
     def close(self) -> None:
         """End its containers and the service, and remove its storage. Safe to call twice."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()  # SIGTERM has it wait for idle connections; what it does is on disk
+            self._process.kill()  # with SIGTERM it would wait for idle connections; its state is on disk
             self._process.wait(timeout=30)
         if self.root.exists():
             subprocess.run(

@@ -230,7 +230,7 @@ async def test_status_tells_what_runs_waits_and_is_degraded(tmp_path: Path) -> N
         assert (live["last_sweep"]["sessions"], live["last_sweep"]["errors"]) == (2, 0)
         assert report["sessions"]["total"] == 2
         assert kit.bus.problems.degraded() == []
-        assert kit.bus.status_line() == "1 containers, 1 waiting, 2 active sessions"
+        assert kit.bus.status_line() == "1 container, 1 waiting, 2 active sessions"
         shown = await kit.operations.session(AGENT, "one")
         assert shown
         assert {entry["session"] for entry in await kit.operations.sessions()} == {"one", "two"}

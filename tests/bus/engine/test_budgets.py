@@ -1,4 +1,4 @@
-"""Budgets of agents over the change of the day, a clock that is set back, and a crash: counted once, and nothing is lost."""
+"""Budgets of agents across midnight, a clock that is set back, and a restart: each turn is counted once, none is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.anyio]
 
 
 async def turn(kit: BusKit, name: str) -> None:
-    """One message, from its acceptance to its settled answer."""
+    """Take one message from its acceptance to its settled answer."""
     await kit.send(text=name, message_id=name)
     await kit.started()
     agent = kit.agent()
@@ -41,7 +41,7 @@ async def test_the_day_s_end_lets_what_waited_go_on_and_a_clock_set_back_counts_
         kit.advance(DAY_S)
         await kit.started()
 
-        kit.clock.jump(-DAY_S)  # back to the day that was used up
+        kit.clock.jump(-DAY_S)  # back to the day whose budget is used up
         await kit.ended()
         assert bus.budgets.used_up() == {AGENT: "1 of 1 turns"}
         await bus.supervisor.wake(await kit.session())
@@ -71,7 +71,7 @@ async def test_a_claim_that_is_kept_open_hides_no_turn(tmp_path: Path) -> None:
             while (await kit.message(name))["status"] != "completed":
                 await kit.settle()
         (day,) = bus.budgets._usage.days.values()
-        assert day.turns == 4, "the one that is kept, and three that ended"
+        assert day.turns == 4, "the one that is kept open, and three that ended"
 
 
 async def test_what_was_counted_outlives_the_daemon_and_another_agent_goes_on(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_only_what_came_after_a_refill_counts() -> None:
 
 
 async def test_a_clock_that_is_a_year_ahead_for_a_moment_gives_no_budget_back(tmp_path: Path) -> None:
-    """The day that was used up, and an operator's refill, are still on record for the next daemon."""
+    """The next daemon still finds the day whose budget is used up on record."""
     kit = BusKit(tmp_path, agents={AGENT: Agent(turns_per_day=1)})
     async with kit.running() as bus:
         await turn(kit, "m1")

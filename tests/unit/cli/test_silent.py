@@ -21,7 +21,7 @@ def test_a_folder_that_is_held_is_said_to_be(cli: CommandLine, home: Path, monke
         assert holder is not None
         sent = cli("send", "x", "-a", "echo", "-s", "s").envelope
         assert sent["error"]["code"] == "DAEMON_DOWN"
-        assert f"process {holder.pid} holds" in sent["error"]["message"]
+        assert f"process {holder.pid} has held" in sent["error"]["message"]
         assert [one["command"] for one in sent["next_actions"]] == ["clawbus logs -n 50"]
 
 

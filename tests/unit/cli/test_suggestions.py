@@ -155,7 +155,7 @@ def test_an_empty_variable_in_place_of_a_name_is_wrong_usage(cli: CommandLine, w
 
 def test_a_session_that_begins_with_its_agent_is_remarked_upon(cli: CommandLine) -> None:
     assert (
-        "note: with --agent this is the session echo/echo/first"
+        "note: this is session echo/echo/first; for session echo/first, leave out --agent."
         in cli("send", "hi", "-a", "echo", "-s", "echo/first").err
     )
     assert "note:" not in cli("send", "hi", "-a", "echo", "-s", "first").err

@@ -87,7 +87,8 @@ async def test_the_listener_serves_its_routes_and_ends() -> None:
             assert (await http.get("/metrics")).text == "hello"
             lost = await http.get("/v1/status")
             assert (lost.status_code, "/metrics" in lost.text) == (404, True)
-            assert (await http.post("/metrics")).status_code == 405
+            posted = await http.post("/metrics")
+            assert (posted.status_code, "GET" in posted.headers["allow"]) == (405, True)
         tasks.cancel_scope.cancel()
     with socket.socket() as probe:
         assert probe.connect_ex((host, port)) != 0

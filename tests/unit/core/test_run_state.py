@@ -1,4 +1,4 @@
-"""The truth order: which source decides, when a run is stale, what its record lacks, and how sure that is."""
+"""How a run is judged: which source decides, when it is stale, what its record lacks, and how sure the verdict is."""
 
 from dataclasses import replace
 from typing import Final
@@ -23,7 +23,7 @@ OLD: Final = NOW - SETTLING_MS - 1
 ANSWER: Final = Answer("a1", OLD)
 ERROR: Final = Answer("a1", OLD, "it broke")
 
-# A run whose container works on it, as every source has it.
+# A run on which its container works; all sources agree.
 RUNNING: Final = RunEvidence(
     "m1",
     "I1",
@@ -36,7 +36,7 @@ RUNNING: Final = RunEvidence(
     ack=AckStatus.PROCESSING,
     ack_at=OLD,
 )
-# A run that ended well, as every source has it.
+# A run that ended well; all sources agree.
 DONE: Final = replace(
     RUNNING,
     listed=MessageStatus.COMPLETED,
@@ -103,7 +103,7 @@ def test_a_claim_whose_container_is_gone_is_orphaned() -> None:
     verdict = judge(replace(RUNNING, life=Life.GONE))
     assert (verdict.status, verdict.listed, verdict.stale) == (RunStatus.ORPHANED, RunStatus.RUNNING, True)
     assert verdict.reasons[0].code == "CONTAINER_GONE"
-    assert Source.LIST not in verdict.lacks  # its message is tried again
+    assert Source.LIST not in verdict.lacks  # the list is right: its message is tried again
 
 
 def test_a_container_whose_life_is_not_known_is_believed_and_doubted() -> None:

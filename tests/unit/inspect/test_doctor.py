@@ -316,7 +316,7 @@ def test_due_work_and_nothing_running(world: ForensicWorld) -> None:
     assert world.look().healthy, "the wake is on its way"
     later(world)
     found = one(world, "WORK_WAITING")
-    assert found.evidence == ("1 due, the oldest since 60 min, and no container runs.",)
+    assert found.evidence == ("1 due, the oldest for 60 min, and no container runs.",)
     assert found.command == "clawbus session release a s"
     world.state = DaemonState.DOWN
     waiting = one(world, "WORK_WAITING")

@@ -51,6 +51,15 @@ def test_a_paused_container_is_named() -> None:
     }
 
 
+def test_podman_s_containers_are_repaired_with_podman() -> None:
+    host = replace(HOST, runtime="podman")
+    restarts, paused = (replace(CALM, container=replace(OWN, **{one: True})) for one in ("restarts", "paused"))
+    assert told(restarts, host) == {"RESTART_POLICY": "podman update --restart=no c1c1c1c1c1c1"}
+    assert told(paused, host) == {"CONTAINER_PAUSED": "podman unpause c1c1c1c1c1c1"}
+    changed = replace(HOST, runtime="docker", other_runtime="podman")
+    assert told(paused, changed) == {"CONTAINER_PAUSED": "podman unpause c1c1c1c1c1c1"}
+
+
 def test_a_start_that_fails_behind_another_container_is_repaired_by_ending_that_one() -> None:
     failing = SessionFacts(
         "helper", "main", spawn_failures=3, last_spawn_error="still runs", due=1, oldest_due_at=NOW, containers=(OWN,)

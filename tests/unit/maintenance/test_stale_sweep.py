@@ -1,4 +1,4 @@
-"""The stale sweep over real files: what the evidence says is written, history first, after a backup, or nothing is."""
+"""The stale sweep over real files: after a backup it writes what the evidence says, or it writes nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from daemon.maintenance import stale_sweep
 from daemon.store.dead_letters import Operator
 from daemon.store.messages import note_claim
 from schema import connect
-from schema.errors import SchemaTooNewError, StorageError, UnusableFileError
+from schema.errors import FileBusyError, SchemaTooNewError, StorageError, UnusableFileError
 from tests.support.invariants import check_session
 from tests.support.session_world import NOW, SessionWorld
 
@@ -49,7 +49,7 @@ def world(tmp_path: Path) -> SessionWorld:
 
 
 def claimed(world: SessionWorld, message_id: str, by: str = "I1") -> None:
-    """Accepted, claimed by an incarnation, and the host took note of it."""
+    """Accept a message, claim it for an incarnation, and note the claim as the host does."""
     world.accept(message_id)
     world.claim(message_id, by=by)
     with world.files.inbound() as db, db.transaction():
@@ -67,6 +67,7 @@ def apply(world: SessionWorld, scope: Scope = SCOPE, context: RuntimeContext = G
 
 
 def unchanged(world: SessionWorld, work: Callable[[], object], error: type[BaseException]) -> BaseException:
+    """Check that `work` raises `error` and leaves inbound.db as it was. Return what it raised."""
     before = world.files.folder.inbound_db.read_bytes()
     with pytest.raises(error) as found:
         work()
@@ -104,7 +105,7 @@ def test_each_run_gets_what_the_evidence_says_and_only_the_rest_is_cancelled(wor
     assert "three at night" in who["detail"]
 
 
-def test_the_sender_of_a_cancelled_message_is_told_and_no_other(world: SessionWorld) -> None:
+def test_only_the_sender_of_a_cancelled_message_is_notified(world: SessionWorld) -> None:
     claimed(world, "ghost")
     finished(world, "done")
     apply(world)
@@ -193,13 +194,13 @@ def test_a_live_run_stops_the_sweep(world: SessionWorld) -> None:
     unchanged(world, lambda: apply(world, context=living), StaleAliveError)
 
 
-def test_a_run_whose_life_is_unknown_stops_the_sweep(world: SessionWorld) -> None:
-    claimed(world, "m")
-    world.change("UPDATE attempts SET claimed_at = 1")
-    world.unclaim("m")
-    unknown = RuntimeContext(NOW, synced=False, complete=False)
-    found = stale_sweep.preview(world.files, KEY, unknown, SCOPE)
-    assert found.endings == ()
+def test_a_run_whose_container_may_live_is_left_alone(world: SessionWorld) -> None:
+    claimed(world, "unknown", by="I1")
+    claimed(world, "gone", by="I2")
+    swept = apply(world, context=RuntimeContext(NOW, synced=False, complete=False, ended={"I2": NOW - 1000}))
+    assert [one.message_id for one in swept.plan.endings] == ["gone"]
+    assert [world.message(one)["status"] for one in ("unknown", "gone")] == ["pending", "cancelled"]
+    assert attempt(world, "unknown")["outcome"] is None
 
 
 def test_a_contradiction_stops_the_sweep_until_it_is_out_of_scope(world: SessionWorld) -> None:
@@ -226,7 +227,7 @@ def test_a_young_run_is_left_and_named(world: SessionWorld) -> None:
     assert world.message("young")["status"] == "pending"
 
 
-def test_more_than_the_cap_is_refused(world: SessionWorld) -> None:
+def test_more_runs_than_the_limit_are_refused(world: SessionWorld) -> None:
     for number in range(3):
         claimed(world, f"m{number}")
     unchanged(world, lambda: apply(world, replace(SCOPE, max_runs=2)), StaleScopeTooBroadError)
@@ -290,7 +291,7 @@ def test_a_locked_file_is_refused(world: SessionWorld, monkeypatch: pytest.Monke
     monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 20)
     with connect.open_owner(world.files.folder.inbound_db, connect.migrate.Role.INBOUND) as other:
         other.execute("BEGIN EXCLUSIVE")
-        unchanged(world, lambda: apply(world), Exception)
+        unchanged(world, lambda: apply(world), FileBusyError)
 
 
 def test_a_file_of_a_newer_version_is_refused(world: SessionWorld) -> None:
@@ -307,13 +308,13 @@ def test_a_corrupt_file_is_refused(world: SessionWorld) -> None:
     unchanged(world, lambda: apply(world), StorageError)
 
 
-def test_a_file_that_is_none_of_ours_is_refused(world: SessionWorld) -> None:
+def test_a_file_that_is_not_a_database_is_refused(world: SessionWorld) -> None:
     path = world.files.folder.inbound_db
     path.write_bytes(b"no database at all" * 500)
     unchanged(world, lambda: apply(world), StorageError)
 
 
-def test_another_program_s_database_is_refused_and_gets_no_table_of_ours(world: SessionWorld) -> None:
+def test_another_program_s_database_is_refused_and_gets_none_of_our_tables(world: SessionWorld) -> None:
     path = world.files.folder.inbound_db
     path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
@@ -378,7 +379,7 @@ def test_a_sweep_that_is_killed_leaves_a_whole_file_and_is_run_again(world: Sess
     assert len(again.plan.endings) == (0 if moment == "committed" else 2)
     assert {world.message("a")["status"], world.message("b")["status"]} == {"cancelled"}
     for backup in world.files.folder.inbox.glob("*.sqlite"):
-        backups.verify(backup)  # whatever is called a backup is one
+        backups.verify(backup)  # a file named as a backup is never half of one
 
 
 @pytest.mark.parametrize("error", [BackupFailedError, BackupNotVerifiedError])
@@ -395,7 +396,7 @@ def test_no_sweep_without_a_verified_backup(
     assert list(world.files.folder.inbox.glob("*.sqlite*")) == []
 
 
-def test_a_sweep_that_did_not_take_is_told(world: SessionWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_had_no_effect_is_reported(world: SessionWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     claimed(world, "m")
     monkeypatch.setattr(stale_sweep, "_end", lambda *_: None)
     with pytest.raises(StaleNotVerifiedError, match="m@I1 reads pending"):

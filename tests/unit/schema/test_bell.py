@@ -1,4 +1,6 @@
-"""The bell and the kernel's events under it: what is heard, what is told apart, and that nothing is followed or raised."""
+"""The bell and the file events that carry it: what is heard, how rings and commits are told apart, and that no link is
+followed.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,7 @@ def test_a_watch_that_was_taken_back_is_silent(tmp_path: Path) -> None:
 
     assert rung() == set(numbers.values()), "both are heard while they are watched"
     events.unwatch(numbers[quiet])
-    heard(events)  # the kernel's word that the watch has ended
+    heard(events)  # drop the event with which the kernel ends the watch
     assert rung() == {numbers[other]}
     events.close()
-    events.close()
+    events.close()  # a second time does no harm

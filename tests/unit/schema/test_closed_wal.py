@@ -1,5 +1,6 @@
 """A WAL file that nobody has open is read without a file beside it, and with all that its WAL holds."""
 
+import errno
 import shutil
 import sqlite3
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from schema import closed_wal
 from schema.closed_wal import read_closed
+from schema.errors import StorageError
 from schema.handles import Reader
 
 # Commits a row and dies as a killed server does, without a checkpoint.
@@ -91,3 +94,34 @@ def test_a_wal_that_is_no_file_is_left_to_sqlite(path: Path) -> None:
     assert read_closed(path, rows) is None
     shutil.rmtree(path.with_name("main.db-wal"))
     assert [one.name for one in path.parent.iterdir()] == ["main.db"]
+
+
+def test_a_wal_that_its_program_removes_meanwhile_is_left_to_sqlite(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the program opens and closes the file again, which ends with a checkpoint."""
+    subprocess.run([sys.executable, "-c", DIES, path], check=True)
+    path.with_name("main.db-shm").unlink()
+    copy = shutil.copyfile
+
+    def removing(source: Path, target: Path) -> object:
+        path.with_name("main.db-wal").unlink(missing_ok=True)
+        return copy(source, target)
+
+    monkeypatch.setattr(closed_wal.shutil, "copyfile", removing)
+    assert read_closed(path, rows) is None
+
+
+def test_a_folder_that_does_not_answer_is_not_taken_for_a_closed_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Path.lstat
+
+    def failing(one: Path) -> object:
+        if one.name.endswith("-shm"):
+            raise OSError(errno.EIO, "Input/output error")
+        return look(one)
+
+    monkeypatch.setattr(Path, "lstat", failing)
+    with pytest.raises(StorageError, match=r"main\.db-shm cannot be looked at"):
+        read_closed(path, rows)

@@ -1,4 +1,4 @@
-"""What daemons of one host own, between real processes: another role's names are refused, and a death frees them."""
+"""Which names the daemons of one host own, with real processes: another role's are refused until its process is dead."""
 
 import errno
 import os
@@ -66,7 +66,7 @@ def test_a_name_that_another_role_owns_is_refused_until_its_process_is_dead(begi
         ours.hold([FAR, ECHO])
     with pytest.raises(DuplicateOwnershipError, match="role cluster"):
         ours.check(ECHO)
-    ours.hold([FAR, HOOK])  # a channel of that name is another thing
+    ours.hold([FAR, HOOK])  # HOOK is a channel: an agent of the same name is another thing
     ours.check(FAR)
     other.kill()
     other.wait(timeout=60)
@@ -75,7 +75,7 @@ def test_a_name_that_another_role_owns_is_refused_until_its_process_is_dead(begi
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
-def test_an_owner_that_cannot_be_looked_at_now_is_no_owner_that_is_gone(
+def test_an_owner_that_cannot_be_examined_now_is_not_taken_for_gone(
     begin: Begin, ours: HostOwners, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     assert said(begin("cluster", f"theirs-{os.getpid()}", [ECHO])) == "held"
@@ -105,7 +105,7 @@ def test_what_is_held_keeps_others_out_and_what_is_given_up_does_not(begin: Begi
 
 
 def test_a_second_folder_of_the_same_role_goes_on_and_is_shown(begin: Begin, ours: HostOwners) -> None:
-    """A restore drill beside the original: each has its own messages."""
+    """As in a restore drill beside the original: each folder has its own messages."""
     ours.hold([ECHO, FAR])
     drill = begin("host", f"drill-{os.getpid()}", [ECHO])
     assert said(drill) == "held"
@@ -117,7 +117,7 @@ def test_a_second_folder_of_the_same_role_goes_on_and_is_shown(begin: Begin, our
     assert ours.duplicates() == []
 
 
-def test_of_two_that_start_at_once_never_both_own(begin: Begin) -> None:
+def test_two_that_start_at_once_never_both_own_a_name(begin: Begin) -> None:
     for number in range(5):
         pair = [begin(role, f"{role}-{os.getpid()}-{number}", [ECHO]) for role in ("host", "cluster")]
         heard = [said(one) for one in pair]
@@ -128,7 +128,7 @@ def test_of_two_that_start_at_once_never_both_own(begin: Begin) -> None:
 
 
 def test_a_name_whose_process_does_not_hold_it_blocks_nobody(ours: HostOwners, begin: Begin) -> None:
-    """Whoever shares the network namespace can bind any name: with an agent's own process, or with a daemon's."""
+    """Any process in the network namespace can bind a socket of any name, even one that names another process."""
     other = begin("cluster", f"theirs-{os.getpid()}", [ECHO])
     assert said(other) == "held"
     held = next(
