@@ -46,13 +46,13 @@ async def run_in_thread(work: Callable[..., _T], *arguments: object) -> _T:
 class FileWork:
     """Repeats and logs the file work of one runner.
 
-    `mend` is called after each failure. It repairs what it can, and returns the names of what it repaired.
+    `repair` is called after each failure. It repairs what it can, and returns the names of what it repaired.
     """
 
-    def __init__(self, stopping: Stopping, log: Logger, mend: Callable[[ClawbusError], list[str]]) -> None:
+    def __init__(self, stopping: Stopping, log: Logger, repair: Callable[[ClawbusError], list[str]]) -> None:
         self._stopping = stopping
         self._log = log
-        self._mend = mend
+        self._repair = repair
         self._last_problem: str | None = None
 
     async def until_done(self, event: str, work: Callable[[], _T]) -> _T:
@@ -75,7 +75,7 @@ class FileWork:
         raise GraceOverError(event)
 
     def note_problem(self, event: str, error: ClawbusError) -> None:
-        """Log a problem once, and again when it changes, and mend what the agent did to the files.
+        """Log a problem once, and again when it changes, and repair what the agent did to the files.
 
         InboundUnreadableError (the host commits) is logged as debug only.
         """
@@ -84,8 +84,8 @@ class FileWork:
         if isinstance(error, InboundUnreadableError):
             return
         self._last_problem = error.code
-        if mended := self._mend(error):
-            self._log.warning("files_mended", names=mended)
+        if repaired := self._repair(error):
+            self._log.warning("files_repaired", names=repaired)
 
     def note_success(self) -> None:
         """Log the next problem again, even if it is the same as the last one."""

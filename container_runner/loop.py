@@ -100,7 +100,7 @@ class Runner:
         self._children = upkeep.children
         self._words = upkeep.words
         self._stopping = Stopping(settings.grace_s)
-        self._files = FileWork(self._stopping, log, store.mend)
+        self._files = FileWork(self._stopping, log, store.repair)
         self._source = FileSource(upkeep.home, settings.max_files, settings.max_file_bytes)
         self._end = TurnEnd(settings, store, self._files, self._stopping, self._source)
         self._first_poll = True

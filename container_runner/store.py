@@ -95,19 +95,19 @@ class Store:
             write_tool(db, None, self.now_ms())
             return dropped
 
-    def mend(self, error: ClawbusError) -> list[str]:
-        """Mend what the agent did to outbound.db and the rights in `out/`, after `error`. Return the names of what was mended.
+    def repair(self, error: ClawbusError) -> list[str]:
+        """Repair what the agent did to outbound.db and the rights in `out/`, after `error`. Return the names of what was repaired.
 
         A table that it dropped comes back without its rows. Never raise.
         """
-        mended = self.outbox.give_rights_back()
+        repaired = self.outbox.give_rights_back()
         if _NO_TABLE in str(error):
             with suppress(ClawbusError), self._own() as db, db.transaction():
                 missing = [name for name in OUTBOUND_TABLES if not db.columns(name)]
                 for statement in statements(Role.OUTBOUND) if missing else ():
                     db.execute(statement)
-                mended += missing
-        return mended
+                repaired += missing
+        return repaired
 
     def claim(
         self,

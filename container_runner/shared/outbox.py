@@ -58,7 +58,7 @@ class Outbox:
         return True
 
     def give_rights_back(self) -> list[str]:
-        """Mend what the agent did to the rights in `out/`. Return the names of what was mended. Never raise."""
+        """Repair what the agent did to the rights in `out/`. Return the names of what was repaired. Never raise."""
         return give_rights_back(self._out_folder)
 
     def place(self, row_id: str, reply: Reply) -> None:

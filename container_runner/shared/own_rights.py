@@ -23,21 +23,21 @@ _DISPOSABLE: Final = (HEARTBEAT, WORDS, WORDS_BEFORE)
 
 
 def give_rights_back(out_folder: Path) -> list[str]:
-    """Mend `out/`, outbound.db and its journal, the small files and `out/outbox/`. Return the names of what was mended.
+    """Repair `out/`, outbound.db and its journal, the small files and `out/outbox/`. Return the names of what was repaired.
 
     Remove `out/outbox/` if it is not a folder, and a small file (the heartbeat, the agent's words) if it is not a plain
     file: each is made again when it is needed. Never raise.
     """
     outbox = out_folder / OUTBOX_FILES
-    mended = [out_folder.name] * _mend(out_folder, stat.S_ISDIR, _FOLDER)
-    mended += [name for name in _DATABASE if _mend(out_folder / name, stat.S_ISREG, _FILE)]
-    mended += [name for name in _DISPOSABLE if _mend(out_folder / name, stat.S_ISREG, _FILE, remove=True)]
-    mended += [outbox.name] * _mend(outbox, stat.S_ISDIR, _FOLDER, remove=True)
-    return mended
+    repaired = [out_folder.name] * _repair(out_folder, stat.S_ISDIR, _FOLDER)
+    repaired += [name for name in _DATABASE if _repair(out_folder / name, stat.S_ISREG, _FILE)]
+    repaired += [name for name in _DISPOSABLE if _repair(out_folder / name, stat.S_ISREG, _FILE, remove=True)]
+    repaired += [outbox.name] * _repair(outbox, stat.S_ISDIR, _FOLDER, remove=True)
+    return repaired
 
 
-def _mend(path: Path, is_kind: Callable[[int], bool], wanted: int, *, remove: bool = False) -> bool:
-    """Return whether the path was mended: its missing permissions were added, or it was of the wrong kind and was removed."""
+def _repair(path: Path, is_kind: Callable[[int], bool], wanted: int, *, remove: bool = False) -> bool:
+    """Return whether the path was repaired: its missing permissions were added, or it was of the wrong kind and was removed."""
     with suppress(OSError, RecursionError):
         mode = os.lstat(path).st_mode
         if is_kind(mode):

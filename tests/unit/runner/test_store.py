@@ -271,8 +271,8 @@ def test_a_table_that_the_agent_dropped_comes_back(kit: SessionKit, store: Store
     finish = partial(store.finish, rows, ["m1"], AckStatus.FAILED, note=note, usage=usage, state={"key": "value"})
     with pytest.raises(ClawbusError) as refused:
         finish()
-    assert store.mend(refused.value) == [table]
-    assert store.mend(refused.value) == []
+    assert store.repair(refused.value) == [table]
+    assert store.repair(refused.value) == []
     assert finish()
     assert kit.acks() == {"m1": "failed"}
 
@@ -280,7 +280,7 @@ def test_a_table_that_the_agent_dropped_comes_back(kit: SessionKit, store: Store
 def test_an_error_that_names_no_table_opens_no_file(kit: SessionKit, store: Store) -> None:
     with kit.runner_file() as db, db.transaction():
         db.execute("DROP TABLE deferrals")
-    assert store.mend(FileBusyError("outbound.db: database is locked")) == []
+    assert store.repair(FileBusyError("outbound.db: database is locked")) == []
 
 
 def test_release_gives_back_own_claims_only(kit: SessionKit, store: Store) -> None:
