@@ -147,35 +147,37 @@ def work_without_agent(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
 
 
 def spawn_failing(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
-    """Report that the session's container cannot be started."""
-    # Report it while the next start is under way, too, but not while a container runs, unless that one hangs.
-    starting = one.live is not None and one.live.container_id is None
-    if not one.spawn_failures or not one.due or (one.live is not None and not starting and not _hangs(host, one)):
+    """Report that the session's container cannot be started, also while the next start is under way."""
+    running = one.live is not None and one.live.container_id is not None
+    if not one.spawn_failures or not one.due or (running and not _hangs(host, one)):
         return None
     evidence = [
         f"{one.spawn_failures} failed starts in a row, the last: {one.last_spawn_error or 'no reason recorded'}"
     ]
     if one.next_spawn_at is not None and one.next_spawn_at > host.now:
         evidence.append(f"The next attempt is in {span(one.next_spawn_at - host.now)}.")
-    image, away = image_unusable(host), runtime_away(host)
-    cause = image or away or too_new(host, one)
-    # A stray container is in the way of every start until it is killed. Otherwise `session show` has the failed one's log.
-    command = (
-        cause.command if cause is not None else f"clawbus session {'kill' if one.containers else 'show'} {quoted(one)}"
-    )
-    if cause is None and TOO_NEW in (one.last_spawn_error or ""):
-        # The image is of an older clawbus, whose runner cannot read the files that this host writes.
-        command = UPGRADE if host.runtime == "process" else "clawbus image build"
-    named = cause is not None or one.containers or not command.startswith("clawbus session show")
-    if not named:
+    cause, command = _repair_of_starts(host, one)
+    choices: tuple[Choice, ...] = ()
+    if command is None:
+        command = f"clawbus session show {quoted(one)}"  # it has the failed container's log
         evidence.append("Repair what the last error names. The daemon keeps retrying, less often each time.")
+        choices = (Choice("once its cause is repaired, to retry it now", f"clawbus session release {quoted(one)}"),)
     return finding(
-        one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command,
-        cause=cause.code if cause is not None else "ORPHANED_CONTAINER" if one.containers else None,
-        choices=() if named else (
-            Choice("once its cause is repaired, to retry it now", f"clawbus session release {quoted(one)}"),
-        ),
-    )  # fmt: skip
+        one, "SPAWN_FAILING", "Its container cannot be started.", evidence, command, cause=cause, choices=choices
+    )
+
+
+def _repair_of_starts(host: HostFacts, one: SessionFacts) -> tuple[str | None, str | None]:
+    """Return the code of what makes the starts fail, and the command that ends it; None for what is not known."""
+    cause = image_unusable(host) or runtime_away(host) or too_new(host, one)
+    if cause is not None:
+        return cause.code, cause.command
+    if TOO_NEW in (one.last_spawn_error or ""):
+        # The image is of an older clawbus, whose runner cannot read the files that this host writes.
+        return None, UPGRADE if host.runtime == "process" else "clawbus image build"
+    if one.containers:  # a stray container is in the way of every start until it is killed
+        return "ORPHANED_CONTAINER", f"clawbus session kill {quoted(one)}"
+    return None, None
 
 
 def _hangs(host: HostFacts, one: SessionFacts) -> bool:
