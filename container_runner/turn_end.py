@@ -5,7 +5,7 @@ Uses the store and the log only. Runs no provider and claims nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +35,9 @@ from schema.json_text import whole_text
 from schema.rows import AckStatus, RunnerSettings, ToolCall, TurnNote, TurnUsage
 
 _MAX_REASON: Final = 1000
+MAX_STATE_BYTES: Final = (
+    16 * 1024**2
+)  # of all keys and values: each turn reads them, and the file would grow without end
 _FILE_REFUSED: Final = "FILE_REFUSED"
 _GIVE_BACK_S: Final = 10.0
 _LAST_TRIES_S: Final = (0.1, 0.3, 0.6)
@@ -208,7 +211,7 @@ class TurnEnd:
             log(event, code=outcome.note.code, reason=outcome.note.message)
         for name in plan.unknown:
             turn.log.warning("output_dropped", reason="unknown destination", destination=name[:200])
-        failure = _refusal(plan, self._settings.max_answer_bytes)
+        failure = _refusal(plan, self._settings.max_answer_bytes) or _refused_state(turn.batch.state, outcome.state)
         return (plan, None) if failure is None else (self._failure_replies(failure, turn), failure)
 
     def _failure_replies(self, failure: TurnFailedError, turn: EndedTurn) -> Plan:
@@ -251,6 +254,22 @@ def _note(outcome: Outcome) -> TurnNote | None:
 def _is_shared(messages: Sequence[TurnMessage]) -> bool:
     """Return whether the turn has more than one trigger."""
     return sum(message.trigger for message in messages) > 1
+
+
+def _refused_state(before: Mapping[str, str], changes: Mapping[str, str | None]) -> TurnFailedError | None:
+    """Return why the session's state may not grow by these changes, or None if it may."""
+    after = {key: value for key, value in {**before, **changes}.items() if value is not None}
+    size = _size(after)
+    if size <= MAX_STATE_BYTES or size <= _size(before):
+        return None
+    return AnswerTooLargeError(
+        f"The session's state would have {size} bytes in {len(after)} keys; the most is {MAX_STATE_BYTES}."
+        " A `value` of null removes a key."
+    )
+
+
+def _size(state: Mapping[str, str]) -> int:
+    return sum(len(part.encode("utf-8", "replace")) for pair in state.items() for part in pair)
 
 
 def _refusal(plan: Plan, max_bytes: int) -> TurnFailedError | None:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MS
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MS
 
 
 def to_text(epoch_ms: int) -> str:
@@ -27,6 +29,7 @@ def from_text(text: object) -> int | None:
     """Return the epoch milliseconds of a text instant, or None if it is not an instant.
 
     No zone means UTC (SQLite's datetime('now') writes none); 'T' or space; 'Z' or an offset. Never local time.
+    An offset may lead out of the years 1 to 9999: then it is the nearest instant in them, so that it can be written again.
     """
     if not isinstance(text, str) or len(text) > 64:
         return None
@@ -36,7 +39,4 @@ def from_text(text: object) -> int | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    try:
-        return (moment - _EPOCH) // _MS
-    except OverflowError:
-        return None
+    return min(max((moment - _EPOCH) // _MS, _FIRST), _LAST)

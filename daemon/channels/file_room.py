@@ -43,6 +43,7 @@ class FileRoom:
             raise TransientDeliveryError(
                 f"other answers with files are on their way, {self._used.total()} bytes; this one waited for {self._wait_s:g} s.",
                 retry_after_s=self._wait_s,
+                paced=True,
             )
         try:
             yield

@@ -15,7 +15,9 @@ from typing import Any, Final, cast
 from daemon.channels.protocol import Outgoing
 from daemon.core.content import text_of
 from daemon.core.errors import PermanentDeliveryError
+from daemon.core.printable import one_line
 from daemon.core.templates import MissingFieldError, TemplateError, parse
+from schema.questions import QuestionError, from_content, is_question
 
 DISCORD_LIMIT: Final = 2_000
 REPLY_VALUES: Final = frozenset(
@@ -41,14 +43,14 @@ def clawbus_body(message: Outgoing) -> object:
 
 def slack_body(message: Outgoing) -> object:
     """Return the format of Slack's and Mattermost's incoming webhooks."""
-    text = text_of(message.content).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = _said(message).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     thread = message.address.thread_id
     return {"text": text} if thread is None else {"text": text, "thread_ts": thread}
 
 
 def discord_body(message: Outgoing) -> object:
     """Return the format of Discord's webhooks. Cut a text over the limit and say so in it; the session keeps the whole text."""
-    text = text_of(message.content)
+    text = _said(message)
     if len(text) > DISCORD_LIMIT:
         note = f"\n[cut: {len(text)} characters; the whole answer is {message.message_out_id}]"
         text = text[: DISCORD_LIMIT - len(note)] + note
@@ -60,7 +62,7 @@ def teams_body(message: Outgoing) -> object:
     card = {
         "type": "AdaptiveCard",
         "version": "1.4",
-        "body": [{"type": "TextBlock", "text": text_of(message.content), "wrap": True}],
+        "body": [{"type": "TextBlock", "text": _said(message), "wrap": True}],
     }
     return {
         "type": "message",
@@ -84,7 +86,7 @@ def operator_body(body: Mapping[str, Any], message: Outgoing) -> object:
     Raise PermanentDeliveryError if a template names `content` and that is not JSON.
     """
     values: dict[str, object] = {
-        "text": text_of(message.content), "agent": message.agent, "session": message.session,
+        "text": _said(message), "agent": message.agent, "session": message.session,
         "id": message.message_out_id, "in_reply_to": message.in_reply_to, "kind": message.kind,
         "timestamp": message.timestamp, "place": message.address.platform_id, "thread": message.address.thread_id,
     }  # fmt: skip
@@ -107,6 +109,22 @@ def encoded(body: object) -> bytes:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise PermanentDeliveryError(f"the content is not JSON: {str(error)[:200]}") from error
+
+
+def _said(message: Outgoing) -> str:
+    """Return what a person reads: the text, and of a question each option with the number that chooses it."""
+    text = text_of(message.content)
+    if not is_question(message.kind, message.content):
+        return text
+    try:
+        options = from_content(message.message_out_id, message.content).options
+    except QuestionError:  # the host has refused it: then it is no question that anybody can answer
+        return text
+    lines = [
+        f"{number}. {one_line(one.label)}" + (f": {one_line(one.description)}" if one.description else "")
+        for number, one in enumerate(options, 1)
+    ]
+    return "\n".join((text, *lines))
 
 
 def _content(message: Outgoing) -> object:

@@ -160,8 +160,10 @@ class WebhookOut:
     def _failure(self, where: str, response: httpx.Response) -> Exception:
         status = response.status_code
         text = f"hook {where}: answered {status}"
-        if status in TRANSIENT or (status >= 500 and status not in PERMANENT_5XX):
-            wait = retry_after_s(response.headers.get("retry-after"), self._clock.now_ms())
+        wait = retry_after_s(response.headers.get("retry-after"), self._clock.now_ms())
+        # Some receivers limit the rate with a 403 or a 413: what names a time to wait is no refusal.
+        named = wait is not None and status >= 400
+        if named or status in TRANSIENT or (status >= 500 and status not in PERMANENT_5XX):
             return TransientDeliveryError(f"{text}.", retry_after_s=wait)
         hint = f"Look at the receiver, then requeue; channels.{self._name}.hooks holds its address."
         if 300 <= status < 400:

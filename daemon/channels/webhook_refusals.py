@@ -101,6 +101,7 @@ _STATUS: Final[tuple[tuple[type[ClawbusError], int], ...]] = (
 
 # What a sender is told of refusals whose own words are the operator's: they name agents, people and commands of the host.
 _OUTSIDE: Final[tuple[tuple[type[ClawbusError], str, str], ...]] = (
+    (IdConflictError, "another message has this id already.", IdConflictError.default_hint),
     (UnknownAgentError, "nobody answers at this hook now.", "Ask who runs it."),
     (UnknownSessionError, "there is no such conversation.", "Send a message first."),
     (UnknownQuestionError, "there is no such question here.", "Send the agent a message instead."),

@@ -366,18 +366,26 @@ class NotConfirmedError(ClawbusError):
 class TransientDeliveryError(ClawbusError):
     """A send failed and may succeed later, after `retry_after_s` seconds if the receiver named them.
 
-    `in_doubt`: the receiver may have taken the answer, because it was sent and no response came.
+    `in_doubt`: the receiver may have taken the answer, because it was sent and no response came. `paced`: a limit of our own
+    lets it go only then. That is no failure: it keeps its place before the later ones, and is never given up for it.
     """
 
     code = "DELIVERY_TRANSIENT"
     default_hint = "Nothing to do yet: it is retried with back-off."
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, hint: str | None = None, in_doubt: bool = False
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        hint: str | None = None,
+        in_doubt: bool = False,
+        paced: bool = False,
     ) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
         self.in_doubt = in_doubt
+        self.paced = paced
 
 
 class PermanentDeliveryError(ClawbusError):

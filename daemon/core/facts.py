@@ -250,6 +250,7 @@ class SessionFacts:
     due: int = 0
     oldest_due_at: int | None = None
     claimed: bool = False
+    moved_at: int | None = None  # when its living container last began or ended a turn, if it claims nothing now
     failed: int = 0
     dead: int = 0
     dead_example: str | None = None

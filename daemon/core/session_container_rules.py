@@ -245,7 +245,8 @@ def unclaimed(host: HostFacts, one: SessionFacts) -> Diagnosis | None:
     """Report a container that runs and takes none of the messages that are due."""
     if one.live is None or one.live.life is not Life.ALIVE or one.oldest_due_at is None or one.claimed:
         return None
-    waited = host.now - max(one.oldest_due_at, one.live.started_at or one.live.created_at)
+    # Between two turns it claims nothing for a moment, however long its queue is.
+    waited = host.now - max(one.oldest_due_at, one.live.started_at or one.live.created_at, one.moved_at or 0)
     if waited < UNCLAIMED_MS:
         return None
     evidence = (f"{one.due} due for {span(waited)}; the container {one.live.container_id} lives and claims nothing.",)

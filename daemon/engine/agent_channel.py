@@ -175,6 +175,7 @@ class AgentChannel:
             raise TransientDeliveryError(
                 f"{sender} has sent {to} more than agent_messages.per_minute allows, {limits.per_minute:g}.",
                 retry_after_s=wait_s,
+                paced=True,
             )
 
     async def _tell_root(self, root: Root) -> None:

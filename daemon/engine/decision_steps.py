@@ -85,10 +85,15 @@ def _note_question(db: Writer, decision: Decision, means: DeliveryContext, now: 
 
 
 def _notify_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> None:
-    """Inform the sender that an answer cannot be sent. The message counts as completed, so nothing else informs it."""
+    """Inform the sender that an answer cannot be sent. The message counts as completed, so nothing else informs it.
+
+    Not of what the agent said in mid-turn: its answer is still to come, and a notice would be taken for it.
+    """
     candidate = decision.candidate
     answered = candidate.row.in_reply_to
     if decision.reason not in _UNSENDABLE | _NOT_SCHEDULED or candidate.from_host or answered is None:
+        return
+    if not candidate.row.final:
         return
     message = messages.find(db, answered)
     address = messages.address_of(message) if message is not None else None

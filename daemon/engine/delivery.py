@@ -197,7 +197,7 @@ class Delivery:
         return True
 
     def _charge(self, session: Session, rows: int) -> None:
-        """Charge the session's budget with the CPU time spent on its files since the last poll, sweeps included."""
+        """Charge the session's budget with the CPU time of this poll and of the sweeps since the last one."""
         used, session.charged_s = session.cpu_s - session.charged_s, session.cpu_s
         if session.budget.charge(self._clock.monotonic(), used, rows) == 0 and session.budget.credit >= BURST_S / 2:
             session.throttled = False
@@ -224,7 +224,8 @@ class Delivery:
         live = self._supervisor.live_incarnation(session)
         try:
             async with session.lock:
-                found, handed = await session.call_locked(partial(self._own.collect, session, means, live))
+                poll = partial(self._own.collect, session, means, live)
+                found, handed = await session.call_locked(poll, charged=True)
                 # Mark the destinations while holding the lock, before any other task can plan for them.
                 groups = claim_destinations(session, found.sends, handed)
                 taken.clear()  # from here on each send group releases its own slot

@@ -24,6 +24,7 @@ class Outcome:
     permanent: bool = False
     retry_after_s: float | None = None
     in_doubt: bool = False  # for a failure: the answer may have arrived
+    paced: bool = False  # for a failure: only a limit of our own makes it wait
     not_wanted: bool = False  # the channel reports that it does not want it
     begun: SpanStart | None = None
     ended_at: int = 0

@@ -65,6 +65,11 @@ def _failed(db: Writer, outcome: Outcome, means: DeliveryContext, now: int) -> D
     state = deliveries.state_of(db, send.candidate.row.id)
     if state != "intended":  # recorded already, or an operator has dropped it meanwhile
         return DeadLetterDecision(send.candidate, code, error, send.address) if state == "dead" else None
+    if outcome.paced and not deliveries.head_that_lets_try(db, send.address.key, send.candidate.row.id):
+        # Vary it: all sessions that wait for the same limit would else come at the same moment.
+        wait_s = (outcome.retry_after_s or means.config.retry_base_s) * (1 + means.jitter)
+        deliveries.wait_turn(db, send.candidate.row.id, now, now + int(wait_s * 1000) + 1, code, error)
+        return None
     attempts = send.candidate.attempts + 1
     first_at = send.candidate.first_at or now
     if outcome.permanent or means.tried_long_enough(now, first_at):

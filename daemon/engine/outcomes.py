@@ -67,7 +67,7 @@ def failure(send: Send, error: Exception, timeout_s: float) -> Outcome:
     if isinstance(error, TransientDeliveryError):
         return Outcome(
             send, sent=True, error_code=error.code, error=str(error), retry_after_s=error.retry_after_s,
-            in_doubt=error.in_doubt,
+            in_doubt=error.in_doubt, paced=error.paced,
         )  # fmt: skip
     channel = send.address.channel_type
     host = as_host_error(error, f"the channel {channel} cannot send") if passes(error) else None

@@ -49,7 +49,7 @@ class SendHealth:
         """
         if any(one.sent and one.error is None for one in outcomes):
             self._troubles.pop(lane, None)
-        failed = [one for one in outcomes if one.error is not None and not one.permanent]
+        failed = [one for one in outcomes if one.error is not None and not one.permanent and not one.paced]
         if not failed or (lane not in self._troubles and len(self._troubles) >= _PLACES):
             return
         now = self._clock.now_ms()

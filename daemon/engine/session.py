@@ -106,7 +106,7 @@ class Session:
         self.lost_places = frozenset[tuple[str, str]]()
         self.deleted = False
         self.budget = PollBudget()
-        self.cpu_s = 0.0  # CPU time of all operations on its files
+        self.cpu_s = 0.0  # CPU time of the operations that read its container's file because the container asked for it
         self.charged_s = 0.0  # the part of `cpu_s` that was charged to the budget
         self.throttled = False
         self.held_by: tuple[str, ...] = ()  # processes outside its container that hold a lock on inbound.db
@@ -144,8 +144,8 @@ class Session:
         async with self.lock:
             return await self.call_locked(operation)
 
-    async def call_locked(self, operation: Callable[[], T]) -> T:
-        """Run an operation for a caller that holds `lock`.
+    async def call_locked(self, operation: Callable[[], T], *, charged: bool = False) -> T:
+        """Run an operation for a caller that holds `lock`. If it is `charged`, the container pays for its CPU time (`budget`).
 
         An operation that takes longer than `operation_s`, or whose caller is cancelled, is abandoned: a container can make an
         open hang forever, by putting a fifo in a file's place between our check and SQLite's open. Until the abandoned thread
@@ -155,7 +155,7 @@ class Session:
             raise UnknownSessionError(f"session {self.key} was deleted.")
         if self._in_thread:
             raise ReadDeadlineError(f"an earlier operation on the files of {self.key} has not returned.")
-        job = _Job(partial(self._watched, operation), self._came_back)
+        job = _Job(partial(self._watched, operation, charged=charged), self._came_back)
         self._in_thread = True
         try:
             # Only the operation's own time counts, not the wait for a thread, which is not this session's fault.
@@ -185,7 +185,7 @@ class Session:
             job.withdraw()
             raise
 
-    def _watched(self, operation: Callable[[], T]) -> T:
+    def _watched(self, operation: Callable[[], T], *, charged: bool) -> T:
         began = time.thread_time()
         try:
             with typed_host_errors(f"the files of {self.key}"):
@@ -194,7 +194,8 @@ class Session:
             self._on_storage_error(error)
             raise
         finally:
-            self.cpu_s += time.thread_time() - began
+            # What senders and operators ask for is not the container's doing, and must not delay its answers.
+            self.cpu_s += time.thread_time() - began if charged else 0.0
 
     def _came_back(self) -> None:
         self._in_thread = False

@@ -136,7 +136,8 @@ class SessionSweep:
                     partial(
                         sweep_files, session.files, container, now, self._settings_of(key),
                         occupied=occupied, floor=floor, last_tool=session.tool, members=self._read_trouble.held_files.members_of(session),
-                    )
+                    ),
+                    charged=True,
                 )  # fmt: skip
                 await self._take_note(session, swept, now, running=container is not None)
                 idle = slot is None and not unknown and self._is_idle(session, swept, now)

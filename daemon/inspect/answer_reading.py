@@ -69,7 +69,8 @@ def _matching(wanted: AnswersWanted, now: int) -> tuple[str, tuple[object, ...]]
 def retrying_example(db: Reader, now: int) -> tuple[int, dict[str, Any] | None]:
     """Return how many answers have failed often or wait long for their next attempt, and the one that failed most."""
     notable = (
-        "FROM delivery_attempts WHERE state = 'retrying' AND (attempts >= ?1 OR next_attempt_at > ?2 + ?3"
+        # Without an attempt it only waits for a limit of our own.
+        "FROM delivery_attempts WHERE state = 'retrying' AND attempts > 0 AND (attempts >= ?1 OR next_attempt_at > ?2 + ?3"
         " OR first_at < ?2 - ?3)"
     )
     params = (NOTABLE_ATTEMPTS, now, NOTABLE_WAIT_MS)

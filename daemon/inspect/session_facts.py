@@ -54,12 +54,15 @@ def session_facts(
     errors = tuple(dict.fromkeys(text for text in (*runs.errors, queues.error, error) if text is not None))
     life = context.life(live["id"]) if live is not None else Life.GONE
     recorded = recorded_facts(key, row, live_record(live, life), queues)
+    claimed = queues.claimed or any(run.evidence.claimed for run in runs.runs)
+    asked = life is Life.ALIVE and queues.due > 0 and not claimed
     facts = replace(
         recorded,
+        moved_at=_moved_at(folder, live["id"]) if asked and live is not None else None,
         container=container,
         containers=containers,
         journal=os.path.lexists(folder.outbox / f"{OUTBOUND_DB}-journal"),
-        claimed=queues.claimed or any(run.evidence.claimed for run in runs.runs),
+        claimed=claimed,
         overdue_answers=overdue,
         oldest_overdue_at=oldest_overdue,
         errors=errors,
@@ -204,6 +207,17 @@ def _clock(key: tuple[str, str], reader: Reader, now: int) -> ClockFacts:
 
 def _where(key: tuple[str, str]) -> str:
     return f"The newest history of {'/'.join(key)}"
+
+
+def _moved_at(folder: SessionFolder, incarnation: str) -> int | None:
+    """Return when this incarnation last began or ended a turn, as the host recorded it, or None."""
+    sql = "SELECT max(coalesce(ended_at, claimed_at)) AS at FROM attempts WHERE incarnation = ?"
+    try:
+        with open_inbound(folder) as reader:
+            rows = table_rows(reader, "attempts", sql, incarnation)
+    except ClawbusError:
+        return None
+    return rows[0]["at"] if rows else None
 
 
 def _changed_at(folder: SessionFolder) -> int | None:

@@ -258,6 +258,22 @@ def retry(
     record(db, message_out_id, "delivery_failed", at, detail={**detail, **({"in_doubt": True} if in_doubt else {})})
 
 
+def wait_turn(db: Writer, message_out_id: str, at: int, not_before: int, code: str, error: str) -> None:
+    """Have a row wait for a limit of our own until `not_before`, before the later ones of its destination. That is no attempt.
+
+    The time for its retries begins with its first attempt. The history has the first of its waits.
+    """
+    waited = "SELECT 1 FROM message_history WHERE message_id = ? AND event = 'delivery_waits' LIMIT 1"
+    if db.one(waited, (message_out_id,)) is None:
+        record(db, message_out_id, "delivery_waits", at, detail={"reason": error[:1000]})
+    db.execute(
+        "UPDATE delivery_attempts SET state = 'retrying', attempts = max(attempts - 1, 0), next_attempt_at = ?,"
+        " first_at = CASE WHEN attempts > 1 THEN first_at ELSE ? END, last_error_code = ?, last_error = ?"
+        " WHERE message_out_id = ?",
+        (not_before, at, code, error[:1000], message_out_id),
+    )
+
+
 def head_that_lets_try(db: Reader, destination: str, message_out_id: str) -> bool:
     """Return whether another row of this destination keeps failing and lets this one try."""
     sql = (

@@ -257,7 +257,8 @@ def _asked(row: sqlite3.Row) -> Asked:
         text=row["text"],
         options=questions.options_from(json.loads(row["options"])),
         free_text=bool(row["free_text"]),
-        timeout_s=(deadline - asked_at) / 1000,
+        # It may stay open for longer than an agent may ask for (agents.NAME.min_schedule_s): `deadline` is what counts.
+        timeout_s=min(max((deadline - asked_at) / 1000, questions.MIN_TIMEOUT_S), questions.MAX_TIMEOUT_S),
         default=row["fallback"],
         notify=bool(row["notify"]),
         asks_for=row["asks_for"],

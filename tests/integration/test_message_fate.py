@@ -194,3 +194,36 @@ def test_an_id_that_failed_is_worked_on_again_when_it_is_sent_again(make_daemon:
     assert (repeated["duplicate"], repeated["state"], repeated["previous"]) == (True, "completed", None)
     assert turns(folder)[-1] == ["busy"]
     assert len(turns(folder)) == 3
+
+
+def far_ahead(make_daemon: Make, *, now: bool, then: str = "") -> RealDaemon:
+    """An agent whose one message is for a time that an offset leads out of the calendar."""
+    line = {"type": "message", "text": "late", "deliver_after": "9999-12-31T23:59:59-12:00", "now": now}
+    daemon = make_daemon(command_agent("a", ("sh", "-c", f"cat > /dev/null; echo '{json.dumps(line)}'{then}")))
+    daemon.start()
+    return daemon
+
+
+def dead_codes(daemon: RealDaemon) -> list[str]:
+    return [one["code"] for one in daemon.cli("dead", "list").result["letters"]]
+
+
+def test_an_answer_for_a_time_outside_the_calendar_is_refused_once(make_daemon: Make) -> None:
+    """No text can hold that instant: its runner died of it again and again, until the message had no tries left."""
+    daemon = far_ahead(make_daemon, now=False)
+    asked = daemon.post("remind me", agent="a", session="s")
+    assert daemon.answer(asked, agent="a", session="s")["error"]["code"] == "TOO_FAR_AHEAD"
+    eventually("settled", lambda: daemon.message("a", "s", asked)["status"] == "completed")
+    assert dead_codes(daemon) == ["TOO_FAR_AHEAD"]
+
+
+def test_a_mid_turn_message_that_cannot_be_sent_is_not_told_as_the_answer(make_daemon: Make, tmp_path: Path) -> None:
+    """Who waits for the answer took the notice for it, while the agent still worked."""
+    go, answer = tmp_path / "go", json.dumps({"type": "message", "text": "done"})
+    daemon = far_ahead(make_daemon, now=True, then=f"; until [ -e {go} ]; do sleep 0.05; done; echo '{answer}'")
+    asked = daemon.post("remind me", agent="a", session="s")
+    eventually("refused", lambda: dead_codes(daemon) == ["TOO_FAR_AHEAD"])
+    go.touch()
+    assert daemon.answer(asked, agent="a", session="s") == {"text": "done"}
+    eventually("settled", lambda: daemon.message("a", "s", asked)["status"] == "completed")
+    assert [one["content"] for one in daemon.entries()] == [{"text": "done"}]

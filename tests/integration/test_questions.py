@@ -180,6 +180,21 @@ def test_an_agent_cannot_wake_itself_more_often_by_questions_than_by_schedules(m
     daemon.at_rest = True
 
 
+def test_a_question_may_stay_open_for_longer_than_an_agent_may_ask_for(make_daemon: Make) -> None:
+    """Its own record was refused at each reading: the sweep failed, and so did status, doctor and every list."""
+    agent = command_agent("asks", (sys.executable, "-I", "-S", "-c", ASKS_ALWAYS))
+    daemon = make_daemon(f"{agent}min_schedule_s = {30 * 86_400}\n")
+    daemon.start()
+    assert daemon.ask("go", agent="asks", session="s")["text"] == "asked"
+    listed = daemon.cli("question", "list").result["questions"]
+    assert [one["deadline"] - daemon.status()["at"] > 29 * 86_400_000 for one in listed] == [True, True, True]
+    assert daemon.show("asks", "s")["state"]
+    assert not daemon.events("sweep_failed")
+    daemon.cli("question", "answer", listed[0]["id"], "yes").result  # noqa: B018 - asserts that it worked
+    eventually("told at once", lambda: [one["content"].get("text") for one in daemon.entries()].count("asked") == 2)
+    daemon.at_rest = True
+
+
 def asked_for(command: str) -> list[str]:
     """The words of a printed command, without the program and its --config, which the daemon of the test adds."""
     words = shlex.split(command)

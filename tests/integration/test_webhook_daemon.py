@@ -99,6 +99,7 @@ def test_refusals_say_why_and_store_nothing(make_daemon: Make) -> None:
         assert post(url, IN, "say hello", message_id="order-4").json()["duplicate"] is True
         other = post(url, IN, "say something else", message_id="order-4")
         assert (other.status_code, other.json()["error"]["code"]) == (409, "ID_CONFLICT")
+        assert "prog" not in other.text, "the sender need not know which agent answers at the hook"
         eventually("posted", lambda: receiver.posts)
         assert len(daemon.show("prog", "s")["messages"]) == 1
 

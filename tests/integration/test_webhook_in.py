@@ -21,6 +21,7 @@ from daemon.core.errors import (
     AnswerRefusedError,
     AttachmentError,
     ContentError,
+    IdConflictError,
     MessageError,
     QuestionClosedError,
     UnknownAgentError,
@@ -428,6 +429,7 @@ async def test_what_the_bus_refuses_is_said(served: Served, error: ClawbusError,
 @pytest.mark.parametrize(
     ("error", "status"),
     [
+        (IdConflictError("message id 'one' was used for other content in payroll/s."), 409),
         (UnknownAgentError("there is no agent 'a' (known: payroll)."), 404),
         (UnknownSessionError("there is no session payroll/s."), 404),
         (UnknownQuestionError("there is no question payroll."), 404),

@@ -314,6 +314,23 @@ async def test_retry_after_is_passed_on(
     assert caught.value.retry_after_s == seconds
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 423, 501])
+async def test_a_refusal_that_names_a_time_to_wait_is_transient(
+    app: Receiver, channel: WebhookChannel, status: int
+) -> None:
+    """As GitHub's 403 for too many requests, or a 413 whose limit is temporary (RFC 9110, 15.5.14)."""
+    app.script.append(Answer(status, {"retry-after": "30"}))
+    with pytest.raises(TransientDeliveryError, match=str(status)) as caught:
+        await channel.deliver(message())
+    assert caught.value.retry_after_s == 30.0
+
+
+async def test_a_redirect_stays_permanent_with_a_time_to_wait(app: Receiver, channel: WebhookChannel) -> None:
+    app.script.append(Answer(302, {"retry-after": "30"}))
+    with pytest.raises(PermanentDeliveryError, match="302"):
+        await channel.deliver(message())
+
+
 async def test_a_reset_and_a_closed_port_are_transient(tmp_path: Path) -> None:
     async with resetting_receiver() as url:
         channel = channel_to(url, tmp_path)

@@ -34,6 +34,7 @@ SILENT: Final = frozenset(
         *(
             "delivery_in_doubt",
             "delivery_passed",
+            "delivery_waits",
             "delivery_retried",
             "not_wanted",
             "carried_out",

@@ -692,3 +692,24 @@ async def test_a_host_that_knows_no_later_gets_a_failure_that_says_so(kit: Sessi
         kit.add("m1")
         await eventually(lambda: kit.acks() == {"m1": "failed"})
     assert kit.contents()[0]["error"]["code"] == "TURN_FAILED"
+
+
+async def test_the_state_of_a_session_does_not_grow_without_end(
+    kit: SessionKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that kept a key for each message filled outbound.db, until the session was put into quarantine."""
+    monkeypatch.setattr("container_runner.turn_end.MAX_STATE_BYTES", 25)
+
+    async def keeps(turn: Turn, progress: Progress) -> Answer:
+        (message,) = turn.messages
+        key = message.id
+        # The last one removes the first one's key, so that there is room again.
+        more = {"m1": None} if key == "m4" else {}
+        return Answer(messages=(OutMessage({"text": "ok"}),), state={key: "0123456789", **more})
+
+    async with running(build(kit, Scripted(keeps))):
+        for name, status in (("m1", "completed"), ("m2", "completed"), ("m3", "failed"), ("m4", "completed")):
+            kit.add(name)
+            await eventually(lambda name=name, status=status: kit.acks().get(name) == status)
+    kit.check()
+    assert [one.get("error", {}).get("code") for one in kit.contents()] == [None, None, "ANSWER_TOO_LARGE", None]

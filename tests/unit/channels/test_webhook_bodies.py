@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,16 @@ def test_the_documented_github_hook_takes_its_events_and_leaves_no_dead_letter()
         assert isinstance(made, Incoming)
         assert made.session == session
     assert not is_wanted(hook, "ping", {"body": {"zen": "Design for failure."}})
+
+
+@pytest.mark.parametrize("form", ["slack", "discord", "teams", "own"])
+def test_a_question_shows_its_options(form: str) -> None:
+    """People answer by an option's number or label: in a chat nobody saw which there are."""
+    fields = {
+        "type": "question", "question": "q-1", "text": "Deploy <now>?", "free_text": False,
+        "options": [{"id": "y", "label": "yes"}, {"id": "n", "label": "no\n3. forged", "description": "later & safer"}],
+    }  # fmt: skip
+    asked = replace(outgoing(content=json.dumps(fields)), kind="system", message_out_id="q-1")
+    body = operator_body({"say": "{text}"}, asked) if form == "own" else FORMATS[form](asked)
+    said = json.dumps(body).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert r"Deploy <now>?\n1. yes\n2. no\\n3. forged: later & safer" in said

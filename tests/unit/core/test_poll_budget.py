@@ -79,20 +79,34 @@ async def test_a_slow_file_and_a_bell_that_never_stops_cost_no_more_than_a_share
         assert kit.operations.live()["troubles"] == []
 
 
+def busy() -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) SELECT sum(i) FROM n"
+    ).fetchone()
+    connection.close()
+
+
 @pytest.mark.anyio
-async def test_what_an_operation_costs_is_counted(tmp_path: Path) -> None:
+async def test_what_a_poll_costs_is_counted(tmp_path: Path) -> None:
     kit = BusKit(tmp_path / "data")
     async with kit.running():
         await kit.send()
         session = await kit.session()
         before = session.cpu_s
-
-        def busy() -> None:
-            connection = sqlite3.connect(":memory:")
-            connection.execute(
-                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) SELECT sum(i) FROM n"
-            ).fetchone()
-            connection.close()
-
-        await session.call(busy)
+        async with session.lock:
+            await session.call_locked(busy, charged=True)
         assert session.cpu_s - before > 0.005
+
+
+@pytest.mark.anyio
+async def test_what_senders_and_operators_ask_for_is_not_the_containers_doing(tmp_path: Path) -> None:
+    """A burst of messages, or a monitor that reads the session, held back its answers, and doctor blamed its file."""
+    kit = BusKit(tmp_path / "data")
+    async with kit.running():
+        await kit.send()
+        session = await kit.session()
+        async with session.lock:  # so that no poll or sweep of its own comes between
+            before = session.cpu_s
+            await session.call_locked(busy)
+            assert session.cpu_s == before

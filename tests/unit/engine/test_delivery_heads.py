@@ -54,6 +54,7 @@ class Receiver:
         self.poison = frozenset(poison)
         self.means = means(rule)
         self.down = False
+        self.paced = False  # a limit of our own lets nothing go
         self.taken: list[str] = []
         self.tried: list[str] = []
 
@@ -68,7 +69,13 @@ class Receiver:
                 outcomes.append(Outcome(send, sent=False))
                 continue
             self.tried.append(identity)
-            if self.down or identity in self.poison:
+            if self.paced:
+                stopped.add(key)
+                error = "more than its limit allows"
+                outcomes.append(
+                    Outcome(send, sent=True, error_code="DELIVERY_TRANSIENT", error=error, retry_after_s=30, paced=True)
+                )
+            elif self.down or identity in self.poison:
                 stopped.add(key)
                 outcomes.append(Outcome(send, sent=True, error_code="DELIVERY_TRANSIENT", error="answered 500"))
             else:
@@ -91,6 +98,34 @@ class Receiver:
 
 def rows(world: SessionWorld) -> dict[str, dict[str, Any]]:
     return {row["message_out_id"]: row for row in world.read("SELECT * FROM delivery_attempts")}
+
+
+def test_what_waits_for_a_limit_of_our_own_keeps_its_place_and_is_never_given_up(world: SessionWorld) -> None:
+    """Messages between agents that wrote more than agent_messages.per_minute passed each other."""
+    for number in range(1, 4):
+        world.say(f"o{number}")
+    receiver = Receiver(world)
+    receiver.means = means(HeadRule(attempts=3, seconds=60.0), retry_for_s=3600.0)
+    receiver.paced = True
+    receiver.run(2 * 3600)
+    assert set(receiver.tried) == {"o1"}
+    assert rows(world)["o1"]["attempts"] == 0, "that is no attempt"
+    assert world.events("o1") == ["delivery_waits"]
+    receiver.paced = False
+    receiver.run(60)
+    assert receiver.taken == ["o1", "o2", "o3"]
+    check_session(world.root, at_rest=True)
+
+
+def test_the_time_for_retries_begins_after_the_wait_for_a_limit_of_our_own(world: SessionWorld) -> None:
+    world.say("o1")
+    receiver = Receiver(world)
+    receiver.means = means(retry_for_s=3600.0)
+    receiver.paced = True
+    receiver.run(2 * 3600)
+    receiver.paced, receiver.down = False, True
+    receiver.run(20)
+    assert rows(world)["o1"]["state"] == "retrying"
 
 
 @pytest.mark.parametrize("place", [HOME, AWAY])

@@ -331,6 +331,22 @@ def test_a_container_that_takes_nothing(world: ForensicWorld) -> None:
     assert one(world, "UNCLAIMED").command == "clawbus session stop a s"
 
 
+def test_a_container_between_two_turns_of_a_long_queue_takes_what_is_due(world: ForensicWorld) -> None:
+    session = world.session()
+    world.incarnation("s", "I1")
+    session.accept("m1")
+    session.accept("m2")
+    later(world)
+    now = world.clock.now_ms()
+    session.change(
+        "INSERT INTO attempts(message_id, incarnation, claimed_at, ended_at, outcome) VALUES ('m1', 'I1', ?, ?, 'completed')",
+        (now - 3000, now - 1000),
+    )
+    assert not [found for found in world.look().diagnoses if found.code == "UNCLAIMED"]
+    later(world)
+    assert "2 due for 60 min" in one(world, "UNCLAIMED").evidence[0]
+
+
 def test_answers_that_nobody_sends(world: ForensicWorld) -> None:
     session = world.session()
     for identity, state, until in (("a1", "queued", None), ("a2", "retrying", NOW + 9 * HOUR), ("a3", "queued", None)):

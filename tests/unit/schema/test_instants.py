@@ -100,6 +100,20 @@ def test_any_offset_means_the_same_instant(moment: datetime, minutes: int, separ
     assert from_text(aware.isoformat(sep=separator)) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("9999-12-31T23:59:59-12:00", "9999-12-31T23:59:59.999Z"),
+        ("0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00.000Z"),
+    ],
+)
+def test_an_offset_that_leads_out_of_the_calendar_is_its_end(text: str, written: str) -> None:
+    """What was read can be written: an agent may ask for such a time, and a runner may write it into any column."""
+    found = from_text(text)
+    assert found is not None
+    assert to_text(found) == written
+
+
 @given(st.text(max_size=80))
 def test_no_text_raises(text: str) -> None:
     found = from_text(text)
