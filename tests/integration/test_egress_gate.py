@@ -210,6 +210,17 @@ async def test_a_session_is_known_by_its_socket(tmp_path: Path) -> None:
         assert await anyio.to_thread.run_sync(w.gate.folder, "stranger", "s") is None
 
 
+async def test_a_refused_request_for_the_head_alone_is_answered_logged_and_counted(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, w.client() as helper:
+        refused = await helper.head("/other/x")
+        assert (refused.status_code, refused.headers["x-clawbus-code"]) == (403, "EGRESS_NOT_ALLOWED")
+        assert refused.content == b""
+        (tmp_path / "key").unlink()
+        assert (await helper.head("/model/x")).status_code == 503
+        assert await w.codes(2) == ["EGRESS_NOT_ALLOWED", "EGRESS_SECRET"]
+        assert [event.method for event in w.events] == ["HEAD", "HEAD"]
+
+
 async def test_streams_come_piece_by_piece_and_end_at_the_target_when_the_container_hangs_up(tmp_path: Path) -> None:
     async with world(tmp_path) as w, w.client() as client:
         with anyio.fail_after(PATIENCE_S):
