@@ -234,6 +234,13 @@ async def test_streams_come_piece_by_piece_and_end_at_the_target_when_the_contai
         assert (await w.codes(1)) == ["EGRESS_CLIENT_GONE"]
 
 
+async def test_a_target_that_is_silent_is_named_with_the_reason(tmp_path: Path) -> None:
+    async with world(tmp_path, silence_timeout_s=1.0) as w, w.client() as client:
+        assert (await client.get("/model/slow", timeout=PATIENCE_S)).status_code == 504
+        assert await w.codes(1) == ["EGRESS_UPSTREAM_TIMEOUT"]
+        assert w.events[0].error == f"127.0.0.1:{w.target.port} did not answer in time: ReadTimeout."
+
+
 async def test_a_request_that_nobody_waits_for_ends_at_the_target(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         with anyio.fail_after(PATIENCE_S):
