@@ -365,9 +365,14 @@ async def test_an_agent_that_a_reload_took_away_keeps_its_messages_and_gets_them
         bus.events.subscribe(SpawnFailed, failed.append)
         kit.host.available = False
         await kit.send(message_id="m1")
+        await until(lambda: kit.bus.supervisor.unavailable is not None)
         await reload(kit, lambda: kit.configure(agents={"other": AgentConfig()}))
         kit.host.available = True
         await until(lambda: kit.bus.supervisor.unavailable is None)
+        await until(lambda: len(failed) == 1)
+        await kit.gone()
+        kit.advance(600)
+        await kit.bus.sweeper.tick()
         await until(lambda: "UNKNOWN_AGENT" in {one.code for one in failed})
         await kit.settle()
         await kit.gone()
