@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -23,10 +23,10 @@ class Reloaded:
     restart_needed_for: tuple[str, ...]
 
 
-def reload_route(reload_now: Callable[[], Reloaded]) -> Route:
+def reload_route(reload_now: Callable[[], Awaitable[Reloaded]]) -> Route:
     """Return the route POST /v1/reload. For an unusable configuration it answers with the error of `config check`."""
 
     async def reload(_: Request) -> object:
-        return asdict(reload_now())
+        return asdict(await reload_now())
 
     return Route(ROUTE, enveloped(reload), methods=["POST"])

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from functools import partial
 
 import anyio
 import structlog
@@ -22,7 +21,7 @@ from daemon.app.bus import Bus, Overrides
 from daemon.app.deploy_engine import BusEngine
 from daemon.app.lease import Lease
 from daemon.app.registration import Registration
-from daemon.app.reload import reload_as_asked, reload_at_signal
+from daemon.app.reload import Reloader
 from daemon.app.signals import RELOAD, SignalInbox
 from daemon.app.startup import bring_up
 from daemon.config.models import Config
@@ -187,8 +186,9 @@ async def _main(start: _Start) -> None:
 
 async def _serve(start: _Start, bus: Bus, registration: Registration, registry: Registry) -> None:
     """Start every part in one task group, serve until a signal or a hand-over, then stop them in order."""
-    pipeline, reload, signals, lease = start.pipeline, start.reload, start.signals, start.lease
+    pipeline, signals, lease = start.pipeline, start.signals, start.lease
     notifier = Notifier(os.environ)
+    reloader = Reloader(bus, pipeline, notifier, start.reload)
     monitoring = Monitoring(bus.watched(), bus.telemetry)
     async with anyio.create_task_group() as tasks:
         with signals.interruptible_start() as starting:
@@ -198,7 +198,7 @@ async def _serve(start: _Start, bus: Bus, registration: Registration, registry: 
                 bus,
                 tasks,
                 monitoring,
-                partial(reload_as_asked, bus, pipeline, notifier, reload),
+                reloader.as_asked,
                 pipeline,
                 bus.pulse,
                 notifier,
@@ -206,7 +206,7 @@ async def _serve(start: _Start, bus: Bus, registration: Registration, registry: 
             )
         if not starting.cancelled_caught:
             tasks.start_soon(registration.run, name="registration")
-            await _serve_signals(bus, pipeline, notifier, reload, signals, tasks)
+            await _serve_signals(reloader, signals, tasks)
         if lease is None or not lease.handed_over:
             notifier.stopping()
         left = len(bus.supervisor.alive())
@@ -285,14 +285,7 @@ async def stop_bus(bus: Bus, tasks: anyio.abc.TaskGroup, grace_s: float) -> None
     tasks.cancel_scope.cancel()
 
 
-async def _serve_signals(
-    bus: Bus,
-    pipeline: LogPipeline,
-    notifier: Notifier,
-    reload: Callable[[], Config] | None,
-    signals: SignalInbox,
-    tasks: anyio.abc.TaskGroup,
-) -> None:
+async def _serve_signals(reloader: Reloader, signals: SignalInbox, tasks: anyio.abc.TaskGroup) -> None:
     """Reload on SIGHUP. Return on SIGTERM, on SIGINT, and when the terminal that the daemon was started in is closed."""
     log = structlog.get_logger("daemon")
     while True:
@@ -302,9 +295,7 @@ async def _serve_signals(
             return
         if number != RELOAD:
             return
-        notifier.reloading()
-        reload_at_signal(bus, pipeline, reload)
-        notifier.ready(bus.status_line())
+        tasks.start_soon(reloader.at_signal, name="reload")
         if signals.has_terminal:
             tasks.start_soon(_await_terminal_end, signals, name="terminal")
 

@@ -6,7 +6,7 @@ The order loses nothing: first the parts that deliver and repair, then those tha
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -33,7 +33,7 @@ async def bring_up(
     bus: Bus,
     tasks: anyio.abc.TaskGroup,
     monitoring: Monitoring,
-    reload_now: Callable[[], Reloaded],
+    reload_now: Callable[[], Awaitable[Reloaded]],
     pipeline: LogPipeline,
     pulse: Pulse,
     notifier: Notifier,

@@ -12,6 +12,7 @@ from daemon.core.facts import DaemonState, HostFacts, Limit, LockHolder
 from schema.instants import file_stamp
 
 ENOUGH_FILES: Final = 65_536
+READ_KERNEL_ERRORS: Final = "dmesg --level=emerg,alert,crit,err"
 # What a resource may be held by: the limits of the process, the likeliest first. A thread needs room for its stack.
 _LIMITS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "files": ("nofile",),
@@ -102,7 +103,7 @@ def storage_repair(host: HostFacts) -> Repair:
         said = "The file system has room, so the daemon's user may have used up its quota (`quota`): raise it or make room."
         return Repair(f"df -h {shlex.quote(host.data_dir)}", (said,), (restart_choice(host),))
     said = "Repair or replace the disk that the kernel's log names, or remount its file system; waiting work then continues."
-    return Repair("dmesg --level=emerg,alert,crit,err", (said,), (restart_choice(host),))
+    return Repair(READ_KERNEL_ERRORS, (said,), (restart_choice(host),))
 
 
 def unlocking(holders: Sequence[LockHolder], file: str | None = None) -> Repair | None:

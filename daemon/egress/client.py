@@ -50,13 +50,14 @@ class Client:
         self.sent = 0  # bytes of the current response's body
         self.whole = False  # the current request was read to its end
         self.answering = False  # the current response has begun
+        self._bodiless = False  # the current request is a HEAD, whose answer has no body
         self._gone: Callable[[], None] | None = None  # what ends the work on the current request
 
     async def request(self) -> h11.Request | None:
         """Return the next request; None when the container has no more. Raise EgressRefusal or ClientGoneError."""
         self.received = self.sent = 0
         self.whole = False
-        self.answering = False
+        self.answering = self._bodiless = False
         event = self._next()
         with anyio.move_on_after(_IDLE_S) as idle:
             while event is h11.NEED_DATA and not self._parser.trailing_data[0]:
@@ -73,6 +74,7 @@ class Client:
         if slow.cancelled_caught:
             raise RequestTooSlowError(f"the request's head did not come within {_HEAD_S:g} s.")
         if isinstance(event, h11.Request):
+            self._bodiless = event.method == b"HEAD"
             _check_framing(event)
             return event
         return None
@@ -164,7 +166,8 @@ class Client:
         elif refusal.status == 503:
             headers.append((b"retry-after", b"5"))
         await self.begin(refusal.status, headers)
-        await self.piece(body)
+        if not self._bodiless:
+            await self.piece(body)
         await self._send(h11.EndOfMessage())
 
     async def switch(self) -> bytes:

@@ -119,8 +119,9 @@ class Gate:
         upstream = Upstream(
             backend, trust, connect_s=self._config.connect_timeout_s, silence_s=self._config.silence_timeout_s
         )
+        secrets = Secrets(self._clock)
         self._exchanges = Exchanges(
-            self._rules, upstream, self._ledger, Secrets(self._clock), silence_s=self._config.silence_timeout_s
+            self._rules, upstream, self._ledger, secrets, silence_s=self._config.silence_timeout_s
         )
         try:
             async with anyio.create_task_group() as tasks:
@@ -134,6 +135,7 @@ class Gate:
                 for door in self._doors.values():
                     door.socket.close()
                 self._doors.clear()
+            secrets.close()
             with anyio.CancelScope(shield=True):
                 await upstream.aclose()
 

@@ -92,6 +92,6 @@ def as_refusals(where: str) -> Generator[None]:
     except HostShortError as error:
         raise HostTroubledError(str(error)) from error
     except httpcore.TimeoutException as error:
-        raise UpstreamTimeoutError(f"{where} did not answer in time: {error or type(error).__name__}.") from error
+        raise UpstreamTimeoutError(f"{where} did not answer in time: {str(error) or type(error).__name__}.") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
         raise UpstreamError(f"{where}: {str(error)[:200] or type(error).__name__}.") from error

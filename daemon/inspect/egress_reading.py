@@ -6,19 +6,23 @@ No secret is kept or shown: only whether its file can be read, by the user who a
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from daemon.config.egress import is_for
 from daemon.config.models import Config
 from daemon.config.secret_files import read_secret_file
 from daemon.core.egress_usage import EVERY_AGENT, UsageRow, day_of, days_before
-from daemon.core.host_repairs import secret_repair
+from daemon.core.host_repairs import READ_KERNEL_ERRORS, secret_repair
 from daemon.core.zones import zone
 from daemon.inspect.central_reading import ask
 from daemon.store.egress_usage import read_days
 from schema.errors import StorageError
 
+_LOOK_S: Final = 2.0  # how long all secret files together may take to be read
 _SUMS = ("requests", "refused", "failed", "tokens_in", "tokens_out", "estimated", "bytes_up", "bytes_down")
 
 
@@ -30,26 +34,61 @@ def usage_of(config: Config, now: int, days: int = 1) -> list[UsageRow]:
 
 def secret_errors(config: Config) -> tuple[tuple[str, str], ...]:
     """Return (why, repair) for each secret file of a route that cannot be used."""
-    bad = unusable_secrets(config)
-    return tuple((why, secret_repair(path, os.geteuid(), _withheld(path))) for path, why in bad.items())
+    return tuple(_unusable(config).values())
 
 
 def unusable_secrets(config: Config) -> Mapping[str, str]:
     """Return why for the path of each secret file of a route that cannot be used."""
-    found: dict[str, str] = {}
-    for route in config.egress.routes.values():
-        if route.secret_file is not None:
-            try:
-                read_secret_file(route.secret_file)
-            except (ValueError, StorageError) as error:
-                found[str(route.secret_file)] = str(error)
-    return found
+    return {path: why for path, (why, _) in _unusable(config).items()}
 
 
-def _withheld(path: str) -> int | None:
+def _unusable(config: Config) -> dict[str, tuple[str, str]]:
+    """Return (why, repair) by path. A file that hangs keeps a thread, and is reported as such."""
+    looks = {
+        route.secret_file: _Look(route.secret_file) for route in config.egress.routes.values() if route.secret_file
+    }
+    for look in looks.values():
+        look.begin()
+    until = time.monotonic() + _LOOK_S
+    found = {str(path): look.result(until) for path, look in looks.items()}
+    return {path: bad for path, bad in found.items() if bad is not None}
+
+
+class _Look:
+    """Reads one secret file in a thread, which does not keep the process from ending."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._bad: tuple[str, str] | None = None
+        self._thread = threading.Thread(target=self._read, name="secret", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread. Without room for one, read at once."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._read()
+
+    def result(self, until: float) -> tuple[str, str] | None:
+        """Return why the file cannot be used, and the repair; None if it can be. Wait until this monotonic second."""
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, until - time.monotonic()))
+            if self._thread.is_alive():
+                why = f"the secret file {self._path} was not read within {_LOOK_S:g} s: its disk or mount hangs."
+                return why, READ_KERNEL_ERRORS
+        return self._bad
+
+    def _read(self) -> None:
+        try:
+            read_secret_file(self._path)
+        except (ValueError, StorageError) as error:
+            self._bad = str(error), secret_repair(str(self._path), os.geteuid(), _withheld(self._path))
+
+
+def _withheld(path: Path) -> int | None:
     """Return the owner of a file that this user may not read."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - of the file itself, also behind a link
+        found = path.stat()
     except OSError:
         return None
     return None if os.access(path, os.R_OK, effective_ids=True) else found.st_uid

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -122,7 +123,8 @@ def _read(where: str, path: str, error_class: type[AgentFileError]) -> str:
     except OSError as error:
         raise _unreadable(where, path, error, error_class) from error
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # a mount that is gone refuses this, too, and would hide why
+            os.close(descriptor)
     if len(raw) > _MAX_BYTES:
         raise error_class(f"{where}: {path} has more than {_MAX_BYTES} bytes.")
     try:

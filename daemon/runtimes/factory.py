@@ -89,7 +89,10 @@ class SpecMaker:
         self.owner = self._user if self._user != own else None
 
     def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
-        """Return the spec of a session's next container. Raise UnknownAgentError, DataFolderError, StorageError or AgentFileError."""
+        """Return the spec of a session's next container. Raise UnknownAgentError, DataFolderError, StorageError or AgentFileError.
+
+        Call it in a worker thread.
+        """
         agent, config, folder = self._agents.get(key.agent), self._config, self._folder
         if agent is None and key.agent in self._elsewhere:
             raise NotOwnedError(f"agent {key.agent!r} belongs to the role {self._elsewhere[key.agent]}.")
@@ -121,6 +124,14 @@ class SpecMaker:
                 *((Mount(gate, CONTAINER_GATE, read_only=True),) if gate is not None else ()),
             ),
         )
+
+    def named_files(self, agent: str) -> tuple[str, ...]:
+        """Return the files and folders of the host that the agent's table names. Does no I/O."""
+        found = self._agents.get(agent)
+        if found is None:
+            return ()
+        mounts = [one.source for one in found.mounts] if self._in_container else []
+        return tuple(filter(None, [found.env_file, *found.secret_file.values(), *mounts]))
 
     def _with_gate(self, runner: RunnerSettings, agent: str) -> RunnerSettings:
         """Return the settings with the way to the gate.

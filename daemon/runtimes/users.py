@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -66,8 +67,8 @@ def _write_once(path: Path, text: str) -> None:
     """Write the file, unless it has this text: containers have it mounted."""
     if path.is_file() and path.read_text(encoding="ascii", errors="replace") == text:
         return
-    # The process id: a standby or a command may write the same file at the same time.
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    # The ids: a standby, a command or the start of another container may write the same file at the same time.
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.new")
     draft.write_text(text, encoding="ascii")
     draft.chmod(0o644)
     draft.replace(path)

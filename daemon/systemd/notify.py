@@ -22,6 +22,7 @@ class Notifier:
         self._watchdog = _watchdog_interval(environment)
         self._log = structlog.get_logger()
         self._failing = False
+        self._stopping = False
 
     @property
     def enabled(self) -> bool:
@@ -34,8 +35,9 @@ class Notifier:
         return self._watchdog
 
     def ready(self, status: str = "") -> None:
-        """Announce that start-up or a reload is complete."""
-        self._send("READY=1", *([_status(status)] if status else []))
+        """Announce that start-up or a reload is complete. Do nothing once the daemon is stopping."""
+        if not self._stopping:
+            self._send("READY=1", *([_status(status)] if status else []))
 
     def status(self, text: str) -> None:
         """Send one line that `systemctl status` shows."""
@@ -51,6 +53,7 @@ class Notifier:
 
     def stopping(self, status: str = "") -> None:
         """Announce that the daemon is stopping."""
+        self._stopping = True
         self._send("STOPPING=1", *([_status(status)] if status else []))
 
     def _send(self, *lines: str) -> None:

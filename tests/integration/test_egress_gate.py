@@ -210,6 +210,17 @@ async def test_a_session_is_known_by_its_socket(tmp_path: Path) -> None:
         assert await anyio.to_thread.run_sync(w.gate.folder, "stranger", "s") is None
 
 
+async def test_a_refused_request_for_the_head_alone_is_answered_logged_and_counted(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, w.client() as helper:
+        refused = await helper.head("/other/x")
+        assert (refused.status_code, refused.headers["x-clawbus-code"]) == (403, "EGRESS_NOT_ALLOWED")
+        assert refused.content == b""
+        (tmp_path / "key").unlink()
+        assert (await helper.head("/model/x")).status_code == 503
+        assert await w.codes(2) == ["EGRESS_NOT_ALLOWED", "EGRESS_SECRET"]
+        assert [event.method for event in w.events] == ["HEAD", "HEAD"]
+
+
 async def test_streams_come_piece_by_piece_and_end_at_the_target_when_the_container_hangs_up(tmp_path: Path) -> None:
     async with world(tmp_path) as w, w.client() as client:
         with anyio.fail_after(PATIENCE_S):
@@ -221,6 +232,13 @@ async def test_streams_come_piece_by_piece_and_end_at_the_target_when_the_contai
                 assert await anext(pieces) == b"data: 1\n\n"
             await w.target.gone.wait()  # the gate hung up, too
         assert (await w.codes(1)) == ["EGRESS_CLIENT_GONE"]
+
+
+async def test_a_target_that_is_silent_is_named_with_the_reason(tmp_path: Path) -> None:
+    async with world(tmp_path, silence_timeout_s=1.0) as w, w.client() as client:
+        assert (await client.get("/model/slow", timeout=PATIENCE_S)).status_code == 504
+        assert await w.codes(1) == ["EGRESS_UPSTREAM_TIMEOUT"]
+        assert w.events[0].error == f"127.0.0.1:{w.target.port} did not answer in time: ReadTimeout."
 
 
 async def test_a_request_that_nobody_waits_for_ends_at_the_target(tmp_path: Path) -> None:

@@ -148,14 +148,13 @@ class Adoption:
         False if its agent is no longer configured, or if its spec is known to be outdated and a new one could be started.
         """
         try:
-            if self._state.specs.make(key, found.incarnation).fingerprint == found.fingerprint:
-                return True
+            spec = await self._state.spec_threads.make(key, found.incarnation)
         except UnknownAgentError:
             return False
         except Exception as error:  # noqa: BLE001 - a full disk or a bug in `make` says nothing about the container
             self._log.warning("fingerprint_unknown", agent=key.agent, session=key.session, error=str(error))
             return True
-        return not await self._could_replace(key, found)
+        return spec.fingerprint == found.fingerprint or not await self._could_replace(key, found)
 
     async def _could_replace(self, key: SessionKey, found: Running) -> bool:
         """Return whether the runtime could start a container now. If not, an outdated container is better than none."""

@@ -16,7 +16,11 @@ class Specs(Protocol):
     """Container specs, made from the current configuration."""
 
     def make(self, key: SessionKey, incarnation: str) -> ContainerSpec:
-        """Return the spec of a session's next container. Raise UnknownAgentError or DataFolderError."""
+        """Return the spec of a session's next container. Raise UnknownAgentError or DataFolderError. Call it in a worker thread."""
+        ...
+
+    def named_files(self, agent: str) -> Collection[str]:
+        """Return the files and folders of the host that the agent's table names. Does no I/O."""
         ...
 
     def prepare(self, key: SessionKey, files: SessionFiles) -> None:

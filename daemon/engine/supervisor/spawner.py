@@ -55,13 +55,13 @@ class Spawner:
     async def _try_spawn(self, slot: Slot) -> Running | None:
         """Start a container, or return None and give the slot up when none is needed. Raise as `spawn` does."""
         key, now = slot.session.key, slot.spawned_at
+        spec = await self._state.spec_threads.make(key, slot.incarnation)
         # A sweep that found nothing running may be recovering a journal. It holds the session's lock, so it is done when
         # this call begins, and the next sweep sees the slot.
         await slot.session.call(partial(self._state.specs.prepare, key, slot.session.files))
         if slot.session.quarantined is not None:
             await self._give_up(slot, "quarantine", None)
             return None
-        spec = self._state.specs.make(key, slot.incarnation)
         row = IncarnationRow(slot.incarnation, key, self._state.runtime.name, spec.fingerprint, None, now)
         if not await self._state.sessions.central(lambda registry: registry.begin_incarnation(row)):
             # The registry has an incarnation that we do not know. List the running containers before starting another.

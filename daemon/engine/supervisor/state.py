@@ -24,6 +24,7 @@ from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.engine.supervisor.needs import SessionKeeper, Specs
 from daemon.engine.supervisor.slots import AgentImage, Slot, Timings
+from daemon.engine.supervisor.spec_threads import SpecThreads
 from daemon.engine.sweep_schedule import Schedule
 from daemon.runtimes.engine_identity import EngineGuard
 from daemon.runtimes.protocol import ContainerRuntime, Running
@@ -57,6 +58,7 @@ class SupervisorState:
         self.config = config
         self.clock = clock
         self.specs = specs
+        self.spec_threads = SpecThreads(specs, timings.files_s)
         self.schedule = schedule
         self.events = events
         self.timings = timings

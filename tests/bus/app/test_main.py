@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.api import daemon_operations as operations
+from daemon.app import reload as reload_module
 from daemon.app import startup
-from daemon.app.reload import reload_at_signal
+from daemon.app.reload import Reloader
 from daemon.config.agents import Agent as AgentConfig
 from daemon.config.models import Config
 from daemon.core.errors import ChannelError, ConfigError, ImageError, NoAnswerError, UnknownSessionError
+from daemon.core.events import SpawnFailed
 from daemon.core.session_verbs import KillSession, QuarantineSession, StopSession
+from daemon.systemd.notify import Notifier
 from schema.errors import ClawbusError
 from schema.rows import Address
 from tests.support.bus_kit import AGENT, QUICK, SECONDS, BusKit, text_of, until
@@ -284,11 +288,11 @@ class _Pipeline:
         self.levels.append(level)
 
 
-def reload(kit: BusKit, made: Any) -> tuple[_Pipeline, list[Any]]:
+async def reload(kit: BusKit, made: Any) -> tuple[_Pipeline, list[Any]]:
     pipeline = _Pipeline()
     with capture_logs() as logs:
-        reload_at_signal(kit.bus, pipeline, made)  # pyright: ignore[reportArgumentType]
-    return pipeline, logs
+        await Reloader(kit.bus, pipeline, Notifier({}), made).at_signal()  # pyright: ignore[reportArgumentType]
+    return pipeline, [one for one in logs if "reload" in one["event"]]
 
 
 async def test_a_reload_takes_over_agents_and_log_level_and_names_what_needs_a_restart(kit: BusKit) -> None:
@@ -299,7 +303,7 @@ async def test_a_reload_takes_over_agents_and_log_level_and_names_what_needs_a_r
         return found.model_copy(update={"timezone": "Europe/Berlin"})
 
     async with kit.running():
-        pipeline, [event] = reload(kit, changed)
+        pipeline, [event] = await reload(kit, changed)
         assert pipeline.levels == ["debug"]
         assert (event["event"], event["agents"], event["level"]) == ("config_reloaded", ["fresh"], "debug")
         assert event["restart_needed_for"] == ["logs", "runtime", "timezone"]
@@ -311,7 +315,7 @@ async def test_a_reload_takes_over_agents_and_log_level_and_names_what_needs_a_r
 
 async def test_a_reload_that_changes_nothing_needs_no_restart(kit: BusKit) -> None:
     async with kit.running():
-        _, [event] = reload(kit, lambda: kit.configure(logs={"level": "warning"}))
+        _, [event] = await reload(kit, lambda: kit.configure(logs={"level": "warning"}))
         assert event["restart_needed_for"] == []
 
 
@@ -321,26 +325,59 @@ async def test_a_reload_that_fails_changes_nothing(kit: BusKit, error: Exception
         raise error
 
     async with kit.running():
-        pipeline, [event] = reload(kit, broken)
+        pipeline, [event] = await reload(kit, broken)
         assert event["event"] in ("reload_refused", "reload_raised")
         assert pipeline.levels == []
         assert sorted(kit.bus.agents) == ["helper", "other", "third"]
-        reload(kit, None)
+        await reload(kit, None)
         await kit.send()
         await kit.started()
 
 
-async def test_an_agent_that_a_reload_took_away_keeps_its_messages_and_gets_them_later(kit: BusKit) -> None:
+async def test_a_configuration_on_a_mount_that_hangs_holds_up_only_its_reload(
+    kit: BusKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload_module, "_READ_S", 0.1)
+    monkeypatch.setattr(reload_module, "_RETRY_S", 0.01)
+    answers, reads = threading.Event(), list[int]()
+
+    def hangs() -> Config:
+        reads.append(1)
+        answers.wait(20)
+        return kit.configure(agents={"fresh": AgentConfig()})
+
     async with kit.running():
+        try:
+            _, [event] = await reload(kit, hangs)
+            assert event["event"] == "reload_refused"
+            assert "not read within 0.1 s" in event["error"]
+            await kit.send("quick")
+            await kit.started("quick")
+            assert len(reads) == 1  # no thread more for each try
+        finally:
+            answers.set()
+        await until(lambda: sorted(kit.bus.agents) == ["fresh"])
+
+
+async def test_an_agent_that_a_reload_took_away_keeps_its_messages_and_gets_them_later(kit: BusKit) -> None:
+    failed: list[SpawnFailed] = []
+    async with kit.running() as bus:
+        bus.events.subscribe(SpawnFailed, failed.append)
         kit.host.available = False
         await kit.send(message_id="m1")
-        reload(kit, lambda: kit.configure(agents={"other": AgentConfig()}))
+        await until(lambda: kit.bus.supervisor.unavailable is not None)
+        await reload(kit, lambda: kit.configure(agents={"other": AgentConfig()}))
         kit.host.available = True
         await until(lambda: kit.bus.supervisor.unavailable is None)
+        await until(lambda: len(failed) == 1)
+        await kit.gone()
+        kit.advance(600)
+        await kit.bus.sweeper.tick()
+        await until(lambda: "UNKNOWN_AGENT" in {one.code for one in failed})
         await kit.settle()
         await kit.gone()
         assert (await kit.message("m1"))["status"] == "pending"
-        reload(kit, kit.configure)
+        await reload(kit, kit.configure)
         kit.advance(600)
         await kit.bus.sweeper.tick()
         await kit.started()

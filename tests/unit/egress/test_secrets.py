@@ -2,9 +2,11 @@
 
 import errno
 import os
+import threading
 import time
 from pathlib import Path
 
+import anyio
 import pytest
 
 from daemon.config.secret_files import read_secret_file
@@ -73,3 +75,45 @@ async def test_a_host_that_cannot_read_now_does_not_blame_the_file(
     monkeypatch.setattr(secrets, "_PATIENCE_S", 0.05)
     with pytest.raises(HostTroubledError, match=os.strerror(number)):
         await kept.header(secret)
+
+
+@pytest.mark.anyio
+async def test_a_mount_that_hangs_holds_up_its_own_file_only_and_takes_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, path, other = threading.Event(), tmp_path / "hangs" / "key", tmp_path / "other"
+    path.parent.mkdir()
+    for one in (path, other):
+        one.write_text(one.name)
+    real = os.stat
+
+    def waits(name: str | Path, **more: bool) -> os.stat_result:
+        if name == path:
+            hung.wait(2)
+        return real(name, **more)
+
+    monkeypatch.setattr(os, "stat", waits)
+    monkeypatch.setattr(secrets, "_PATIENCE_S", 0.2)
+    kept = Secrets(MovedClock(time.time_ns() // 1_000_000))
+    secret, another = (Secret(b"x-api-key", "{secret}", one) for one in (path, other))
+    before = threading.active_count()
+    refused: list[str] = []
+
+    async def ask() -> None:
+        with pytest.raises(HostTroubledError, match="its disk or mount hangs") as found:
+            await kept.header(secret)
+        refused.append(str(found.value))
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(ask)
+            assert await kept.header(another) == (b"x-api-key", b"other")
+            assert threading.active_count() <= before + 2
+        assert len(refused) == 8
+        monkeypatch.undo()
+        hung.set()
+        assert await kept.header(secret) == (b"x-api-key", b"key")
+    finally:
+        hung.set()
+        kept.close()
