@@ -6,7 +6,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
@@ -113,8 +113,12 @@ def _cancel_any() -> contextlib.AbstractContextManager[Any]:
 
 
 def _retry_is_not_stored() -> contextlib.AbstractContextManager[Any]:
-    """A cancelled message that is retried has a new id in the answer, and no row."""
-    return mock.patch.object(daemon.maintenance.message_repair, "_anew", lambda _db, message, *_: f"{message.id}+r1")
+    """A message that is retried after its end has a new id in the answer, and no row."""
+
+    def requeue(_db: Any, letter: Any, *_: Any) -> Any:
+        return SimpleNamespace(id=f"{letter.id}+r1")
+
+    return mock.patch.object(daemon.maintenance.message_repair, "requeue_message", requeue)
 
 
 def _offline_silence_is_none() -> contextlib.AbstractContextManager[Any]:

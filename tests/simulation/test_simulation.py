@@ -59,3 +59,13 @@ def test_it_notices_a_protection_that_is_gone(mutation: str) -> None:
     )  # fmt: skip
     assert found.returncode == 0, found.stdout + found.stderr
     assert "seeds  seed" in found.stdout
+
+
+def test_each_mutation_still_fits_the_product() -> None:
+    """Without a seed each is only put in place and taken out again."""
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.simulation.mutations", "--limit", "0"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert found.stderr == ""
+    assert found.stdout.count("NOT NOTICED") == len(found.stdout.splitlines()) > 50
