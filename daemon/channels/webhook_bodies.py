@@ -1,8 +1,10 @@
 """Builds the body that is posted to a reply_url: clawbus's own JSON, a chat service's format, or the operator's own. Pure.
 
 Slack: docs.slack.dev/messaging/sending-messages-using-incoming-webhooks. `&`, `<` and `>` are escaped, so that no agent can
-mention a whole channel. Discord: docs.discord.com/developers/resources/webhook. It takes at most 2,000 characters; mentions
-are switched off. Teams: the Adaptive Card message that a Workflows webhook takes.
+mention a whole channel. It drops what goes beyond 40,000 characters without a word. Discord:
+docs.discord.com/developers/resources/webhook. It takes at most 2,000 characters; mentions are switched off. Teams: the Adaptive
+Card message that a Workflows webhook takes. It refuses more than 28 KB, which it may count in UTF-16
+(learn.microsoft.com/microsoftteams/platform/webhooks-and-connectors/how-to/connectors-using).
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from daemon.core.templates import MissingFieldError, TemplateError, parse
 from schema.questions import QuestionError, from_content, is_question
 
 DISCORD_LIMIT: Final = 2_000
+SLACK_LIMIT: Final = 40_000
+TEAMS_LIMIT: Final = 26_000  # bytes of UTF-16, which leaves 2 KB for the card around the text
+_SLACK_ESCAPES: Final = MappingProxyType({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 REPLY_VALUES: Final = frozenset(
     ("text", "agent", "session", "id", "in_reply_to", "kind", "timestamp", "place", "thread", "content")
 )
@@ -42,27 +47,25 @@ def clawbus_body(message: Outgoing) -> object:
 
 
 def slack_body(message: Outgoing) -> object:
-    """Return the format of Slack's and Mattermost's incoming webhooks."""
-    text = _said(message).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Return the format of Slack's and Mattermost's incoming webhooks, cut at Slack's limit."""
+    said = _cut(_said(message), SLACK_LIMIT, lambda char: len(_SLACK_ESCAPES.get(char, char)), message)
+    text = "".join(_SLACK_ESCAPES.get(char, char) for char in said)
     thread = message.address.thread_id
     return {"text": text} if thread is None else {"text": text, "thread_ts": thread}
 
 
 def discord_body(message: Outgoing) -> object:
-    """Return the format of Discord's webhooks. Cut a text over the limit and say so in it; the session keeps the whole text."""
-    text = _said(message)
-    if len(text) > DISCORD_LIMIT:
-        note = f"\n[cut: {len(text)} characters; the whole answer is {message.message_out_id}]"
-        text = text[: DISCORD_LIMIT - len(note)] + note
-    return {"content": text, "allowed_mentions": {"parse": []}}
+    """Return the format of Discord's webhooks, cut at their limit."""
+    return {"content": _cut(_said(message), DISCORD_LIMIT, len, message), "allowed_mentions": {"parse": []}}
 
 
 def teams_body(message: Outgoing) -> object:
-    """Return the format of a Teams workflow for webhooks."""
+    """Return the format of a Teams workflow for webhooks, cut at their limit."""
+    text = _cut(_said(message), TEAMS_LIMIT, _utf16_in_json, message)
     card = {
         "type": "AdaptiveCard",
         "version": "1.4",
-        "body": [{"type": "TextBlock", "text": _said(message), "wrap": True}],
+        "body": [{"type": "TextBlock", "text": text, "wrap": True}],
     }
     return {
         "type": "message",
@@ -109,6 +112,24 @@ def encoded(body: object) -> bytes:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise PermanentDeliveryError(f"the content is not JSON: {str(error)[:200]}") from error
+
+
+def _cut(text: str, limit: int, size: Callable[[str], int], message: Outgoing) -> str:
+    """Cut a text whose characters' sizes are above the limit and say so in it; the session keeps the whole text."""
+    note = f"\n[cut: {len(text)} characters; the whole answer is {message.message_out_id}]"
+    room, used, kept = limit - sum(map(size, note)), 0, 0
+    for number, char in enumerate(text, 1):
+        used += size(char)
+        if used <= room:
+            kept = number
+        if used > limit:
+            return text[:kept] + note
+    return text
+
+
+def _utf16_in_json(char: str) -> int:
+    """Return how many bytes of UTF-16 a character takes within a JSON string."""
+    return len(json.dumps(char, ensure_ascii=False).encode("utf-16-le", "surrogatepass")) - 4
 
 
 def _said(message: Outgoing) -> str:

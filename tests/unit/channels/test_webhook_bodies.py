@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.channels.protocol import Incoming, PlaceMessage
-from daemon.channels.webhook_bodies import DISCORD_LIMIT, FORMATS, encoded, operator_body
+from daemon.channels.webhook_bodies import FORMATS, encoded, operator_body
 from daemon.channels.webhook_events import HookRequest, is_wanted, message_of
 from daemon.channels.webhook_refusals import BodyRefusedError
 from daemon.channels.webhook_settings import Hook, hook_of
@@ -121,10 +121,35 @@ def test_teams_gets_a_card() -> None:
     assert made["attachments"][0]["content"]["body"][0]["text"] == "hello"
 
 
-def test_a_long_text_is_cut_where_the_service_takes_no_more_and_says_so() -> None:
-    made: Any = FORMATS["discord"](outgoing(content=json.dumps({"text": "x" * 5000})))
-    assert len(made["content"]) == DISCORD_LIMIT
-    assert "5000 characters; the whole answer is out-1" in made["content"]
+def said_by(form: str, text: str) -> str:
+    made: Any = FORMATS[form](outgoing(content=json.dumps({"text": text})))
+    if form == "teams":
+        return str(made["attachments"][0]["content"]["body"][0]["text"])
+    return str(made["content" if form == "discord" else "text"])
+
+
+@pytest.mark.parametrize(
+    ("form", "char", "fits"),
+    [
+        ("discord", "x", 2_000),
+        ("slack", "x", 40_000),
+        ("slack", "<", 10_000),
+        ("teams", "x", 13_000),
+        ("teams", "\n", 6_500),
+        ("teams", "\U0001f600", 6_500),
+    ],
+)
+def test_a_long_text_is_cut_where_the_service_takes_no_more_and_says_so(form: str, char: str, fits: int) -> None:
+    whole, cut = said_by(form, char * fits), said_by(form, char * (fits + 1))
+    assert "[cut:" not in whole
+    assert cut.endswith(f"[cut: {fits + 1} characters; the whole answer is {outgoing().message_out_id}]")
+    assert fits * 0.95 < cut.count(char) < fits
+
+
+def test_what_is_posted_to_teams_is_below_its_28_kb_however_it_counts() -> None:
+    for text in ("x" * 50_000, '"' * 50_000, "\U0001f600" * 50_000):
+        body = encoded(FORMATS["teams"](outgoing(content=json.dumps({"text": text})))).decode()
+        assert len(body.encode("utf-16-le")) < 28_000
 
 
 def test_a_body_of_the_operator_s_is_filled() -> None:
