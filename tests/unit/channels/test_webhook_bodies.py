@@ -143,7 +143,7 @@ def test_a_long_text_is_cut_where_the_service_takes_no_more_and_says_so(form: st
     whole, cut = said_by(form, char * fits), said_by(form, char * (fits + 1))
     assert "[cut:" not in whole
     assert cut.endswith(f"[cut: {fits + 1} characters; the whole answer is {outgoing().message_out_id}]")
-    assert fits * 0.95 < cut.count(char) < fits
+    assert fits * 0.95 < cut.count(char.replace("<", "&lt;")) < fits
 
 
 def test_what_is_posted_to_teams_is_below_its_28_kb_however_it_counts() -> None:
