@@ -21,7 +21,7 @@ from daemon.engine.schedule_requests import carry_out
 from daemon.store import deliveries, host_messages, messages, questions
 from schema.handles import Writer
 from schema.questions import from_content, is_question
-from schema.rows import DeliveryState
+from schema.rows import DeliveryState, Kind
 
 _UNSENDABLE: Final = frozenset({Reason.BAD_CONTENT, Reason.UNKNOWN_KIND})
 # An answer that may not wait so long: its sender is notified if it was to go there, and not for a reminder elsewhere.
@@ -87,13 +87,14 @@ def _note_question(db: Writer, decision: Decision, means: DeliveryContext, now: 
 def _notify_unsendable(db: Writer, decision: DeadLetterDecision, now: int) -> None:
     """Inform the sender that an answer cannot be sent. The message counts as completed, so nothing else informs it.
 
-    Not of what the agent said in mid-turn: its answer is still to come, and a notice would be taken for it.
+    Not of a request to the host, and not of what the agent said in mid-turn: neither is the answer, and a notice would be
+    taken for it.
     """
     candidate = decision.candidate
     answered = candidate.row.in_reply_to
     if decision.reason not in _UNSENDABLE | _NOT_SCHEDULED or candidate.from_host or answered is None:
         return
-    if not candidate.row.final:
+    if not candidate.row.final or candidate.row.kind == Kind.SYSTEM:
         return
     message = messages.find(db, answered)
     address = messages.address_of(message) if message is not None else None

@@ -412,6 +412,18 @@ def test_whoever_waits_for_an_answer_that_cannot_be_sent_is_told(world: SessionW
     check_session(world.root)
 
 
+def test_a_request_to_the_host_is_no_answer_that_somebody_waits_for(world: SessionWorld) -> None:
+    """NanoClaw's runner makes requests that this host does not know, beside its answer."""
+    with world.runner() as db, db.transaction():
+        db.execute(
+            "INSERT INTO messages_out(id, seq, in_reply_to, timestamp, kind, content)"
+            " VALUES ('o1', 101, 'm1', '2026-11-21T00:00:00.000Z', 'system', '{\"action\": \"register_group\"}')"
+        )
+    assert [one.reason for one in look(world).dead_lettered] == ["UNKNOWN_KIND"]
+    assert world.read("SELECT * FROM host_messages") == []
+    check_session(world.root)
+
+
 @pytest.mark.parametrize(("place", "told"), [(None, ["TOO_FAR_AHEAD"]), ("elsewhere", [])])
 def test_whoever_waits_for_an_answer_that_may_not_wait_so_long_is_told(
     world: SessionWorld, place: str | None, told: list[str]
