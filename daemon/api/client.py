@@ -23,6 +23,7 @@ from daemon.core.errors import (
     DaemonDownError,
     DaemonSilentError,
     LostAnswerError,
+    NoAccessError,
     NotListeningError,
     RemoteError,
     SocketPathError,
@@ -76,8 +77,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _not_taken(error: OSError, path: Path) -> DaemonDownError | DaemonSilentError:
     if isinstance(error, PermissionError):
-        message = f"no permission to speak to the daemon on {path}."
-        return DaemonDownError(message, hint="Run this as the daemon's user.")
+        return NoAccessError(f"no permission to speak to the daemon on {path}.")
     if isinstance(error, TimeoutError):
         return DaemonSilentError(f"the daemon on {path} takes no calls.")
     return NotListeningError(f"no daemon answers on {path}.")

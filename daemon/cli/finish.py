@@ -17,7 +17,7 @@ from daemon.cli.output import Output, OutputLostError, lost, progress
 from daemon.cli.pager import pager_for, show
 from daemon.cli.same_place import in_place
 from daemon.core.command_words import start_command
-from daemon.core.errors import FileAccessError, NotListeningError
+from daemon.core.errors import FileAccessError, NoAccessError, NotListeningError
 from schema.errors import ClawbusError
 
 _START: Final = start_command(None)
@@ -42,6 +42,8 @@ def outcome_of(invocation: Invocation, work: Callable[[], Outcome]) -> Outcome:
         if isinstance(error, NotListeningError) and invocation.start != _START:
             fix = f"Start it with `{invocation.start}`; `clawbus logs -n 50` says why it ended."
             return Outcome(problem=replace(problem, fix=fix), next_actions=LOOK)
+        if isinstance(error, NoAccessError):  # to start another daemon or to read its log would be refused, too
+            return Outcome(problem=problem)
         return Outcome(problem=problem, next_actions=_after(problem.code))
     except (typer.Exit, typer.Abort, typer.TyperException, OutputLostError):
         raise

@@ -12,6 +12,7 @@ from daemon.cli.invocation import Invocation
 from daemon.cli.operator import ReasonOption, user
 from daemon.core.clock import SystemClock
 from daemon.core.people_verbs import DecidePairing
+from daemon.core.printable import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,7 @@ def list_(
             )
             for one in found
         ]
-        console.print(table(f"{len(found)} requests", ("code", "who", "agent", "where", "state", "asked"), rows))
+        console.print(table(counted(len(found), "request"), ("code", "who", "agent", "where", "state", "asked"), rows))
 
     waiting = next((one["code"] for one in found if one["state"] == "waiting"), None)
     steps = () if waiting is None else (NextAction(f"clawbus pairing approve {waiting}", "let the newest in"),)

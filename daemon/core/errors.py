@@ -95,6 +95,12 @@ class NotListeningError(DaemonDownError):
     """No process listens on the control socket, or the socket does not exist."""
 
 
+class NoAccessError(DaemonDownError):
+    """The control socket may not be opened by this user. A daemon may well run."""
+
+    default_hint = "Run this as the daemon's user."
+
+
 class LostAnswerError(DaemonDownError):
     """The daemon took the call and ended before it answered. It may have done what was asked."""
 

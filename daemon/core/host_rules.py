@@ -178,8 +178,10 @@ def runtime_away(host: HostFacts) -> Diagnosis | None:
 def _copied(host: HostFacts) -> Diagnosis | None:
     if host.copied_from is None:
         return None
+    here = host.copied_from == host.data_dir
+    other = "the folder that was at this path before" if here else f"another folder: {host.copied_from}"
     evidence = (
-        f"Its installation id belongs to another folder: {host.copied_from}.",
+        f"Its installation id belongs to {other}.",
         "The containers that it records belong to that installation; this one neither adopts nor ends them.",
     )
     summary = "This data folder is a copy or was restored; its first start gives it its own installation id."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -74,14 +75,16 @@ def explain(
     agents: AgentsNow = UNKNOWN,
     *,
     shown: bool = False,
+    errors: Sequence[str] = (),
 ) -> str | None:
     """Return the most pressing reason to attend to this session on one line, or None: by doctor's own rules.
 
-    `shown`: for `session show`, which must not send its reader to itself.
+    `shown`: for `session show`, which must not send its reader to itself. `errors`: why the container's file could not be read,
+    where somebody tried; of a session in quarantine they decide whether a release would last.
     `live` is the row of its unconfirmed incarnation. Whether that container lives is taken from the registry: no runtime is
     asked.
     """
-    found = most_pressing(_host(now_ms, agents), _facts(registry, live, queues))
+    found = most_pressing(_host(now_ms, agents), _facts(registry, live, queues, errors))
     if found is not None and shown and found.command.startswith("clawbus session show "):
         return found.sentence_with_repairs
     return _sentence(found)
@@ -93,9 +96,11 @@ def held_up(
     queues: Queues,
     now_ms: int,
     agents: AgentsNow = UNKNOWN,
+    *,
+    errors: Sequence[str] = (),
 ) -> str | None:
     """Return what keeps the session's next message waiting, or None. Unlike `explain`, ignore dead letters: they delay nothing."""
-    return _sentence(most_pressing(_host(now_ms, agents), _facts(registry, live, queues), blocking=True))
+    return _sentence(most_pressing(_host(now_ms, agents), _facts(registry, live, queues, errors), blocking=True))
 
 
 def next_step(kind: str, code: str | None) -> str:
@@ -108,10 +113,15 @@ def _host(now_ms: int, agents: AgentsNow) -> HostFacts:
     return HostFacts(now_ms, "", held_ms=0, agents_stopped=tuple(agents.stopped.items()), agents=agents.configured)
 
 
-def _facts(registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues) -> SessionFacts:
+def _facts(
+    registry: Mapping[str, Any], live: Mapping[str, Any] | None, queues: Queues, errors: Sequence[str]
+) -> SessionFacts:
     running = live is not None and live.get("container_id") is not None
     life = Life.ALIVE if running else Life.UNKNOWN
-    return recorded_facts((registry["agent"], registry["session"]), registry, live_record(live, life), queues)
+    facts = recorded_facts((registry["agent"], registry["session"]), registry, live_record(live, life), queues)
+    if facts.quarantined_at is None:
+        return facts
+    return replace(facts, errors=tuple(dict.fromkeys((*facts.errors, *errors))))
 
 
 def _sentence(found: Diagnosis | None) -> str | None:

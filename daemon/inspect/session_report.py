@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +85,8 @@ def session_report(
     examined = Examined(registry, live, state_of(registry, live, queues, now), queues, now, _changed_at(folder))
     detail = read_detail(folder, limit, limits or ReadLimits(), held)
     return {
-        **_summary(examined, agents, shown=True),
-        "held_up": held_up(registry, live, examined.queues or Queues(), now, agents),
+        **_summary(examined, agents, shown=True, errors=detail.errors),
+        "held_up": held_up(registry, live, examined.queues or Queues(), now, agents, errors=detail.errors),
         "folder": str(folder.root),
         "registry": registry,
         "incarnation": live,
@@ -154,14 +154,16 @@ def unregistered(agent: str, session: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(one: Examined, agents: AgentsNow, *, shown: bool = False) -> dict[str, Any]:
+def _summary(one: Examined, agents: AgentsNow, *, shown: bool = False, errors: Sequence[str] = ()) -> dict[str, Any]:
     # How much a file that cannot be read holds is not known.
     queues = one.queues if one.queues is not None and one.queues.error is None else None
     return {
         "agent": one.registry["agent"],
         "session": one.registry["session"],
         "state": one.state,
-        "explanation": explain(one.registry, one.live, one.queues or Queues(), one.at, agents, shown=shown),
+        "explanation": explain(
+            one.registry, one.live, one.queues or Queues(), one.at, agents, shown=shown, errors=errors
+        ),
         "created_at": one.registry["created_at"],
         "changed_at": one.changed_at,
         "next_due_at": one.registry["next_due_at"],

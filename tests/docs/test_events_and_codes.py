@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -95,3 +96,11 @@ def test_one_code_means_one_thing() -> None:
     for one in sorted(error_classes(), key=lambda item: len(item.__mro__)):
         owner = owners.setdefault(one.code, one)
         assert issubclass(one, owner), f"{one.__qualname__} and {owner.__qualname__} both have {one.code}"
+
+
+def test_what_to_do_about_a_code_stands_alone() -> None:
+    """`clawbus help CODE` shows one code: what refers to another row of the list, or only to a page, says nothing there."""
+    for codes in tomllib.loads((ROOT / "daemon/cli/explained.toml").read_text(encoding="utf-8")).values():
+        for code, (_, fix) in codes.items():
+            assert not re.search(r"\bthe same\b", fix), code
+            assert not re.fullmatch(r"\w+ \(docs/[\w./-]+\)", fix), code

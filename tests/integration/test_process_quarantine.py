@@ -56,7 +56,7 @@ def test_a_spoiled_outbox_is_quarantined_and_after_its_repair_nothing_is_lost(
         "quarantined", lambda: (found := daemon.show("prog", "bad"))["state"] == "quarantined" and found
     )
     assert report["registry"]["quarantine_reason"]
-    assert "clawbus session release prog bad" in report["explanation"]
+    assert "clawbus session reset prog bad --discard" in report["explanation"]
     assert [one["session"] for one in daemon.status()["attention"]] == ["bad"]
     assert daemon.cli("session", "show", "prog", "bad").result["state"] == "quarantined"
     eventually("its container is ended", lambda: daemon.running("prog", "bad") is None)

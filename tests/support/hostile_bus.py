@@ -78,7 +78,8 @@ class HostileBus(RealDaemon):
         """Wait for it; the reason. Its container is ended, and the operator is told the next step."""
         eventually(f"{session} is in quarantine", lambda: self.state(session) == "quarantined", 60)
         report = self.show("evil", session)
-        assert f"clawbus session release evil {session}" in report["explanation"]
+        ways = (f"`clawbus session release evil {session}`", f"`clawbus session reset evil {session} --discard`")
+        assert any(one in report["explanation"] for one in ways)
         eventually(f"the container of {session} is ended", lambda: self.running("evil", session) is None, 30)
         return report["registry"]["quarantine_reason"]
 

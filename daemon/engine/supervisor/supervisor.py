@@ -249,8 +249,12 @@ class Supervisor:
         with anyio.move_on_after(grace + self._config.kill_confirm_s):
             await slot.done.wait()
             return slot
-        what = "is confirmed, but its files are not settled yet" if slot.exited.is_set() else "is not confirmed yet"
-        raise NotConfirmedError(f"the exit of {key} ({slot.container_id}) {what}.")
+        if not slot.exited.is_set():
+            raise NotConfirmedError(f"the exit of {key} ({slot.container_id}) is not confirmed yet.")
+        what = f"the exit of {key} ({slot.container_id}) is confirmed, but its files are not settled yet"
+        if slot.unsettled is None:
+            raise NotConfirmedError(f"{what}.", hint="The daemon keeps trying; `clawbus logs -n 50` says what it does.")
+        raise NotConfirmedError(f"{what}: {slot.unsettled}", hint=slot.unsettled.hint)
 
     def begin_end(self, key: SessionKey, reason: str, *, graceful: bool, incarnation: str | None = None) -> Slot | None:
         """Start to stop or kill the session's container, in the background. With `incarnation`, only if it is that one."""

@@ -154,6 +154,7 @@ class Terminator:
                 claimed = await self._state.keeper.after_exit(slot.session, slot.incarnation, reason, exit_)
                 break
             except ClawbusError as error:
+                slot.unsettled = error
                 log.warning("exit_not_settled", code=error.code, error=str(error), hint=error.hint, retry_s=wait_s)
             except Exception:  # nothing may follow before the exit is settled: retry
                 log.exception("exit_raised", retry_s=wait_s)

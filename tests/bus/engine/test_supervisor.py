@@ -525,6 +525,19 @@ async def test_an_exit_is_settled_until_it_is_settled(kit: BusKit, monkeypatch: 
     assert (await kit.message("m1"))["tries"] == 1
 
 
+async def test_a_kill_whose_exit_cannot_be_settled_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = StorageError("inbound.db: database or disk is full")
+    SettleScript(monkeypatch, {"main": [full] * 1000})
+    kit = BusKit(tmp_path / "data", runtime={"kill_confirm_s": 0.5})
+    async with kit.running():
+        await kit.send(message_id="m1")
+        await kit.started()
+        with anyio.fail_after(SECONDS), pytest.raises(NotConfirmedError, match="disk is full") as raised:
+            await kit.operations.execute(KillSession(AGENT, "main", reason="a test"))
+    assert raised.value.hint == full.hint
+    assert "docker" not in raised.value.hint
+
+
 @pytest.mark.parametrize("method", ["stop", "kill", "remove", "wait"])
 async def test_a_bug_in_a_runtimes_method_leaves_the_end_to_be_tried_again(tmp_path: Path, method: str) -> None:
     kit = BusKit(tmp_path / "data")

@@ -1,6 +1,7 @@
 """A daemon that lives and does not answer: nobody is told to start a second one, and one that starts is waited for."""
 
 import contextlib
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,20 @@ def test_a_folder_that_is_held_is_said_to_be(cli: CommandLine, home: Path, monke
         assert sent["error"]["code"] == "DAEMON_DOWN"
         assert f"process {holder.pid} has held" in sent["error"]["message"]
         assert [one["command"] for one in sent["next_actions"]] == ["clawbus logs -n 50"]
+
+
+def test_who_may_not_open_the_socket_is_not_told_to_start_a_daemon(
+    cli: CommandLine, operations: FakeOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for command in (("send", "x", "-a", "echo", "-s", "s"), ("reload",)):
+        refused = cli(*command).envelope
+        assert "no permission" in refused["error"]["message"]
+        assert "daemon's user" in refused["fix"]
+        assert not [one for one in refused.get("next_actions", ()) if "serve" in one["command"]]
 
 
 def test_a_message_waits_for_a_daemon_that_is_starting(

@@ -8,6 +8,8 @@ from daemon.cli.main import main
 from daemon.core.agent_verbs import AddRoute
 from daemon.core.people_verbs import DecidePairing, SetRole
 from daemon.core.verb import HostVerb
+from daemon.inspect import people_reading
+from tests.support.command_line import CommandLine
 
 
 @pytest.fixture
@@ -47,3 +49,10 @@ def test_a_route_and_an_approval_say_what_was_typed(asked: list[HostVerb]) -> No
     assert {"place": "-100123", "pattern": "^hi", "senders": "known"}.items() <= route.keys.items()
     assert isinstance(pairing, DecidePairing)
     assert (pairing.code, pairing.approve, pairing.user) == ("7K2M9QXA", True, "ann")
+
+
+def test_one_request_of_a_stranger_is_counted_as_one(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("code", "channel", "sender", "agent", "scope", "state")
+    one = {**dict.fromkeys(keys, "x"), "asked_at": 0}
+    monkeypatch.setattr(people_reading, "read_pairings", lambda *_, **__: [one])
+    assert cli("pairing", "list", "--pretty").out.splitlines()[0].rstrip() == "1 request"

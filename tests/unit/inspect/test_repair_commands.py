@@ -135,3 +135,10 @@ def test_a_folder_that_the_registry_does_not_know_is_shown_while_the_daemon_is_d
     SessionWorld(world.root / "sessions" / AGENT / "stranger").accept("m1")
     report = session_report(world.root, AGENT, "stranger", world.clock)
     assert (report["pending"], [one["id"] for one in report["messages"]]) == (1, ["m1"])
+
+
+def test_a_folder_restored_over_itself_is_not_said_to_belong_to_its_own_path() -> None:
+    for path, expected in ((HOST.data_dir, "at this path before"), ("/other", "another folder: /other")):
+        (copied,) = [one for one in diagnose_host(replace(HOST, copied_from=path)) if one.code == "COPIED_FOLDER"]
+        assert expected in copied.evidence[0]
+        assert HOST.data_dir not in copied.evidence[0]

@@ -316,6 +316,15 @@ class TestSession:
         assert len(report["errors"]) == 1
         assert report["errors"][0].startswith("HOSTILE_FILE")
 
+    def test_a_quarantine_that_a_release_would_not_end_names_what_does(self, data: Data) -> None:
+        folder = data.session("s", quarantined_at=NOW, quarantine_reason="outbound.db is not a SQLite database.")
+        assert "`clawbus session release a s`" in session_report(data.path, "a", "s", FixedClock())["explanation"]
+        folder.outbound_db.write_bytes(b"x" * 5000)
+        report = session_report(data.path, "a", "s", FixedClock())
+        for text in (report["explanation"], report["held_up"]):
+            assert "`clawbus session reset a s --discard`" in text, "as doctor says"
+            assert "session release" not in text
+
     def test_blobs_and_nonsense_of_a_container_fit_json(self, data: Data) -> None:
         folder = data.session("s")
         with open_owner(folder.outbound_db, Role.OUTBOUND) as db, db.transaction():
