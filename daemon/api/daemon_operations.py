@@ -5,6 +5,7 @@ A session's files are read only through `Session.call`, so that no other thread 
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from typing import Any, Final
 
@@ -114,7 +115,7 @@ class DaemonOperations:
                 return _held(key, message_id, found.quarantined)
             alive = self._supervisor.slot(key) is not None
             why = await found.call(partial(unanswered, found.files, message_id, alive=alive))
-            return NoAnswerError(f"no answer to {message_id} will come: {why}.") if why is not None else None
+            return _never(message_id, why) if why is not None else None
         except UnknownSessionError:
             return None if self._sessions.files_of(key).folder.root.exists() else _deleted(key, message_id)
         except ClawbusError:
@@ -234,12 +235,20 @@ def with_troubles(report: dict[str, Any], troubles: Troubles) -> dict[str, Any]:
     }
 
 
+def _never(message_id: str, why: str) -> NoAnswerError:
+    """Return the error for a message whose work is over."""
+    return NoAnswerError(
+        f"no answer to {message_id} will come: {why}.",
+        hint=f"`clawbus message show {shlex.quote(message_id)}` has its history; `clawbus dead list` lists dead letters.",
+    )
+
+
 def _held(key: SessionKey, message_id: str, reason: str) -> NoAnswerError:
     """Return the error for a quarantined session. Its message is kept, and worked on once the session is released."""
     name = two_words(key.agent, key.session)
     return NoAnswerError(
         f"no answer to {message_id} comes while session {key} is in quarantine: {reason.rstrip('.')}. The message is kept.",
-        hint=f"Run `clawbus session show {name}` for the reason and repair it, then `clawbus session release {name}`.",
+        hint=f"`clawbus session show {name}` says why, and what ends it.",
     )
 
 

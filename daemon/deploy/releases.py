@@ -30,7 +30,7 @@ from daemon.core.release import FILES_NAME, MANIFEST_NAME, Changes, Manifest, fi
 from daemon.core.slots import SLOTS
 from daemon.deploy.running_releases import running_releases
 from daemon.runtimes.image_source import package_folder, source_digest
-from daemon.workers.source import RELEASES, changes_in, hash_files, manifest_in, site_of
+from daemon.workers.source import LINKS, RELEASES, changes_in, hash_files, manifest_in, site_of
 from schema.durable_files import sync_folder
 from schema.migrate import VERSION, Role
 from schema.os_faults import host_error, passes
@@ -136,7 +136,7 @@ class Releases:
 
     def slot_link(self, slot: str) -> Path:
         """Return the path of a slot's link."""
-        return self.root / "slots" / slot
+        return self.root / LINKS / slot
 
     def starts(self, slot: str) -> bool:
         """Return whether the slot points at a release that is there: its manifest and its Python. Raise StorageError."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from daemon.core.command_words import two_words
 from daemon.core.diagnoses import most_pressing
 from daemon.core.diagnosis import Diagnosis
 from daemon.core.facts import HostFacts, SessionFacts
@@ -85,9 +86,15 @@ def explain(
     asked.
     """
     found = most_pressing(_host(now_ms, agents), _facts(registry, live, queues, errors))
-    if found is not None and shown and found.command.startswith("clawbus session show "):
-        return found.sentence_with_repairs
-    return _sentence(found)
+    if found is None:
+        return None
+    if shown:
+        return found.sentence_with_repairs if found.command.startswith("clawbus session show ") else found.sentence
+    if found.code == "QUARANTINED":
+        # Whether a release would last depends on the container's file, which a list does not open.
+        show = f"clawbus session show {two_words(registry['agent'], registry['session'])}"
+        return replace(found, command=show).sentence
+    return found.sentence
 
 
 def held_up(

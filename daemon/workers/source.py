@@ -21,10 +21,16 @@ from daemon.core.release import (
     read_listing,
     read_manifest,
 )
+from daemon.core.slots import SLOTS
 from daemon.runtimes.image_source import source_digest
 from schema.os_faults import host_error, passes
 
 RELEASES: Final = "releases"
+LINKS: Final = "slots"
+_FIRST_SLOT: Final = (
+    "No slot has a release yet: `clawbus release make`, `clawbus release link blue RELEASE`, then `systemctl enable --now"
+    " clawbus@blue`. For development start with --developer."
+)
 _MAX_MANIFEST: Final = 1024**2
 
 
@@ -65,8 +71,10 @@ def check_origin(found: Origin, root: str, *, developer: bool) -> None:
         return
     folder = (Path(root) / RELEASES).resolve()
     if found.manifest is None or found.prefix.parent != folder:
+        linked = any(os.path.lexists(Path(root) / LINKS / slot) for slot in SLOTS)
         raise SourceOutsideError(
-            f"deploy.root is {root}, and this clawbus runs from {found.prefix}, not from a release in {folder}."
+            f"deploy.root is {root}, and this clawbus runs from {found.prefix}, not from a release in {folder}.",
+            hint=None if linked else _FIRST_SLOT,
         )
 
 

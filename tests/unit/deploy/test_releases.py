@@ -219,6 +219,18 @@ def test_a_start_from_outside_is_refused_only_where_releases_are_used(root: Path
             check_origin(found, where, developer=False)
 
 
+def test_a_refused_start_names_how_the_first_slot_begins_or_that_one_is_to_be_started(root: Path) -> None:
+    inside = small_release(root)
+    with pytest.raises(SourceOutsideError) as fresh:
+        check_origin(Origin(root, None, ""), str(root), developer=False)
+    assert "clawbus release link blue RELEASE" in fresh.value.hint
+    releases = Releases(root)
+    releases.link("blue", releases.find(inside.name))
+    with pytest.raises(SourceOutsideError) as linked:
+        check_origin(Origin(root, None, ""), str(root), developer=False)
+    assert "systemctl start clawbus@blue" in linked.value.hint
+
+
 def config_of(root: Path) -> Config:
     return Config.model_validate(
         {"data_dir": str(root / "data"), "deploy": {"root": str(root)}, "runtime": {"kind": "process"}}

@@ -230,7 +230,7 @@ class TestExplanations:
         data.session("s", quarantined_at=NOW, quarantine_reason="outbound.db is not a SQLite database.")
         assert self.explanation(data) == (
             f"The session is in quarantine. Since {to_text(NOW)}: outbound.db is not a SQLite database:"
-            " `clawbus session release a s`"
+            " `clawbus session show a s`"
         )
 
     def test_spawn_failures(self, data: Data) -> None:
