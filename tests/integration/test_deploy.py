@@ -103,7 +103,7 @@ def test_verify_runtime_probes_what_serves(host: SlotHost) -> None:
     finally:
         os.close(lock)
     assert (said.error, said.envelope["result"]["verdict"]) == ("SOURCE_UNKNOWN", "unknown")
-    assert "another process probes" in said.envelope["result"]["standing"][-1]["reason"]
+    assert "another process is probing" in said.envelope["result"]["standing"][-1]["reason"]
 
 
 def test_forward_and_back_under_load_nothing_is_lost_or_doubled_and_no_agent_is_ended(host: SlotHost) -> None:
