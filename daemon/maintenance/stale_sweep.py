@@ -7,6 +7,7 @@ history before the status.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from daemon.core.session_key import SessionKey
 from daemon.core.stale_plan import SAMPLE, Ending, Plan, Scope, Seen, check_plan, plan
 from daemon.inspect.reading import runs_over, suspects
 from daemon.maintenance.backup import Backup, Progress, back_up, restore, verify
-from daemon.store import host_messages, messages
+from daemon.store import host_messages, messages, outbound
 from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import record, repair_status
@@ -130,10 +131,11 @@ def undo(
 ) -> dict[str, Any]:
     """Put the backup of a sweep back. Refused when the file has gained anything since but the sweep itself.
 
-    Raise RestoreRefusedError, RestoreFailedError, BackupFailedError, BackupNotVerifiedError; the file is unchanged then.
+    Refused as well when the container would work again on what it has finished. Raise HostileFileError, RestoreRefusedError, RestoreFailedError, BackupFailedError, BackupNotVerifiedError; the file is unchanged then.
     """
     with files.inbound() as db:
         changed = _refuse_losses(db, backup)
+        _refuse_second_turns(db, files, changed)
     done = restore(backup.path, files.folder.inbound_db, now, progress=progress)
     with files.inbound() as db, db.transaction():
         for message_id in changed:
@@ -267,6 +269,28 @@ def _refuse_losses(db: Reader, backup: Backup) -> list[str]:
             hint="Repair the swept messages one by one instead: `clawbus message retry ID` sends one on its way again.",
         )
     return changed
+
+
+def _refuse_second_turns(db: Reader, files: SessionFiles, changed: Sequence[str]) -> None:
+    """Raise RestoreRefusedError for a message that its container has finished, once the container has dropped that ack.
+
+    A runner prunes the acks of messages that are over. A message that is pending again without its ack is claimed again.
+    """
+    by_ack = {
+        str(row["message_id"])
+        for row in db.all("SELECT message_id, detail FROM message_history WHERE event = 'swept'")
+        if json.loads(row["detail"]).get("truth") in {RunStatus.COMPLETED, RunStatus.FAILED}
+    }
+    finished = sorted(by_ack.intersection(changed))
+    with files.outbound() as out:
+        acks = outbound.acks_for(out, finished) if out is not None else {}
+    gone = [message_id for message_id in finished if message_id not in acks]
+    if gone:
+        raise RestoreRefusedError(
+            f"the container has finished {len(gone)} of these messages ({', '.join(gone[:3])}) and dropped its acks since:"
+            " restored, they would be worked on again.",
+            hint="What the sweep recorded of them is right. `clawbus message retry ID` sends one on its way again.",
+        )
 
 
 def _statuses(db: Reader) -> dict[str, str]:

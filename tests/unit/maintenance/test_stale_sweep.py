@@ -171,6 +171,25 @@ def test_an_undo_that_would_lose_something_is_refused(world: SessionWorld, gain:
     assert "would be lost" in str(error)
 
 
+def test_an_undo_is_refused_once_the_container_has_dropped_the_ack_of_what_it_finished(world: SessionWorld) -> None:
+    claimed(world, "m")
+    world.ack("failed", "m", by="I1")
+    swept = apply(world)
+    assert (swept.backup is not None, world.message("m")["status"]) == (True, "failed")
+    backup = swept.backup
+    assert backup is not None
+    with world.runner() as db, db.transaction():
+        (ack,) = db.all("SELECT * FROM processing_ack")
+        db.execute("DELETE FROM processing_ack")
+    error = unchanged(world, lambda: stale_sweep.undo(world.files, KEY, backup, WHO, NOW), RestoreRefusedError)
+    assert "worked on again" in str(error)
+    with world.runner() as db, db.transaction():
+        db.execute(
+            f"INSERT INTO processing_ack({', '.join(ack.keys())}) VALUES ({', '.join('?' * len(ack))})", tuple(ack)
+        )
+    assert stale_sweep.undo(world.files, KEY, backup, WHO, NOW)["restored"] == 1
+
+
 def test_another_sessions_backup_is_refused(world: SessionWorld, tmp_path: Path) -> None:
     other = SessionWorld(tmp_path / "sessions" / "echo" / "other", OLD)
     claimed(other, "theirs")
