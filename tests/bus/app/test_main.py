@@ -168,7 +168,7 @@ async def test_who_waits_on_a_quarantined_session_is_told_that_its_message_is_ke
     assert str(told.value) == (
         f"no answer to m1 comes while session {AGENT}/main is in quarantine: by ops: odd. The message is kept."
     )
-    assert f"`clawbus session release {AGENT} main`" in told.value.hint
+    assert f"`clawbus session show {AGENT} main`" in told.value.hint
 
 
 async def test_who_waits_a_second_at_a_time_is_told_too(kit: BusKit) -> None:
