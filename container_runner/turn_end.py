@@ -35,9 +35,8 @@ from schema.json_text import whole_text
 from schema.rows import AckStatus, RunnerSettings, ToolCall, TurnNote, TurnUsage
 
 _MAX_REASON: Final = 1000
-MAX_STATE_BYTES: Final = (
-    16 * 1024**2
-)  # of all keys and values: each turn reads them, and the file would grow without end
+# Of all keys and values. Each turn reads them, and without a limit the file would grow until the session is quarantined.
+MAX_STATE_BYTES: Final = 16 * 1024**2
 _FILE_REFUSED: Final = "FILE_REFUSED"
 _GIVE_BACK_S: Final = 10.0
 _LAST_TRIES_S: Final = (0.1, 0.3, 0.6)

@@ -139,7 +139,7 @@ def _said(message: Outgoing) -> str:
         return text
     try:
         options = from_content(message.message_out_id, message.content).options
-    except QuestionError:  # the host has refused it: then it is no question that anybody can answer
+    except QuestionError:  # the host has refused it, so nobody can answer it
         return text
     lines = [
         f"{number}. {one_line(one.label)}" + (f": {one_line(one.description)}" if one.description else "")

@@ -161,7 +161,7 @@ class WebhookOut:
         status = response.status_code
         text = f"hook {where}: answered {status}"
         wait = retry_after_s(response.headers.get("retry-after"), self._clock.now_ms())
-        # Some receivers limit the rate with a 403 or a 413: what names a time to wait is no refusal.
+        # Some receivers limit the rate with a 403 or a 413: a response that names a time to wait is not a refusal.
         named = wait is not None and status >= 400
         if named or status in TRANSIENT or (status >= 500 and status not in PERMANENT_5XX):
             return TransientDeliveryError(f"{text}.", retry_after_s=wait)

@@ -15,7 +15,7 @@ from daemon.core.errors import ForeignPackageError
 
 OURS: Final = frozenset({"daemon", "schema", "container_runner"})
 _DISTRIBUTION: Final = "clawbus"
-# A row of RECORD for a module at the top, or one in a folder. A search, because all rows together have two megabytes.
+# Matches a row of RECORD that installs one of our packages. All rows together have two megabytes: too many to parse.
 _RECORDED: Final = re.compile(rf'^"?({"|".join(sorted(OURS))})(?:\.py"?,|/[^,"\n]*\.py"?,)', re.MULTILINE)
 
 

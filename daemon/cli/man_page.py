@@ -26,7 +26,7 @@ def short_page(version: str) -> str:
 
 
 def _body(lines: Sequence[str]) -> list[str]:
-    """Return lines that roff prints as they are: after `\\&`, a leading dot is no request."""
+    """Return lines that roff prints as they are: after `\\&`, a leading dot is not a request."""
     return [f"\\&{_escaped(line)}" for line in lines]
 
 

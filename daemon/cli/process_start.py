@@ -25,7 +25,7 @@ def hold() -> None:
 
 
 def release() -> None:
-    """End both, for a command that is not the daemon's start."""
+    """Undo `hold`, for a command that is not the daemon's start."""
     collect()
     release_signals()
 

@@ -372,8 +372,8 @@ class NotConfirmedError(ClawbusError):
 class TransientDeliveryError(ClawbusError):
     """A send failed and may succeed later, after `retry_after_s` seconds if the receiver named them.
 
-    `in_doubt`: the receiver may have taken the answer, because it was sent and no response came. `paced`: a limit of our own
-    lets it go only then. That is no failure: it keeps its place before the later ones, and is never given up for it.
+    `in_doubt`: the receiver may have taken the answer, because it was sent and no response came. `paced`: one of our
+    own limits makes it wait. That is not a failure: it keeps its place before the later ones, and is never given up for it.
     """
 
     code = "DELIVERY_TRANSIENT"

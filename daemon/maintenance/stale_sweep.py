@@ -129,9 +129,11 @@ def apply(
 def undo(
     files: SessionFiles, key: SessionKey, backup: Backup, operator: Operator, now: int, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Put the backup of a sweep back. Refused when the file has gained anything since but the sweep itself.
+    """Put the backup of a sweep back.
 
-    Refused as well when the container would work again on what it has finished. Raise HostileFileError, RestoreRefusedError, RestoreFailedError, BackupFailedError, BackupNotVerifiedError; the file is unchanged then.
+    Refuse it when the file has gained anything since but the sweep itself, and when the container would work again on what it
+    has finished. Raise RestoreRefusedError, RestoreFailedError, BackupFailedError, BackupNotVerifiedError or, if the acks
+    cannot be read, HostileFileError; the file is unchanged then.
     """
     with files.inbound() as db:
         changed = _refuse_losses(db, backup)
@@ -276,12 +278,15 @@ def _refuse_second_turns(db: Reader, files: SessionFiles, changed: Sequence[str]
 
     A runner prunes the acks of messages that are over. A message that is pending again without its ack is claimed again.
     """
-    by_ack = {
+    swept = db.all("SELECT message_id, detail FROM message_history WHERE event = 'swept'")
+    by_agent = {
         str(row["message_id"])
-        for row in db.all("SELECT message_id, detail FROM message_history WHERE event = 'swept'")
-        if json.loads(row["detail"]).get("truth") in {RunStatus.COMPLETED, RunStatus.FAILED}
+        for row in swept
+        if json.loads(row["detail"] or "{}").get("truth") in {RunStatus.COMPLETED, RunStatus.FAILED}
     }
-    finished = sorted(by_ack.intersection(changed))
+    finished = sorted(by_agent.intersection(changed))
+    if not finished:  # then the container's file does not matter, which may be unreadable
+        return
     with files.outbound() as out:
         acks = outbound.acks_for(out, finished) if out is not None else {}
     gone = [message_id for message_id in finished if message_id not in acks]

@@ -156,6 +156,14 @@ def test_an_undo_brings_back_what_was_and_says_who(world: SessionWorld) -> None:
     assert apply(world).plan.endings[0].message_id == "m"
 
 
+def test_an_undo_of_what_the_sweep_cancelled_needs_no_file_of_the_containers(world: SessionWorld) -> None:
+    claimed(world, "m")
+    swept = apply(world)
+    assert swept.backup is not None
+    world.files.folder.outbound_db.write_bytes(b"garbage" * 1000)
+    assert stale_sweep.undo(world.files, KEY, swept.backup, WHO, NOW)["restored"] == 1
+
+
 @pytest.mark.parametrize("gain", ["message", "finish"])
 def test_an_undo_that_would_lose_something_is_refused(world: SessionWorld, gain: str) -> None:
     claimed(world, "m")
