@@ -121,9 +121,8 @@ def write_status(writer: Writer, candidate: Candidate, mark: Mark) -> int:
     listed = candidate.run.listed
     if not candidate.set_listed or listed is None:
         return 0
-    kept = (
-        listed.ended_at if listed.status.terminal else None
-    )  # in a running row, `ended_at` is the last update, not the end
+    # In a running row, `ended_at` is the last update, not the end.
+    kept = listed.ended_at if listed.status.terminal else None
     ended = ended_at(candidate) or kept or mark.at
     changed = writer.execute(
         "UPDATE trace_runs SET status = ?, ended_at = ? WHERE status = ? AND run_id IN (?, ?, ?)",

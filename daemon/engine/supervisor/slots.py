@@ -56,8 +56,8 @@ class Timings:
     `soft_backoff_max_s`: longest back-off for a cause that a person repairs (an image, the runtime). `healthy_s`: an exit
     before this age is a failed start. `look_s`: timeout for checking whether a container is idle. `drain_s`: how often a
     container that is to be replaced is checked. `reconcile_s`: how often the runtime's listing is compared with the slots
-    without an event. `settle_s`: how long events are collected before a comparison. `files_s`: how
-    long the files that an agent's table names may take to be read.
+    without an event. `settle_s`: how long events are collected before a comparison. `files_s`: how long
+    the files that an agent's table names may take to be read.
     """
 
     probe_s: float = 5.0
