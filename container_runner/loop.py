@@ -6,7 +6,6 @@ It never exits because of an error of the provider, or of a file error that can 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -38,6 +37,7 @@ from container_runner.turn_end import EndedTurn, Outcome, TurnEnd
 from container_runner.watch import InboundWatch
 from container_runner.words import Words
 from schema.errors import ClawbusError, SchemaTooNewError
+from schema.frozen import frozen
 from schema.layout import CONTAINER_HOME
 from schema.os_faults import as_host_error, passes
 from schema.rows import AckStatus, RunnerSettings
@@ -47,7 +47,7 @@ _PRUNE_RETRY_S: Final = 10.0
 _BETWEEN_STEPS_S: Final = 0.05  # a pause for the host, which polls after every change
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """The agent and session that this runner works for, and its container's incarnation."""
 
@@ -56,7 +56,7 @@ class Identity:
     incarnation: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Upkeep:
     """Maintenance between turns.
 
@@ -72,6 +72,9 @@ class Upkeep:
     home: Path = Path(CONTAINER_HOME)
 
 
+_NO_UPKEEP: Final = Upkeep()
+
+
 class Runner:
     """Runs one incarnation. Call `run()` in one task; `stop()` may be called from another."""
 
@@ -84,7 +87,7 @@ class Runner:
         heartbeat: Heartbeat,
         watch: InboundWatch,
         log: Logger,
-        upkeep: Upkeep = Upkeep(),
+        upkeep: Upkeep = _NO_UPKEEP,
     ) -> None:
         self._settings = settings
         self._identity = identity

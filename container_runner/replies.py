@@ -7,12 +7,12 @@ came from. It replies to the latest message from that address; if there were sev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from container_runner.providers.protocol import Destination, OutMessage, TurnMessage
 from container_runner.shared.errors import AnswerInvalidError, TurnFailedError
 from container_runner.shared.reply import Reply
+from schema.frozen import frozen
 from schema.json_text import encode, sendable, whole_text
 from schema.rows import Address, Kind
 
@@ -20,7 +20,7 @@ _MAX_REASON: Final = 1000
 FAILED_TEXT: Final = "The agent could not answer this message."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """The rows to write. `unknown`: names in the answer that match no usable destination."""
 
@@ -28,7 +28,7 @@ class Plan:
     unknown: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Origin:
     """An address that triggers came from, with their ids in seq order. None: neither they nor the session have one."""
 

@@ -6,8 +6,9 @@ host's events arrive. Every `_LONGEST_POLLS` intervals the file is read in any c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from schema.frozen import frozen
 
 # A file's times may be as coarse as two seconds: a younger change could be followed by another without a visible difference.
 _COARSE_S: Final = 3.0
@@ -16,7 +17,7 @@ _LONGEST_POLLS: Final = 10
 Mark = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Poll:
     """What was known just before inbound.db was read: its mark (None: no file), and the monotonic time in seconds."""
 

@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,7 @@ from container_runner.shared.errors import InboundUnreadableError
 from schema.connect import open_owner
 from schema.durable_files import remove_any
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.handles import Writer
 from schema.ids import is_message_id
 from schema.instants import from_text, to_text
@@ -66,7 +67,7 @@ _FINISHED_ACK: Final = frozenset({AckStatus.COMPLETED, AckStatus.FAILED, AckStat
 _FINISHED_MESSAGE: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, MessageStatus.CANCELLED})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pruned:
     """A step's result. `more`: another step is due. At the end of a pass: its total of rows deleted and of bytes freed."""
 

@@ -10,13 +10,13 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 from container_runner.providers.acp.permissions import read_policies
 from container_runner.shared.errors import SettingsError
 from schema import layout
+from schema.frozen import frozen
 from schema.ids import is_message_id
 from schema.rows import RunnerSettings
 from schema.tools import TOOLS
@@ -33,7 +33,7 @@ _ABOVE_ZERO: Final = ("timeout_s", "max_batch", "poll_s", "watch_step_ms", "max_
 _ZERO_OR_ABOVE: Final = ("grace_s", "keep_s", "max_files", "max_file_bytes")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Environment:
     """Everything that the environment tells a runner: its settings, its incarnation, two names and four folders.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -25,6 +24,7 @@ from schema.bell import ring
 from schema.connect import open_owner
 from schema.errors import ClawbusError
 from schema.file_pool import FilePool
+from schema.frozen import frozen
 from schema.handles import Writer
 from schema.ids import new_id
 from schema.instants import to_text
@@ -35,7 +35,7 @@ from schema.rows import AckStatus, Address, Kind, TurnNote, TurnUsage
 _NO_TABLE: Final = "no such table"  # what SQLite says; it has no code of its own for that
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Batch:
     """Claimed messages in seq order, and what else their turn needs, all read in one transaction.
 
@@ -52,7 +52,7 @@ class Batch:
     took_all: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OutboundRow:
     """A reply with its id and timestamp. They are assigned once, so that repeating a commit writes the same row."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -31,6 +31,7 @@ from container_runner.shared.sent_files import FileSource
 from container_runner.stopping import Stopping
 from container_runner.store import Batch, OutboundRow, Store
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.json_text import whole_text
 from schema.rows import AckStatus, RunnerSettings, ToolCall, TurnNote, TurnUsage
 
@@ -44,7 +45,7 @@ _LAST_TRIES_S: Final = (0.1, 0.3, 0.6)
 Outcome = Answer | TurnFailedError | TurnDeferredError
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EndedTurn:
     """What a turn was about, once its provider has ended.
 

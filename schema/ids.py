@@ -9,12 +9,12 @@ import base64
 import hashlib
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
 from schema.errors import InvalidNameError
+from schema.frozen import frozen
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 MAX_ID: Final = 200  # characters of a message id
@@ -28,7 +28,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MESSAGE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,199}\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageLife:
     """One acceptance of a message. Its id may be used again after it was pruned (seq) or the session reset (timestamp)."""
 

@@ -5,9 +5,10 @@ Two folders for the files of the bus, because a container that could create `inb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from schema.frozen import frozen
 
 CENTRAL_DB: Final = "central.db"  # beside the session folders: the registry
 MAILBOX_DB: Final = "mailbox.db"  # there too: answers on the channel `local`
@@ -46,7 +47,7 @@ FOR_THE_LOADER: Final = "LD_"  # LD_PRELOAD, LD_LIBRARY_PATH, ...
 CANNOT_START_CODE: Final = 71
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionFolder:
     """One session's folder. `root` is `<data>/sessions/<agent>/<session>`."""
 

@@ -13,13 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from schema.connect import open_memory_reader, open_still_reader
 from schema.copy_folder import copy_folder
 from schema.errors import FileBusyError, StorageError
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.stamp import FileMovedError, Stamp, StrandedJournalError, check_stamp, copy_stamped, take_stamp
 
@@ -34,7 +34,7 @@ _WAL_CURE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Patience:
     """How long to try, and how large a file may be to be copied into memory. Seconds and bytes."""
 

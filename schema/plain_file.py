@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from schema.errors import HostileFileError, ReadRaceError
+from schema.frozen import frozen
 from schema.layout import OUTBOUND_DB
 from schema.os_faults import file_error, host_error, in_container_folder
 from schema.second_names import has_second_name_below
@@ -25,7 +25,7 @@ _DELETE_MODE: Final = b"\x01\x01"  # the file format's write and read version; 2
 _JOURNAL_SLACK: Final = 16 * 1024**2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadLimits:
     """Limits for reading a container's file. Bytes and seconds.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, cast
 
+from schema.frozen import frozen
 from schema.json_text import UnsendableError, encode, sendable
 
 TYPE: Final = "question"
@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"  # the message that it belongs to ended without it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Option:
     """One choice. `id` is what the agent gets back; people see the label."""
 
@@ -64,7 +64,7 @@ class QuestionError(ValueError):
     """A question or an answer that breaks a rule; the text completes "it ..."."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """What is asked. `free_text`: an answer may be any text, not only an option.
 
@@ -102,7 +102,7 @@ class Question:
             raise QuestionError(f"has a timeout_s that is not between {MIN_TIMEOUT_S:g} and {MAX_TIMEOUT_S:g} seconds")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decision:
     """How a question ended. `choice` is an option's id; `text` is what was written; `by` says who answered."""
 

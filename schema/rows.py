@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from schema.frozen import frozen
 
 
 class MessageStatus(StrEnum):
@@ -44,7 +45,7 @@ class Kind(StrEnum):
     SYSTEM = "system"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Address:
     """Where a message came from or goes to: channel, place on it, thread in that place."""
 
@@ -58,7 +59,7 @@ class Address:
         return "\x1f".join((self.channel_type, self.platform_id, self.thread_id or ""))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageIn:
     """A row of messages_in."""
 
@@ -88,7 +89,7 @@ class MessageIn:
     relay: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cause:
     """The message that an answer answers, as far as its delivery reports it. `due_at`: when its wait began (epoch ms)."""
 
@@ -97,7 +98,7 @@ class Cause:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageOut:
     """A row of messages_out (or host_messages), as read: strings not yet trusted."""
 
@@ -114,7 +115,7 @@ class MessageOut:
     final: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnNote:
     """A row of turn_notes: what the operator learns about a message's last turn, and its sender does not."""
 
@@ -122,7 +123,7 @@ class TurnNote:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolCall:
     """One use of a tool by an agent. Times are epoch milliseconds, by the runner's clock."""
 
@@ -131,7 +132,7 @@ class ToolCall:
     ended_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnUsage:
     """A row of turn_usage: what a turn used, by its agent's own account. None: it did not say. `cost` is in `currency`."""
 
@@ -150,7 +151,7 @@ class TurnUsage:
         return {name: value for name, value in named.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deferral:
     """A row of deferrals: what an agent said with "later". `retry_at` (epoch ms) None: it named no time."""
 
@@ -159,7 +160,7 @@ class Deferral:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ack:
     """A row of processing_ack. `changed_at` is None when the runner wrote something that is not an instant.
 
@@ -176,7 +177,7 @@ class Ack:
     usage: TurnUsage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolInFlight:
     """container_state while a tool runs. `declared_timeout_ms` is what the tool said it may take."""
 
@@ -185,7 +186,7 @@ class ToolInFlight:
     started_at: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunnerSettings:
     """What the daemon passes to a runner at spawn, as JSON in the environment variable CLAWBUS_RUNNER."""
 

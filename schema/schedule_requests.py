@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, cast
 
+from schema.frozen import frozen
 from schema.json_text import UnsendableError, encode, sendable
 
 PUT: Final = "schedule"
@@ -38,7 +38,7 @@ class ScheduleRequestError(ValueError):
     """A request that breaks a rule; the text completes "it ..."."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScheduleRequest:
     """A request. The fields after `key` belong to `put`; times are text, which the host reads in the schedule's zone.
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from schema.errors import ReadRaceError
+from schema.frozen import frozen
 
 _HEADER_BYTES: Final = 100
 _COUNTER: Final = slice(24, 28)
@@ -40,7 +40,7 @@ class StrandedJournalError(ReadRaceError):
     """A journal with content lies beside the file and no writer is at work: its writer died in a commit."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stamp:
     """Values that change with every write. `header` is the file's first 100 bytes."""
 

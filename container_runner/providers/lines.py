@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, cast
 
 from container_runner.providers.protocol import Answer, OutMessage
 from container_runner.shared.errors import AnswerInvalidError, AnswerNotTextError
+from schema.frozen import frozen
 from schema.instants import from_text
 from schema.json_text import UnsendableError, sendable
 from schema.plain_names import file_names
@@ -37,14 +37,14 @@ _NAMES_A_TYPE: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProgressNote:
     """The turn made progress. `note` is for the log."""
 
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolStart:
     """A tool started. `timeout_s` is how many seconds it may take, if declared."""
 
@@ -52,12 +52,12 @@ class ToolStart:
     timeout_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolEnd:
     """The tool has finished."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ask:
     """The program asks a person. The answer goes to the program, not into the turn's answer."""
 
@@ -65,7 +65,7 @@ class Ask:
     key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Later:
     """The program asks to get the turn again: after the given number of seconds, or when the host chooses."""
 
@@ -73,7 +73,7 @@ class Later:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SayNow:
     """A message that the program sends during the turn. It is not part of the answer."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol, cast
@@ -16,6 +16,7 @@ from typing import Final, Protocol, cast
 from container_runner.shared.children import Children
 from container_runner.shared.reply import OutFile
 from container_runner.shared.tool_server import ToolServer
+from schema.frozen import frozen
 from schema.ids import MessageLife
 from schema.layout import CONTAINER_IN
 from schema.questions import Decision, Question
@@ -24,7 +25,7 @@ from schema.rows import Address, Kind, RunnerSettings, TurnNote, TurnUsage
 CONTRACT: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnMessage:
     """A claimed row. `content` is the stored text; `timestamp` is passed on as it was written."""
 
@@ -66,7 +67,7 @@ class TurnMessage:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Destination:
     """A named place that an answer may be sent to, other than the place that its message came from."""
 
@@ -87,7 +88,7 @@ class Destination:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turn:
     """One batch of messages and what else a turn needs. `messages` are in seq order and include at least one trigger."""
 
@@ -125,7 +126,7 @@ class Turn:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OutMessage:
     """One message of an answer. `to` None: send it to where the turn's messages came from. `deliver_after`: epoch ms.
 
@@ -141,7 +142,7 @@ class OutMessage:
     attached: tuple[OutFile, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """A turn's result. All of it is committed together, or none. A `state` value of None removes the key.
 
@@ -155,7 +156,7 @@ class Answer:
     usage: TurnUsage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeclaredTimeout:
     """Declares that a provider shows no progress during a turn, as a tool does: its name, and the seconds it may take."""
 
@@ -235,7 +236,7 @@ class Provider(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProviderContext:
     """The arguments that a provider is built with.
 

@@ -12,11 +12,12 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import anyio
+
+from schema.frozen import frozen
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PROC: Final = Path("/proc")
@@ -34,7 +35,7 @@ def become_subreaper() -> bool:
     return prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """A turn's leftover processes: the names of the first ones, how many there were, and how many are still running."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OutFile:
     """A file that goes with a row: its name, without a path, and its bytes."""
 
@@ -13,7 +13,7 @@ class OutFile:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """A row of messages_out without id, seq and timestamp. `content` is JSON text, `deliver_after` epoch milliseconds.
 

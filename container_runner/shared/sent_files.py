@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from container_runner.shared.reply import OutFile
 from schema.durable_files import remove_any, sync_folder, write_new_file
+from schema.frozen import frozen
 from schema.given_files import FileAbsentError, FileRefusedError, read_below
 from schema.ids import is_message_id
 from schema.layout import OUTBOX_FILES
@@ -27,7 +27,7 @@ _MAX_ROWS: Final = 500
 _BELOW: Final = "paths are relative to HOME, or absolute and below it"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """A file that is not sent. `reason` ends a sentence that begins with `path`.
 
@@ -44,7 +44,7 @@ class Refusal:
         return f"{self.reason} (looked for {self.looked_for})"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileSource:
     """The HOME that an agent's files come from, and the limits of one message: the number of files, and their bytes in all."""
 

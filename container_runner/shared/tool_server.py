@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Final
 
 from container_runner.shared.sent_files import FileSource
+from schema.frozen import frozen
 from schema.tools import SERVER
 
 _MODULE: Final = "container_runner.tools"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolServer:
     """The server's command line. `ready` exists once the agent has listed the tools."""
 

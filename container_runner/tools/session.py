@@ -10,7 +10,6 @@ import json
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from container_runner.shared.outbox import Outbox
 from container_runner.shared.own_schedules import own_schedules
 from schema.connect import open_owner
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.handles import Writer
 from schema.ids import MessageLife
 from schema.layout import INBOUND_DB, OUTBOUND_DB
@@ -29,7 +29,7 @@ _INBOUND: Final = "inbound"
 _PLACE: Final = "channel_type, platform_id, thread_id"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A destination by its name. `address` None: nothing can be sent there."""
 
@@ -39,7 +39,7 @@ class Place:
     address: Address | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunningTurn:
     """What the turn works on: its first trigger, and where that came from. `claimed_at` tells one try from the next."""
 

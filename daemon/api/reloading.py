@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 from starlette.requests import Request
 from starlette.routing import Route
 
 from daemon.api.envelopes import enveloped
+from schema.frozen import frozen
 
 ROUTE: Final = "/v1/reload"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reloaded:
     """What is in force now, and the tables whose changes are not: they need a restart."""
 

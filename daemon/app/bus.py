@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -77,6 +77,7 @@ from daemon.telemetry.metrics import Metrics
 from daemon.telemetry.telemetry import Telemetry
 from daemon.telemetry.tracing import build_tracer
 from daemon.workers.source import Origin
+from schema.frozen import frozen
 
 if TYPE_CHECKING:
     from daemon.egress.gate import Gate
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
 _THREADS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Overrides:
     """What is not in the configuration. Tests and benchmarks replace `timings` and `types` (the channel types).
 
@@ -97,6 +98,9 @@ class Overrides:
     registry: Registry | None = None
     source: Origin | None = None
     used_at: int | None = None
+
+
+_NO_OVERRIDES: Final = Overrides()
 
 
 class Registered(Protocol):
@@ -126,7 +130,7 @@ class Bus:
         install_id: str,
         clock: Clock,
         pulse: Pulse,
-        overrides: Overrides = Overrides(),
+        overrides: Overrides = _NO_OVERRIDES,
     ) -> None:
         self.ownership = ownership_of(config)
         config = owned(config, self.ownership)
@@ -322,7 +326,7 @@ class Bus:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _UsageKeeper:
     """Loads and writes the gate's token totals in central.db."""
 

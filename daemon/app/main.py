@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 
 import anyio
 import structlog
@@ -44,6 +43,7 @@ from daemon.systemd.notify import Notifier
 from daemon.systemd.watchdog import Pulse
 from daemon.workers.source import Origin
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 
 _SHUTDOWN_GRACE_S = 5.0
 _SWEEP_ALLOWED_S = 30.0
@@ -136,7 +136,7 @@ def _refusal(group: BaseExceptionGroup[BaseException]) -> ClawbusError | None:
     return first
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Start:
     """What `run` hands to the event loop: the parts that exist before the bus does."""
 

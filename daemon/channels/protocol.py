@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -22,6 +21,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.routing import EventRefusal, PlaceEvent
 from daemon.core.sent_files import NONE, SentFiles
+from schema.frozen import frozen
 from schema.rows import Address, Kind, MessageStatus
 
 
@@ -32,7 +32,7 @@ class InDoubt(StrEnum):
     HOLD = "hold"  # the answer becomes a dead letter, and an operator decides
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Capabilities:
     """What a channel can do. `deduplicates`: sending the same idempotency key twice has one effect at the receiver."""
 
@@ -42,7 +42,7 @@ class Capabilities:
     in_doubt: InDoubt = InDoubt.RESEND
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Incoming:
     """A message as a channel or operator hands it in. `content` is anything JSON can hold.
 
@@ -72,7 +72,7 @@ class Incoming:
     to_fetch: FilesToFetch | None = None  # further ones; needs a `message_id`, by which a repeat is known
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Accepted:
     """The durable confirmation: the row is committed. `duplicate`: a row with this id and content was already stored.
 
@@ -92,7 +92,7 @@ class Accepted:
     requeued_as: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlaceMessage:
     """An event of a place and the content that its agents read. The same event must always come with the same `content`."""
 
@@ -106,7 +106,7 @@ class PlaceMessage:
     to_fetch: FilesToFetch | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Routed:
     """What became of an event: a durable message for each agent that it went to, and why it went to no other."""
 
@@ -114,7 +114,7 @@ class Routed:
     refusals: tuple[EventRefusal, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outgoing:
     """One row to hand over. `key` is the idempotency key, the same on every attempt. `content` is JSON text.
 
@@ -138,7 +138,7 @@ class Outgoing:
     files: SentFiles = NONE
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Receipt:
     """Proof of hand-over. `platform_message_id` is the receiver's own id, if it returned one.
 
@@ -149,7 +149,7 @@ class Receipt:
     not_wanted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Typing:
     """A typing sign to show (`on`) or end at a place: the agent works on message `about`, or has stopped working on it."""
 
@@ -185,7 +185,7 @@ class Intake(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChannelContext:
     """What a channel gets when it is built: its name, its checked settings, the data folder, the clock, the size limit."""
 

@@ -6,7 +6,6 @@ A hook's place is its name, or `NAME:` and what its `place` template says, so th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, cast
 
 from daemon.channels.protocol import Incoming, PlaceMessage
@@ -16,6 +15,7 @@ from daemon.core.attachments import Attachment, FilesToFetch
 from daemon.core.place_names import escape, fitted
 from daemon.core.routing import PlaceEvent
 from daemon.core.templates import MissingFieldError, look_up, parse
+from schema.frozen import frozen
 from schema.ids import check_session
 from schema.rows import Address
 
@@ -25,7 +25,7 @@ _ONE_FIELD: Final = 2  # literals in a template with one field: the text before 
 _TEXTS: Final = (("text",), ("body", "text"), ("body", "message"), ("body", "comment", "body"), ("body", "content"))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HookRequest:
     """A request whose signature is right. `payload` is {"body": ...} or {"text": ...}."""
 

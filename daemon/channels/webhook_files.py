@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,12 +21,13 @@ from daemon.core.content import decode, text_of
 from daemon.core.errors import PermanentDeliveryError, TransientDeliveryError
 from daemon.core.printable import counted
 from daemon.core.sent_files import NONE, SentFile
+from schema.frozen import frozen
 
 JSON_TYPE: Final = "application/json"
 _TAKES_FILES: Final = frozenset({"clawbus", "discord"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Post:
     """What is posted: the body and its content type."""
 

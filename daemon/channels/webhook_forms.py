@@ -11,18 +11,18 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 from daemon.channels import webhook_refusals as refusals
 from daemon.channels.signatures import matches, read_timestamp, signed_request
+from schema.frozen import frozen
 from schema.ids import check_message_id, is_message_id
 
 _STRIPE_SIGNATURES: Final = 8  # the most v1= signatures of one header that are checked
 _DATED: Final = "is missing, no whole number of epoch seconds, or over 5 minutes off."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Signed:
     """The parts of a request that a signature may cover. `path` is decoded; header names are lower case."""
 
@@ -165,7 +165,7 @@ class Stripe:
         return _as_id(_field(request.body, "id") or f"body-{_digest(request.body)}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hmac:
     """A header with the HMAC-SHA256 of the body: hex, with or without `sha256=`, or base64."""
 

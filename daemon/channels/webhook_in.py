@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -32,6 +31,7 @@ from daemon.core.clock import Clock
 from daemon.core.errors import BodyTooLargeError
 from daemon.http.connections import TRUSTED
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.instants import from_text
 from schema.os_faults import as_host_error
 
@@ -51,7 +51,7 @@ _KEPT_HEADERS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ignored:
     """A signed request of a kind that the hook does not want. It is answered with a 2xx, so that the sender does not repeat it."""
 

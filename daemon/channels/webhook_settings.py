@@ -9,7 +9,6 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from daemon.config.routes import session_template
 from daemon.core.errors import ConfigError
 from daemon.core.templates import parse
 from schema.errors import InvalidNameError
+from schema.frozen import frozen
 from schema.ids import check_name
 from schema.os_faults import read_own_file
 from schema.rows import Kind
@@ -266,7 +266,7 @@ def hook_of(place: str) -> str:
     return place.partition(OF_PLACE)[0]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Keys:
     """A hook's secrets as HMAC keys, hidden from the repr."""
 

@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import unquote
 
 from daemon.core.attachments import Attachment
+from schema.frozen import frozen
 from schema.plain_names import clean_name, looks
 
 MULTIPART: Final = "multipart/form-data"
@@ -26,7 +26,7 @@ _PARAMETER: Final = re.compile(r';\s*([a-zA-Z*]+)\s*=\s*(?:"([^"]*)"|([^;"\s]+))
 _PAYLOADS: Final = ("payload", "payload_json")  # a form's one field that holds JSON: GitHub's name, and Discord's
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NamedUrl:
     """A file that is to be downloaded, and the name that it gets."""
 
@@ -34,7 +34,7 @@ class NamedUrl:
     url: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Upload:
     """What a request brings: the fields of its body, its files, and those that are to be downloaded."""
 

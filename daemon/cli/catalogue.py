@@ -6,12 +6,13 @@ A new command gets its line here; a test compares the lines with the modules and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from schema.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Entry:
     """One command or group of the first level. `module` is in daemon.cli and has `register`; `summary` begins its help."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -30,6 +29,7 @@ from daemon.core.command_words import one_word
 from daemon.core.message_verbs import DropDead, RequeueDead
 from daemon.core.printable import counted
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,7 +172,7 @@ def drop(
     return _repair(invocation, "drop", _chosen(invocation, letters or [], session, code, every=every), reason)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Chosen:
     """The dead letters to work on, in order, each as (session if known, id).
 

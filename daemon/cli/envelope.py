@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon.cli.output import shows
 from daemon.core.printable import escape_json
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,7 @@ USAGE: Final = 2
 INTERRUPTED: Final = 130
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NextAction:
     """A command that the reader may want to run next."""
 
@@ -29,7 +29,7 @@ class NextAction:
     description: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """Why a command failed, and how to fix it."""
 
@@ -38,7 +38,7 @@ class Problem:
     fix: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """A command's outcome. `people` prints the result to a terminal; without it, only the next actions are printed."""
 

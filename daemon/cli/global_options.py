@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast, get_args
 
 import typer
+
+from schema.frozen import frozen
 
 Form = Literal["text", "wide", "json"]
 _OUTPUT: Final = "CLAWBUS_OUTPUT"
@@ -37,7 +39,7 @@ PagerFlag = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Globals:
     """The options that every command takes, in both places."""
 

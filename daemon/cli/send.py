@@ -7,7 +7,7 @@ message is not stored twice.
 from __future__ import annotations
 
 import json
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from daemon.cli.send_wait import send_and_wait
 from daemon.cli.standard_input import read_text, require_text
 from daemon.core.clock import SystemClock
 from daemon.core.errors import ContentError
+from schema.frozen import frozen
 from schema.ids import check_message_id, new_id
 from schema.instants import from_text
 
@@ -159,7 +160,7 @@ def send(
     return send_and_wait(invocation, message, mailbox, None if context else wait, save)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Words:
     """The TEXT argument. Read standard input, where it is `-`, only when the text is asked for."""
 
@@ -185,7 +186,7 @@ class _Words:
         return read_text() if self.argument == "-" else self.argument
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Expiry:
     """The options --not-after, --expires-in and --stop-late."""
 

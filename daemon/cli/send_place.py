@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from daemon.cli.patience import insist
 from daemon.cli.same_place import operand
 from daemon.core.clock import SystemClock
 from daemon.core.errors import DaemonSilentError, LostAnswerError
+from schema.frozen import frozen
 from schema.ids import new_id
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MentionOption = Annotated[bool, typer.Option("--mention", help="With --place: th
 DirectOption = Annotated[bool, typer.Option("--direct", help="With --place: only one person is there.")]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LocalEvent:
     """What the options say. `message_id` is the event's id; None for a new one."""
 

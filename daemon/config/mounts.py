@@ -7,10 +7,10 @@ control socket) or a container engine's socket.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Final, Protocol
 
+from schema.frozen import frozen
 from schema.layout import CONTAINER_GATE, CONTAINER_SECRETS, CONTAINER_WORKSPACE
 
 # clawbus mounts these, or the system in the container needs them. No mount may lie over, inside or above one of them.
@@ -70,7 +70,7 @@ class AgentTable(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostPlaces:
     """Paths that no container may see. `docker_host` is the engine's address; `sockets` are this daemon's own."""
 

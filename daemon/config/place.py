@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 from daemon.config.sources import NO_KEYS, NO_KEYS_BEGIN, is_service_link, read_toml
+from schema.frozen import frozen
 
 _DEFAULT_FOLDER: Final = "/var/lib/clawbus"
 _KINDS: Final = ("docker", "podman", "process")
 _PREFIX: Final = "CLAWBUS_"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where a daemon keeps its data and answers, and where its agents run."""
 

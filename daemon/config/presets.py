@@ -7,12 +7,14 @@ must be in the agent's image (docs/agents.md, examples/agents).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Final
 
+from schema.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Preset:
     """One agent: how it is started to speak the protocol, and the mode in which it asks before it acts."""
 

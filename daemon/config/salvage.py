@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from daemon.config.loading import load_config
 from daemon.config.models import Config
 from daemon.config.sources import read_toml
 from daemon.core.errors import ConfigError
+from schema.frozen import frozen
 
 # `data_dir = "/srv/bus"`, above the first table, in a file that is not valid TOML.
 _DATA_DIR: Final = re.compile(
@@ -23,7 +23,7 @@ _DATA_DIR: Final = re.compile(
 _FIRST_TABLE: Final = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Salvaged:
     """A configuration made of the parts that can be read. `missing` names the others; `knows_runtime`: where agents run."""
 

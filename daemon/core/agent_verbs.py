@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
 from daemon.core.verb import HostVerb
+from schema.frozen import frozen
 from schema.ids import check_name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddRoute(HostVerb):
     """Add a route: {name, where}. `keys` are those of a [[routes]] table."""
 
@@ -19,7 +20,7 @@ class AddRoute(HostVerb):
     keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoveRoute(HostVerb):
     """Remove a route that was added by command: {name}."""
 
@@ -28,7 +29,7 @@ class RemoveRoute(HostVerb):
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RefillBudget(HostVerb):
     """Let an agent's daily budget begin again: {name, day, turns, tokens, cost}, with what had been used."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 from daemon.core.people import RANK, UserRole
+from schema.frozen import frozen
 from schema.questions import MAX_LABEL, Question, QuestionError, choose
 
 _YES: Final = frozenset({"yes", "y"})
@@ -27,7 +28,7 @@ class AnswersFrom(StrEnum):
     OWNER = "owner"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Person:
     """Somebody at a place: the platform's id as its channel has verified it, the user it is bound to, and that user's rank."""
 
@@ -69,7 +70,7 @@ def may_answer(rule: AnswersFrom, asker: Person, answerer: Person) -> bool:
     return same_user or (asker.sender is not None and asker.sender == answerer.sender)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlainAnswer:
     """A text that answers a question without naming it. `text` is None for a no to a question that offers no such option."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from daemon.core.errors import AttachmentError
 from daemon.core.printable import one_line
+from schema.frozen import frozen
 from schema.layout import INBOX_FILES
 from schema.plain_names import MAX_NAME_BYTES, looks, name_fault
 
@@ -29,7 +29,7 @@ _BEGINNINGS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attachment:
     """One file: its name, without a path, and its bytes."""
 
@@ -37,7 +37,7 @@ class Attachment:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FilesToFetch:
     """Files that a message names by URL. They are fetched only for a new message: for a repeat they may be gone, or others."""
 
@@ -45,7 +45,7 @@ class FilesToFetch:
     fetch: Callable[[], Awaitable[tuple[Attachment, ...]]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IntakeLimits:
     """What one message may bring: bytes of content as JSON, number of files, bytes of all its files together.
 

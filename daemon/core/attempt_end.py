@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from schema.frozen import frozen
 from schema.rows import MessageIn
 
 COMPLETED: Final = "completed"
@@ -13,7 +13,7 @@ RETRIED: Final = "retried"
 DEAD_LETTERED: Final = "dead_lettered"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttemptEnd:
     """One try of one message, over. Epoch milliseconds, in order: due, claimed, ended. `outcome` is one of the above."""
 

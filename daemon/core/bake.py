@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from daemon.core.deploy_pace import Pace
 from daemon.core.printable import counted
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Health:
     """What a bake checks. `degraded` is {what: why} as in `status`; `late` names loops without progress."""
 

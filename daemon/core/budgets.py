@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from schema.frozen import frozen
 from schema.rows import TurnUsage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentDay:
     """What one agent used in one day (YYYY-MM-DD): turns that it began, tokens in and out, and what they cost."""
 
@@ -37,7 +38,7 @@ class AgentDay:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentBudget:
     """What an agent may use in a day; None means no limit. `cost` is in the currency that the agent reports."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from schema.frozen import frozen
 
 
 class DaemonState(StrEnum):
@@ -16,7 +17,7 @@ class DaemonState(StrEnum):
     SILENT = "silent"  # a process holds the folder, and the socket does not answer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DaemonStatus:
     """The result of asking the daemon. `live` is the live part of its status, None without one.
 

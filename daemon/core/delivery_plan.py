@@ -7,11 +7,12 @@ deduplicate gets one send at a time, so that a crash leaves at most one send in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Final
 
 from daemon.core.sent_files import NONE, SentFiles
+from schema.frozen import frozen
 from schema.json_text import UnsendableError, check
 from schema.questions import QuestionError, from_content, is_question
 from schema.rows import Address, Cause, DeliveryState, Kind, MessageOut
@@ -46,7 +47,7 @@ OF_CONTAINER: Final = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """One outbound row with all that the decision needs. `state` None: not recorded yet."""
 
@@ -62,7 +63,7 @@ class Candidate:
     files: SentFiles = NONE  # passed through as well
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeadRule:
     """For how long an answer that keeps failing holds back the later ones of its destination.
 
@@ -77,7 +78,7 @@ class HeadRule:
         return self.seconds is not None and (attempts >= self.attempts or age_ms >= self.seconds * 1000)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChannelRules:
     """How the plan treats a channel: what the channel can do, and what the operator has set for it."""
 
@@ -86,7 +87,7 @@ class ChannelRules:
     head: HeadRule = field(default_factory=HeadRule)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """What the session may do and the channels can.
 
@@ -111,7 +112,7 @@ class Rules:
     revoked: frozenset[tuple[str, str]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Send:
     """Record the intent, then send."""
 
@@ -120,7 +121,7 @@ class Send:
     in_doubt: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Queue:
     """Record it; its turn comes later. `not_before` is epoch ms or None. `blocked`: it waits for a send's slot."""
 
@@ -130,7 +131,7 @@ class Queue:
     blocked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Defer:
     """Nothing can take it now; count it as a failed attempt and retry."""
 
@@ -140,7 +141,7 @@ class Defer:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeadLetterDecision:
     """A dead letter at once. `reason` is its code: one of Reason, or the channel's own."""
 
@@ -150,7 +151,7 @@ class DeadLetterDecision:
     address: Address | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CarryOut:
     """The row is a request about the agent's schedules: the host carries it out, and sends nothing."""
 

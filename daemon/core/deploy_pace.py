@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from schema.frozen import frozen
 
 ACCEPTANCE: Final = "acceptance"  # the time from a message's arrival to its commit
 ROUND_TRIP: Final = "round_trip"  # the time from a message's acceptance (or due time) to its answer's first receipt
@@ -13,7 +14,7 @@ _LEAST: Final = 50  # with fewer samples, a percentile says nothing
 _TIMES: Final = 2  # a release is slow from this multiple of the prior release's percentile on
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pace:
     """How long one kind of work took: the number of samples, and their 95th percentile in milliseconds."""
 

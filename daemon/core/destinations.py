@@ -7,11 +7,11 @@ route's name. A route whose place ends in `*` adds none: it names many places, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from daemon.core.routing import ANYWHERE, Route
+from schema.frozen import frozen
 
 AGENT_CHANNEL: Final = "agent"  # the channel name of addresses that are agents; no channel may be configured with it
 OWN_PLACE: Final = "here"  # the name of the session's own place: no other destination may have it
@@ -26,7 +26,7 @@ class DestinationSource(StrEnum):
     OWN = "own"  # the place whose messages a route sends to this session
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NamedPlace:
     """A destination: a place of a channel, or another agent (`channel` is AGENT_CHANNEL, `place` is its name)."""
 

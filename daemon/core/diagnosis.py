@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """One of several repairs between which a person must choose: the case, and its command."""
 
@@ -13,7 +13,7 @@ class Choice:
     command: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Diagnosis:
     """One problem. `code` is stable; `evidence` are sentences; `command` repairs it or its cause.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
+
+from schema.frozen import frozen
 
 EVERY_AGENT = "*"
 KEPT_DAYS = 92
@@ -13,7 +15,7 @@ KEPT_DAYS = 92
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """One answer's tokens. `estimated`: the service did not say, so they follow from sizes."""
 
@@ -22,7 +24,7 @@ class Usage:
     estimated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UsageRow:
     """An agent's day on one route. `day` is YYYY-MM-DD; `route` is a route or a table of hosts, empty for what nothing allowed.
 
@@ -52,7 +54,7 @@ class UsageRow:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Budget:
     """What an agent may use in a day; None means no limit."""
 

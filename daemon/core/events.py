@@ -8,24 +8,24 @@ The file is long because it is a catalogue, in sections.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from daemon.core.attempt_end import AttemptEnd
 from daemon.core.egress_usage import Usage
 from daemon.core.slots import Deploy
 from daemon.core.trace import SpanStart
+from schema.frozen import frozen
 from schema.rows import Address, Cause, TurnUsage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     """Something that happened."""
 
     at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionEvent(Event):
     """Something that happened in one session."""
 
@@ -36,7 +36,7 @@ class SessionEvent(Event):
 # --- messages come in
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageAccepted(SessionEvent):
     """A message is stored, or was stored before (`duplicate`). If it was requeued, `message_id` is the requeued message.
 
@@ -55,7 +55,7 @@ class MessageAccepted(SessionEvent):
     span: SpanStart
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageRequeued(SessionEvent):
     """A dead letter was sent again as message `requeued_as`, because `by` asked for it."""
 
@@ -65,14 +65,14 @@ class MessageRequeued(SessionEvent):
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageRefused(Event):
     """A message was refused with this error code; nothing was stored."""
 
     code: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EventRefused(Event):
     """Events of a place did not reach an agent, or none. `times` counts them since this was last published."""
 
@@ -89,7 +89,7 @@ class EventRefused(Event):
 # --- attempts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageClaimed(SessionEvent):
     """The live incarnation has started to work on a message. `address` is where its answer goes, if it names a place."""
 
@@ -98,14 +98,14 @@ class MessageClaimed(SessionEvent):
     address: Address | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnsBegun(SessionEvent):
     """The host learned that the session's agent began turns. Some of them may have ended already."""
 
     turns: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TurnStopped(SessionEvent):
     """The turn of a cancelled message has stopped. It used `usage`."""
 
@@ -114,7 +114,7 @@ class TurnStopped(SessionEvent):
     usage: TurnUsage | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BudgetUsedUp(Event):
     """An agent has used up its daily budget. `spent` says of what, such as `20 of 20 turns`. Its messages wait until `until`."""
 
@@ -123,7 +123,7 @@ class BudgetUsedUp(Event):
     until: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageSettled(SessionEvent):
     """A turn ended and its message has its final status: completed, or failed because the agent answered with an error."""
 
@@ -134,7 +134,7 @@ class MessageSettled(SessionEvent):
     usage: TurnUsage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageRetried(SessionEvent):
     """An attempt ended with its container; the message is due again at `process_after`. `tries` counts this attempt."""
 
@@ -146,7 +146,7 @@ class MessageRetried(SessionEvent):
     attempt: AttemptEnd | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageDeadLettered(SessionEvent):
     """A message was given up, with this code. Fields that do not apply to the code are None."""
 
@@ -158,7 +158,7 @@ class MessageDeadLettered(SessionEvent):
     attempt: AttemptEnd | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageDeferred(SessionEvent):
     """The agent asked for the message to be tried again later, for the `times`th time; it is due at `until`."""
 
@@ -168,14 +168,14 @@ class MessageDeferred(SessionEvent):
     times: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageExpired(SessionEvent):
     """A message expired before a turn began with it, and is cancelled."""
 
     message_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AckVoided(SessionEvent):
     """A final ack does not count: it is older than its message, or the daemon was ending the container."""
 
@@ -183,7 +183,7 @@ class AckVoided(SessionEvent):
     incarnation: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScheduleFired(SessionEvent):
     """A schedule sent its message `message_id`. `series_id` is `schedule:KEY`."""
 
@@ -191,7 +191,7 @@ class ScheduleFired(SessionEvent):
     series_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SchedulePaused(SessionEvent):
     """The schedule `schedule` was paused: its messages failed `failures` times in a row."""
 
@@ -199,7 +199,7 @@ class SchedulePaused(SessionEvent):
     failures: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SeriesRearmed(SessionEvent):
     """A repeating message got its next occurrence: message `message_id`, due at `process_after`."""
 
@@ -211,7 +211,7 @@ class SeriesRearmed(SessionEvent):
 # --- questions
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuestionAsked(SessionEvent):
     """An agent asks a person; the answer is due at `deadline`. Its turn works on `message_id`."""
 
@@ -220,7 +220,7 @@ class QuestionAsked(SessionEvent):
     deadline: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuestionDecided(SessionEvent):
     """A question ended: answered, declined, timeout or cancelled. `notify`: the agent gets a message about it."""
 
@@ -234,7 +234,7 @@ class QuestionDecided(SessionEvent):
 # --- answers go out
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeliveredAnswer:
     """One answer with a receipt. `span` begins with its send, which ended at `ended_at`; `cause` is the message it answers."""
 
@@ -247,14 +247,14 @@ class DeliveredAnswer:
     ended_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswersDelivered(SessionEvent):
     """The receipts of these answers were committed, in one transaction."""
 
     answers: tuple[DeliveredAnswer, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentSaid(SessionEvent):
     """An agent said something in the middle of a turn, and it is being sent. `edits` is the earlier message that it replaces."""
 
@@ -264,7 +264,7 @@ class AgentSaid(SessionEvent):
     edits: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentWrote(SessionEvent):
     """An agent wrote a line of `progress` or `stderr` (`kind`) while it worked on these messages. It is not an answer.
 
@@ -276,7 +276,7 @@ class AgentWrote(SessionEvent):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswerNotWanted(SessionEvent):
     """The configuration asks for no answers at this destination, so this one is finished without being sent."""
 
@@ -285,7 +285,7 @@ class AnswerNotWanted(SessionEvent):
     channel: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SendFailed(SessionEvent):
     """A send failed. `final`: the answer is a dead letter now; otherwise it is sent again.
 
@@ -304,7 +304,7 @@ class SendFailed(SessionEvent):
     ended_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SendInDoubt(SessionEvent):
     """An earlier send has no receipt and may have arrived; the answer is sent again, as this attempt."""
 
@@ -313,7 +313,7 @@ class SendInDoubt(SessionEvent):
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswerDeferred(SessionEvent):
     """The channel could not take the answer now; it is sent later."""
 
@@ -323,7 +323,7 @@ class AnswerDeferred(SessionEvent):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswerDeadLettered(SessionEvent):
     """An answer was given up."""
 
@@ -333,7 +333,7 @@ class AnswerDeadLettered(SessionEvent):
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswerDropped(SessionEvent):
     """An operator dropped an answer."""
 
@@ -343,7 +343,7 @@ class AnswerDropped(SessionEvent):
 # --- containers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerSpawned(SessionEvent):
     """A container that was asked for at `asked_at` has started."""
 
@@ -353,7 +353,7 @@ class ContainerSpawned(SessionEvent):
     asked_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerAdopted(SessionEvent):
     """The daemon now supervises a container that was running already."""
 
@@ -363,7 +363,7 @@ class ContainerAdopted(SessionEvent):
     started_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SpawnFailed(SessionEvent):
     """A container could not be started, or (`started`) ended by itself before it did anything.
 
@@ -378,7 +378,7 @@ class SpawnFailed(SessionEvent):
     started: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerExited(SessionEvent):
     """A container's exit is confirmed, and not yet settled."""
 
@@ -388,7 +388,7 @@ class ContainerExited(SessionEvent):
     out_of_memory: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExitSettled(SessionEvent):
     """A confirmed exit is settled in the session's files."""
 
@@ -396,7 +396,7 @@ class ExitSettled(SessionEvent):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerStuck(SessionEvent):
     """A container made no progress for `silent_ms`, longer than the `allowed_ms`; the daemon ends it."""
 
@@ -406,7 +406,7 @@ class ContainerStuck(SessionEvent):
     message_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerIdle(SessionEvent):
     """A container has had nothing to do for `quiet_ms`; the daemon stops it."""
 
@@ -416,26 +416,26 @@ class ContainerIdle(SessionEvent):
 # --- repair
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JournalRecovered(SessionEvent):
     """The half-written commit that a container left behind was rolled back."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionQuarantined(SessionEvent):
     """A session is out of service until an operator releases it."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FilesLocked(SessionEvent):
     """Another process locked a session's files for too long; `error` says which file."""
 
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SweepFinished(Event):
     """A pass over the active sessions is over: `duration_s` seconds, without the pauses between them."""
 
@@ -447,7 +447,7 @@ class SweepFinished(Event):
 # --- deploys
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeployEnded(Event):
     """A deploy is over, whatever its result. The daemon that serves afterwards publishes this."""
 
@@ -459,7 +459,7 @@ class DeployEnded(Event):
 EGRESS_CLIENT_GONE: Final = "EGRESS_CLIENT_GONE"  # the container closed the connection; the gate refused nothing
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EgressRequest(SessionEvent):
     """A container's request at the gate is over.
 

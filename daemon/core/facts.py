@@ -6,17 +6,18 @@ Times are epoch milliseconds, durations milliseconds. What could not be found ou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from daemon.core.command_words import restart_command, start_command
 from daemon.core.daemon_status import DaemonState
 from daemon.core.run_state import Life, RunEvidence, Verdict
+from schema.frozen import frozen
 
 HELD_MS: Final = 5 * 60_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Degradation:
     """A part that the running daemon reports as not working. `what` is its name: runtime, image, storage, disk, registry."""
 
@@ -27,7 +28,7 @@ class Degradation:
     resource: str | None = None  # the resource that this host has run out of, one of schema.os_faults.RESOURCES
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Container:
     """A container of this install as the runtime lists it. `restarts`: by a restart policy; `paused`: frozen."""
 
@@ -40,7 +41,7 @@ class Container:
     paused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClockFacts:
     """Evidence of a jump of the wall clock.
 
@@ -58,7 +59,7 @@ class ClockFacts:
     waits_until: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holder:
     """A session whose container takes one of the slots. `message_id` is what it works on, None for nothing.
 
@@ -71,7 +72,7 @@ class Holder:
     message_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UsedUp:
     """A process that has every descriptor open that its limit allows. `hard` is what it may be given."""
 
@@ -80,7 +81,7 @@ class UsedUp:
     hard: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limit:
     """A resource limit of the daemon's process. `option` is prlimit's; a negative number means no limit.
 
@@ -98,7 +99,7 @@ class Limit:
         return self.soft >= 0 and self.used is not None and self.used * 10 >= self.soft * 9
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LockHolder:
     """A process that holds a lock on a file: neither the daemon nor one of the session's container. `name` has its pid."""
 
@@ -107,7 +108,7 @@ class LockHolder:
     file: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlotFacts:
     """The two slots of a folder that uses them.
 
@@ -124,7 +125,7 @@ class SlotFacts:
     serving: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostFacts:
     """The host: the daemon, the registry, the runtime, the disk, the clock."""
 
@@ -203,7 +204,7 @@ class HostFacts:
         return next((item for item in self.degraded if item.what == what), None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LiveRecord:
     """The incarnation that central.db records as living, and whether the runtime confirms that."""
 
@@ -214,7 +215,7 @@ class LiveRecord:
     life: Life
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failing:
     """Work on a session that the running daemon has failed at since `since`."""
 
@@ -225,7 +226,7 @@ class Failing:
     resource: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionFacts:
     """One session: its row in central.db, its files, its containers.
 
@@ -286,7 +287,7 @@ class SessionFacts:
         return f"{self.agent}/{self.session}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunFacts:
     """One run: its evidence, the verdict on it, and the progress of its container.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from daemon.core.diagnosis import Choice, Diagnosis
 from daemon.core.printable import counted
+from schema.frozen import frozen
 
 _TOLD = 5  # sessions of one cause that are named
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """One cause. `head` names its repair; `same` are the diagnoses that it represents, `consequences` those that it ends."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.diagnosis import Choice
 from daemon.core.facts import DaemonState, HostFacts, Limit, LockHolder
+from schema.frozen import frozen
 from schema.instants import file_stamp
 
 ENOUGH_FILES: Final = 65_536
@@ -37,7 +37,7 @@ BACKUPS: Final = Choice(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Repair:
     """A command, what a person should know before running it, and alternatives."""
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from daemon.core.message_fate import claimed_by, due_since, held_from, is_expired
+from schema.frozen import frozen
 from schema.questions import TOOL as QUESTION_TOOL
 from schema.rows import Ack, AckStatus, MessageIn, ToolInFlight, TurnNote, TurnUsage
 
@@ -29,7 +30,7 @@ FUTURE_ALLOWED: Final = 2_000
 LONGEST_BACKOFF: Final = 24 * 3_600_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """The sweep's limits in milliseconds, and the number of tries. `claim_max` and `turn` depend on the agent.
 
@@ -53,7 +54,7 @@ class Policy:
     idle_stop: int = 15 * 60_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Container:
     """The running incarnation. Its times are as read: they may be older than the spawn.
 
@@ -72,7 +73,7 @@ class Container:
     draining: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelledTurn:
     """A message that was cancelled at `since` while the container worked on it. `usage` is what its turn used, once known."""
 
@@ -81,7 +82,7 @@ class CancelledTurn:
     usage: TurnUsage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Observation:
     """The state of one session at one instant. Times are epoch milliseconds.
 
@@ -105,7 +106,7 @@ class Observation:
     cancelled: tuple[CancelledTurn, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settle:
     """Turn a final ack into a status."""
 
@@ -116,14 +117,14 @@ class Settle:
     usage: TurnUsage | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wake:
     """Start a container: `due` messages wait and no container runs."""
 
     due: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kill:
     """End the container because it is stuck. `reason` is one of the constants above except IDLE; the rest is its evidence."""
 
@@ -133,14 +134,14 @@ class Kill:
     message_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stop:
     """End gracefully a container that is idle, or whose turn only waits for a person's answer while others wait for the slot."""
 
     quiet_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reset:
     """Charge a try for an orphaned claim. The message is due again at `process_after`."""
 
@@ -150,7 +151,7 @@ class Reset:
     process_after: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Release:
     """Drop an orphaned claim without charging a try: its message is already scheduled for the future."""
 
@@ -158,7 +159,7 @@ class Release:
     incarnation: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fail:
     """Make the message a dead letter: its last try is used up."""
 

@@ -6,10 +6,10 @@ No I/O, no clock, no log. `fate_steps.py` gathers the evidence and writes the re
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.giving_up import tried_long_enough
+from schema.frozen import frozen
 from schema.ids import time_of
 from schema.instants import from_text
 from schema.rows import Ack, AckStatus, Deferral, MessageIn
@@ -24,7 +24,7 @@ _LONGEST_FLOOR: Final = 60_000
 _MAX_DOUBLINGS: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fate:
     """An agent's rules. `strict`: a message that waits for its next try holds back the later ones of its session.
 
@@ -40,7 +40,7 @@ class Fate:
     doubted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Defer:
     """The agent said "later": the message is due again at `process_after`. It costs no try."""
 
@@ -51,7 +51,7 @@ class Defer:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GiveUp:
     """The agent has said "later" for too long: a dead letter."""
 
@@ -62,7 +62,7 @@ class GiveUp:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Void:
     """The ack does not count, and the runner is to ignore it.
 
@@ -73,7 +73,7 @@ class Void:
     ack: Ack
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expire:
     """The message was not begun in time, or `worked_on_by` that incarnation at its deadline: it is closed, its sender informed."""
 

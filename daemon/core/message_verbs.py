@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from daemon.core.verb import RowVerb
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequeueDead(RowVerb):
     """Send a dead letter on its way again: {id, kind: in|out, requeued_as}."""
 
@@ -16,7 +16,7 @@ class RequeueDead(RowVerb):
     wait_s: ClassVar[float] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropDead(RowVerb):
     """Take a dead letter off the list: {id, kind}."""
 
@@ -24,7 +24,7 @@ class DropDead(RowVerb):
     wait_s: ClassVar[float] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelMessage(RowVerb):
     """Cancel an unfinished message: {id, was, running}. A turn that works on it is asked to stop; `kill` ends its container."""
 
@@ -33,28 +33,28 @@ class CancelMessage(RowVerb):
     kill: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetryMessage(RowVerb):
     """Have a message tried now: {id, was, retried_as}."""
 
     route: ClassVar[str] = "/v1/messages/retry"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetryAnswer(RowVerb):
     """Try a failing answer now: {id, was, attempts}."""
 
     route: ClassVar[str] = "/v1/answers/retry"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropAnswer(RowVerb):
     """Give an answer up: {id, was, attempts}."""
 
     route: ClassVar[str] = "/v1/answers/drop"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswerQuestion(RowVerb):
     """Answer an open question: {id, outcome, choice, text}. `answer` None: there will be no answer."""
 

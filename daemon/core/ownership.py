@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Literal
 
 from daemon.core.deploy_errors import DuplicateOwnershipError
 from daemon.core.errors import ConfigError
+from schema.frozen import frozen
 
 HOST: Final = "host"
 CLUSTER: Final = "cluster"
@@ -18,7 +19,7 @@ CHANNEL: Final = "channel"
 _HINT: Final = "Correct [ownership] or role in clawbus.toml (docs/deploys.md#roles)."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Group:
     """The content of [ownership.ROLE]."""
 
@@ -26,7 +27,7 @@ class Group:
     channels: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ownership:
     """The role of each agent and channel. Both are empty without roles: then the daemon owns everything."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from daemon.core.people import RANK, People, RoleScope, UserRole
+from schema.frozen import frozen
 
 ASK_FOR_MS: Final = 24 * 3600 * 1000  # how long a code can be approved
 REFUSED_FOR_MS: Final = 7 * ASK_FOR_MS  # how long approvers are not asked again about a sender whom one refused
@@ -22,7 +22,7 @@ class PairingOutcome(StrEnum):
     REFUSED = "refused"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pairing:
     """A stranger's request to talk to an agent. Times are epoch milliseconds."""
 

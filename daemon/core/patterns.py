@@ -8,8 +8,9 @@ classes (`[a-z]`, `\\d \\w \\s` and their opposites), groups, `|`, `* + ? {m,n}`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from schema.frozen import frozen
 
 MAX_PATTERN: Final = 200  # characters of a pattern
 MAX_TEXT: Final = 2_000  # characters of a text that are searched
@@ -25,7 +26,7 @@ class PatternError(ValueError):
     """The pattern is malformed, too large, or uses an unsupported feature."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Set:
     """The characters that one step accepts: single ones, ranges and classes, or all others."""
 
@@ -56,24 +57,24 @@ def _is_word(one: str) -> bool:
 
 
 # The nodes of a parsed pattern: a character set, a sequence, a choice, a repetition, an assertion.
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Sequence:
     parts: tuple[_Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Choice:
     parts: tuple[_Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Repeat:
     part: _Node
     least: int
     most: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Assertion:
     kind: str  # ^ $ b B
 
@@ -81,7 +82,7 @@ class _Assertion:
 _Node = _Set | _Sequence | _Choice | _Repeat | _Assertion
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Fork:
     """An instruction: continue at each of these."""
 

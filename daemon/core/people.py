@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
+
+from schema.frozen import frozen
 
 
 class UserRole(StrEnum):
@@ -29,7 +31,7 @@ RANK: Final[Mapping[str, int]] = MappingProxyType({role: number for number, role
 ANY_AGENT: Final = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grant:
     """A role of one user: for one agent or ANY_AGENT, in some places or everywhere."""
 
@@ -38,7 +40,7 @@ class Grant:
     scope: RoleScope = RoleScope.ANY
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class People:
     """The people known now. `identities` maps (channel, sender) to a user; revoked users stay in `revoked`."""
 

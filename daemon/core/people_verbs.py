@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from daemon.core.verb import HostVerb
+from schema.frozen import frozen
 from schema.ids import check_name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UserVerb(HostVerb):
     """A verb about one user."""
 
@@ -21,14 +21,14 @@ class UserVerb(HostVerb):
         check_name("user", self.name)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddUser(UserVerb):
     """Add a user: {name}."""
 
     route: ClassVar[str] = "/v1/users/add"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BindUser(UserVerb):
     """Bind a platform's id of a person to a user: {name, channel, sender}."""
 
@@ -38,7 +38,7 @@ class BindUser(UserVerb):
     sender: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetRole(UserVerb):
     """Give a user a role for an agent (empty: all) in a scope, or take it (`role` None): {name, role, agent, scope}."""
 
@@ -49,21 +49,21 @@ class SetRole(UserVerb):
     scope: str = "any"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RevokeUser(UserVerb):
     """Refuse all that a user says from now on: {name, revoked}."""
 
     route: ClassVar[str] = "/v1/users/revoke"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RestoreUser(UserVerb):
     """Take a revocation back: {name, revoked}."""
 
     route: ClassVar[str] = "/v1/users/restore"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DecidePairing(HostVerb):
     """Let a stranger in, or not: {name, code, outcome, agent, scope}.
 

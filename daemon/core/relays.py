@@ -10,10 +10,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from schema.frozen import frozen
+
 _MAX_PATH: Final = 200  # names; a path grows by one or two with each hop
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Root:
     """The message of a person, or a schedule's, that a chain of agents began with. `message` None: it is not known."""
 
@@ -22,7 +24,7 @@ class Root:
     message: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Relay:
     """One message between agents, sent by `agent` and `session`. `reply`: it answers a question.
 

@@ -10,10 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, Final, cast
 
 from daemon.core.deploy_errors import ReleaseInvalidError, UnknownReleaseError
+from schema.frozen import frozen
 
 MANIFEST_NAME: Final = "release.json"
 FILES_NAME: Final = "files.sha256"
@@ -23,7 +24,7 @@ _LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
 _NAMED: Final = 5  # changed files that a sentence names
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Manifest:
     """What a release holds. `images` is {image name: image id}, empty with the process runtime. `made_at` is UTC text.
 
@@ -107,7 +108,7 @@ def listing_digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(listing_text(files).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Changes:
     """How a folder differs from its listing: paths, sorted."""
 
@@ -140,7 +141,7 @@ def compare_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> Chan
 # --- drift
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drift:
     """One place where what is found is not what was recorded.
 
@@ -158,7 +159,7 @@ class Drift:
         return f"{self.what}{place}: expected {self.expected}, found {self.found}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageFound:
     """An engine's answer about an image: its id and its label, or why it could not be inspected."""
 
@@ -167,7 +168,7 @@ class ImageFound:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Running:
     """What a running daemon reports about itself (`live.source`); None for what it does not report."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -19,6 +19,7 @@ from daemon.core.people import RANK, People, UserRole
 from daemon.core.place_names import escape, fitted, name_fault, session_name
 from daemon.core.templates import MissingFieldError, Template
 from schema.errors import InvalidNameError
+from schema.frozen import frozen
 from schema.ids import check_session
 
 ANYWHERE: Final = "*"
@@ -90,7 +91,7 @@ class RefusalReason(StrEnum):
     NO_SESSION_NAME = "NO_SESSION_NAME"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlaceEvent:
     """Something that happened at a place, as a channel hands it in.
 
@@ -113,7 +114,7 @@ class PlaceEvent:
     fields: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """A place's way to an agent. `place` may end in `*`. `session` is a mode or a template; `stored`: not from the file."""
 
@@ -136,7 +137,7 @@ class Route:
         return self.channel, self.place, self.agent, self.priority
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RouteTarget:
     """An agent that the event goes to. `why` explains that to an operator."""
 
@@ -151,7 +152,7 @@ class RouteTarget:
     base: str = ""  # the session as the route names it, before anyone started it over
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EventRefusal:
     """Why the event reached no agent (`agent` and `route` empty), or not this one."""
 
@@ -162,7 +163,7 @@ class EventRefusal:
     code: str | None = None  # with APPROVAL_PENDING: what the sender tells an approver
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RoutingDecision:
     """What happens to one event: the agents that it goes to, and the refusals."""
 
@@ -209,7 +210,7 @@ def decides_before(first: Route, second: Route) -> bool:
     return _order(first) < _order(second)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Directory:
     """What decides about events: routes, people, and where agents were mentioned, as (agent, channel, place, thread)."""
 

@@ -21,10 +21,11 @@ from daemon.core.run_state import (
     judge,
     outcome_of,
 )
+from schema.frozen import frozen
 from schema.rows import Ack, AckStatus, MessageStatus
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RuntimeContext:
     """What judging a session's runs needs to know apart from its two files. Times are epoch milliseconds.
 
@@ -58,7 +59,7 @@ class RuntimeContext:
         return self.born.get(incarnation) if incarnation is not None else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageSeen:
     """The message of a run, as a list shows it. `text` is the sender's first words."""
 
@@ -74,7 +75,7 @@ class MessageSeen:
     void_ack: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunRead:
     """One run: its evidence and the verdict on it."""
 

@@ -8,11 +8,12 @@ the status that a list shows. A source counts only where those before it are sil
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from schema.frozen import frozen
 from schema.rows import AckStatus, MessageStatus
 
 # An ack, its answer and an exit are settled within moments; a disagreement younger than this is work under way.
@@ -72,7 +73,7 @@ class Confidence(StrEnum):
     LOW = "low"  # final sources contradict each other, or one that matters could not be read
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """An answer to the message, as committed in outbound.db. `error`: the agent's own, when the answer is one."""
 
@@ -81,7 +82,7 @@ class Answer:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ending:
     """A history row that ends the run."""
 
@@ -90,7 +91,7 @@ class Ending:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunEvidence:
     """Everything that the sources say about one run. Times are epoch milliseconds.
 
@@ -119,7 +120,7 @@ class RunEvidence:
     unreadable: frozenset[Source] = field(default_factory=frozenset[Source])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reason:
     """Why a run is stale or its verdict doubtful. `code` is stable, `text` is a sentence."""
 
@@ -127,7 +128,7 @@ class Reason:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """The truth about one run.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 from daemon.core.errors import ScheduleError
 from daemon.core.schedules import Times, next_after, upcoming
+from schema.frozen import frozen
 
 # The number of next occurrences among which a cron expression's shortest interval is searched.
 _LOOKED_AT: Final = 50
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScheduleLimits:
     """The limits of one agent's sessions: how many schedules each may have, and how close together occurrences may be.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from daemon.core.verb import MAX_ID, RowVerb, check_length
+from schema.frozen import frozen
 
 _MAX_TEXT: Final = 65_536
 _MAX_CHECK: Final = 2000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutSchedule(RowVerb):
     """Add or change the schedule `id`: {key, was: added|changed|unchanged, next_at, state}. Makes the session if there is none.
 
@@ -47,7 +47,7 @@ class PutSchedule(RowVerb):
                 check_length(name, value, MAX_ID)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PauseSchedule(RowVerb):
     """Fire no occurrence of a schedule until it is resumed: {key, was}."""
 
@@ -55,7 +55,7 @@ class PauseSchedule(RowVerb):
     wait_s: ClassVar[float] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResumeSchedule(RowVerb):
     """Go on with a schedule's next occurrence: {key, was, next_at}."""
 
@@ -63,7 +63,7 @@ class ResumeSchedule(RowVerb):
     wait_s: ClassVar[float] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelSchedule(RowVerb):
     """Delete a schedule: {key, was}."""
 
@@ -71,7 +71,7 @@ class CancelSchedule(RowVerb):
     wait_s: ClassVar[float] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunSchedule(RowVerb):
     """Send a schedule's message now, beside its occurrences: {key, message_id}."""
 

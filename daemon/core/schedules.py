@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 from itertools import islice
@@ -19,6 +19,7 @@ from cronsim import CronSim, CronSimError
 
 from daemon.core.errors import ScheduleError
 from daemon.core.zones import find_zone, zone
+from schema.frozen import frozen
 
 # An occurrence later than this counts as missed, not delayed: the daemon was down, or the machine was asleep.
 MISSED_MS: Final = 5 * 60_000
@@ -41,7 +42,7 @@ class CatchUp(StrEnum):
     ALL = "all"  # fire each one, in order
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Times:
     """A schedule's times: exactly one of `at`, `every_ms` and `cron`. `every_ms` counts from `start`.
 
@@ -74,7 +75,7 @@ class Times:
         return f"every {_span(self.every_ms)}" if self.every_ms is not None else "once"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Firing:
     """What a schedule does now: the instants to fire, whether others were missed, and the next instant (None if it has ended)."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from schema.frozen import frozen
 from schema.plain_names import file_names
 
 _SHOWN: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SentFile:
     """One file: its name, media type, size in bytes and digest. `path` is the host's copy; empty where only a report names it."""
 
@@ -28,7 +28,7 @@ class SentFile:
         return "image" if self.media_type.startswith("image/") else "file"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SentFiles:
     """An answer's files. `refused`: name and reason, the end of a sentence that begins with the name."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from daemon.core.stale_plan import Scope, check_scope
 from daemon.core.verb import MAX_ID, Verb, check_length
+from schema.frozen import frozen
 
 _SESSION: Final = "/v1/sessions/{agent}/{session:path}/"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StopSession(Verb):
     """Ask the session's container for a graceful end, without waiting: {stopping, incarnation}."""
 
@@ -20,7 +20,7 @@ class StopSession(Verb):
     wait_s: ClassVar[float] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KillSession(Verb):
     """Kill the session's container and wait for the confirmed exit: {killed, incarnation, exit_code}."""
 
@@ -28,7 +28,7 @@ class KillSession(Verb):
     wait_s: ClassVar[float] = 600.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReleaseSession(Verb):
     """Take the session out of quarantine: {released, was}."""
 
@@ -36,14 +36,14 @@ class ReleaseSession(Verb):
     wait_s: ClassVar[float] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuarantineSession(Verb):
     """Take the session out of service and kill its container: {quarantined, was, ending, noted}."""
 
     route: ClassVar[str] = "/v1/repairs/quarantine"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResetSession(Verb):
     """Kill the container, put out/ aside, release: {moved_to, released, was}. `discard`: also when that loses answers."""
 
@@ -53,7 +53,7 @@ class ResetSession(Verb):
     discard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeleteSession(Verb):
     """Delete the session for good: {deleted, deletion, lost, removed}. `force`: also when it has work."""
 
@@ -63,7 +63,7 @@ class DeleteSession(Verb):
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PreviewStale(Verb):
     """List the session's stale runs: {runs, left, running}. Changes nothing."""
 
@@ -83,7 +83,7 @@ class PreviewStale(Verb):
         return Scope(session=(self.agent, self.session), older_than_ms=self.older_than_ms, max_runs=self.max_runs)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ApplyStale(PreviewStale):
     """End the session's stale runs: the report of stale_sweep.Swept. `expected`: the runs that the preview named."""
 
@@ -92,7 +92,7 @@ class ApplyStale(PreviewStale):
     expected: Sequence[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UndoStale(Verb):
     """Put the backup of a sweep back: {agent, session, restored, before}. `backup` is the file's name."""
 

@@ -7,11 +7,12 @@ is the one before or the one after a step, and `serving` names one slot in both.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from daemon.core.deploy_errors import DeployCooldownError, DeployRefusedError, DeployRunningError, NotServingError
 from daemon.core.slots import BLUE, GATES, KEPT, Deploy, Gate, SlotState, other
+from schema.frozen import frozen
 
 # --- the start of a daemon in a slot, under the data folder's lock
 
@@ -248,7 +249,7 @@ def finished(state: SlotState, deploy: Deploy, outcome: str, now: int) -> SlotSt
 # --- the standby
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """What a standby observes: for how many seconds the lock has been free, and its holder not ready (0 if neither)."""
 

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
+
+from schema.frozen import frozen
 
 BLUE: Final = "blue"
 GREEN: Final = "green"
@@ -33,7 +35,7 @@ _HISTORY: Final = frozenset({"id", "from", "to", "state", "at", "reason"})
 KEPT: Final = 20  # finished deploys that the state keeps
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gate:
     """One gate of one deploy. Times are epoch milliseconds."""
 
@@ -46,7 +48,7 @@ class Gate:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deploy:
     """One deploy. `state`: running, passed, failed or aborted (both before the cutover), rolled_back, unhealthy (no way back)."""
 
@@ -84,7 +86,7 @@ class Deploy:
         return self.gate("cutover").since is not None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlotState:
     """What deploy/state.json holds. `cooldown` is {release: epoch milliseconds until which it is refused}."""
 

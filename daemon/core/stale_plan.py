@@ -7,7 +7,7 @@ only an unfinished one is cancelled, and only when it is old enough and its cont
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -22,6 +22,7 @@ from daemon.core.repair_errors import (
 )
 from daemon.core.run_state import FINISHED, Confidence, Life, RunEvidence, RunStatus, Source, Verdict
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.ids import check_name, check_session
 from schema.rows import MessageStatus
 
@@ -45,7 +46,7 @@ class SkipReason(StrEnum):
 _STOPS: Final = (SkipReason.ALIVE, SkipReason.UNKNOWN, SkipReason.INCONSISTENT, SkipReason.DOUBTFUL)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scope:
     """What a sweep may touch: one session, one agent, or a pattern of AGENT/SESSION; and how much of it."""
 
@@ -64,7 +65,7 @@ class Scope:
         return self.match is None or fnmatchcase(f"{agent}/{session}", self.match)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seen:
     """One run as it was read. `session_alive`: a container of its session lives, whichever incarnation it is."""
 
@@ -82,7 +83,7 @@ class Seen:
         return self.evidence.message_id + (f"@{incarnation}" if incarnation is not None else "")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ending:
     """What a sweep writes for one run. `status` None: the message is finished, or a later run has it; only the attempt ends.
 
@@ -116,7 +117,7 @@ class Ending:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Skipped:
     """A stale run that is not swept, and why."""
 
@@ -137,7 +138,7 @@ class Skipped:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """What a sweep would do."""
 

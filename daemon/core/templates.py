@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, cast
+
+from schema.frozen import frozen
 
 MAX_TEMPLATE: Final = 4_000  # characters
 MAX_VALUE: Final = 100_000  # characters of one field's value
@@ -27,7 +28,7 @@ class MissingFieldError(ValueError):
     """None of a field's choices has a value in this event. The text names the field."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Field:
     """One `{...}`: paths to try in this order, and a text if none has a value."""
 
@@ -36,7 +37,7 @@ class _Field:
     otherwise: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Template:
     """A parsed template."""
 

@@ -5,13 +5,13 @@ What makes identities and exports spans is `daemon/telemetry`; the engine sees i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from schema.frozen import frozen
 from schema.rows import Cause
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TraceContext:
     """One span's identity: lower-case hex of 32 and 16 digits, and whether it is recorded."""
 
@@ -25,7 +25,7 @@ class TraceContext:
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SpanStart:
     """The start of an operation, in epoch milliseconds, and the span that will describe it.
 

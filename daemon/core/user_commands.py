@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -13,6 +12,7 @@ from daemon.core.people import RANK, UserRole
 from daemon.core.place_names import fitted
 from daemon.core.routing import EventKind, PlaceEvent, Senders
 from daemon.core.templates import Template
+from schema.frozen import frozen
 
 _COMMAND: Final = re.compile(r"/([a-z][a-z0-9_-]{0,31})(?:@\S{1,64})?(?:\s+(.*))?\Z", re.DOTALL)
 _MAX_ARGUMENTS: Final = 4_000
@@ -59,7 +59,7 @@ _RANK: Final[Mapping[Senders, int]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CommandRule:
     """A command of the configuration: who may use it, and for one of the operator's the message that it becomes."""
 
@@ -67,7 +67,7 @@ class CommandRule:
     text: Template | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Command:
     """A command that somebody wrote. `built_in` None: one of the operator's."""
 

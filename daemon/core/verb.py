@@ -8,11 +8,12 @@ A verb says what is wanted and does nothing. `maintenance/daemon_executor.py` ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from daemon.core.errors import RequestRefusedError
+from schema.frozen import frozen
 from schema.ids import check_name, check_session
 
 MAX_ID: Final = 255
@@ -20,7 +21,7 @@ _MAX_BY: Final = 200
 _MAX_REASON: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verb:
     """One request about one session. `by` and `reason` go into the history.
 
@@ -47,7 +48,7 @@ class Verb:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostVerb:
     """One request about the whole installation, not about a session. `by` and `reason` are recorded with the change."""
 
@@ -67,7 +68,7 @@ class HostVerb:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RowVerb(Verb):
     """A verb about one message, answer or dead letter of the session. One transaction in the session's inbound.db."""
 

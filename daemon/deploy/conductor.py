@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -41,6 +41,7 @@ from daemon.deploy.slot_record import SlotRecord
 from daemon.deploy.stage_log import log_end, log_gate
 from daemon.deploy.standby_client import StandbyClient
 from schema.errors import ClawbusError, StorageError
+from schema.frozen import frozen
 from schema.ids import new_id
 
 _ANSWER_S: Final = 10.0  # how long an operator's verb waits for what it needs
@@ -80,7 +81,7 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where this daemon serves, and how it hands over. `leave` stops the daemon and makes it the standby."""
 

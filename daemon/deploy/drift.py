@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from daemon.config.models import Config
@@ -14,9 +13,10 @@ from daemon.deploy.images import look_at_images
 from daemon.deploy.releases import Release, Releases
 from daemon.workers.source import Origin, digest_of_source
 from schema.errors import StorageError
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SourceReport:
     """Which release runs or would run, each drift, and what could not be checked.
 

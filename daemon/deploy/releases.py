@@ -20,7 +20,7 @@ import time
 import venv
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ from daemon.deploy.running_releases import running_releases
 from daemon.runtimes.image_source import package_folder, source_digest
 from daemon.workers.source import LINKS, RELEASES, changes_in, hash_files, manifest_in, site_of
 from schema.durable_files import sync_folder
+from schema.frozen import frozen
 from schema.migrate import VERSION, Role
 from schema.os_faults import host_error, passes
 
@@ -46,7 +47,7 @@ exec "$here/python" -I -B -m daemon.cli "$@"
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Release:
     """A release on disk. `slots` are those that point at it; `fault` says why its manifest cannot be used."""
 

@@ -19,6 +19,7 @@ from daemon.egress.rules import Rules, Target
 from daemon.egress.secrets import Secrets
 from daemon.egress.upstream import Upstream, as_refusals
 from daemon.egress.usage import Meter, is_model_call
+from schema.frozen import frozen
 
 _PIECE: Final = 64 * 1024
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -138,7 +139,7 @@ class Exchanges:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Tunnel:
     """Both directions of a tunnel. `silence` is the scope that ends it at a deadline; each copied piece postpones that."""
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from daemon.config.egress import Egress, EgressRoute, is_for, split_target, target_of
 from daemon.egress.refusals import BadRequestError, NotAllowedError
+from schema.frozen import frozen
 
 _SHOWN: Final = 120  # characters of a path in a log line
 # Only what a URL may hold (RFC 3986): no control character, quote or backslash that two parsers read differently.
 _TARGET: Final = re.compile(rb"[!$&'()*+,\-./0-9:;=?@A-Z_a-z~%\[\]|]*\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Secret:
     """A header that the gate adds. `value` has `{secret}` in it."""
 
@@ -29,7 +29,7 @@ class Secret:
     file: Path
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """One [egress.routes.NAME] table, ready for use."""
 
@@ -44,7 +44,7 @@ class Route:
     secret: Secret | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """Where an allowed request goes. `name` is the route's or the connect table's; `route` is None for a proxy request.
 
@@ -60,7 +60,7 @@ class Target:
     route: Route | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Hosts:
     name: str
     agents: tuple[str, ...]

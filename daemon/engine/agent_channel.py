@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -44,6 +43,7 @@ from daemon.engine.session import Session
 from daemon.engine.sessions import Sessions
 from daemon.store import relays as store
 from schema.errors import ClawbusError, InvalidNameError, StorageError
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.os_faults import typed_host_errors
 from schema.rows import Address
@@ -66,7 +66,7 @@ _DROPPED: Final = frozenset({"answer_to", "attachments", "answers", "edits", "fi
 _ENDLESS: Final = "The agents passed this on to each other too often, and were stopped."
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentChannelParts:
     """What the channel works with. `accept` is the ingress. `poke` has a session's answers delivered soon."""
 

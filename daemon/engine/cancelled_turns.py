@@ -6,20 +6,20 @@ holds the session's lock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.lifecycle import CancelledTurn
 from daemon.store import messages, outbound
 from daemon.store.transitions import record
 from daemon.store.turn_usage import usage_of
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.rows import AckStatus
 
 STOP_LOOK: Final = 200  # milliseconds until a turn that is to stop is checked again
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelledTurns:
     """The cancelled turns of one incarnation. `going_on`: it still holds the claim. `over`: it has released it."""
 

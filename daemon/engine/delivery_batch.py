@@ -6,7 +6,7 @@ Synchronous; the caller holds the session's lock and a read transaction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -23,6 +23,7 @@ from daemon.engine.fate_steps import Judged
 from daemon.store import deliveries, destinations, host_messages, outbound, questions, reply_routes
 from daemon.store.schedules import repeats_failure
 from daemon.store.sent_files import SentStore
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.questions import is_question
 from schema.rows import MessageOut
@@ -31,7 +32,7 @@ _WITH_FILES: Final = 4  # new rows of one poll whose files are copied; the sessi
 _LARGE: Final = 1024**2  # characters; a batch of new rows is cut short well above this
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Batch:
     """The rows of one poll. `top_seq`: the last new row that was read, None without any; `more`: some are left to read."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from daemon.config.models import Delivery as DeliveryConfig
 from daemon.core.attachments import NO_FILES, IntakeLimits
@@ -11,9 +11,10 @@ from daemon.core.delivery_plan import ChannelRules
 from daemon.core.giving_up import tried_long_enough
 from daemon.core.message_fate import Fate
 from daemon.core.schedule_limits import ScheduleLimits
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeliveryContext:
     """What a session's delivery depends on.
 

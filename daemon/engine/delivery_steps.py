@@ -6,7 +6,7 @@ Synchronous; the caller holds the session's lock. Nothing is sent here; `outcome
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TypeGuard
 
 from daemon.core.attempt_end import AttemptEnd
@@ -34,13 +34,14 @@ from daemon.engine.settle_steps import Claims, settle, turns_begun, unfinished
 from daemon.store import dead_letters, deliveries, messages, questions
 from daemon.store.session_files import SessionFiles
 from schema.errors import HostileFileError
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.ids import time_of
 from schema.questions import is_question
 from schema.rows import Ack, AckStatus, Address, DeliveryState, MessageIn
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Collected:
     """What one poll of a session found and committed. `sends` are intended and must be sent now. `at` is when, epoch ms."""
 
@@ -61,7 +62,7 @@ class Collected:
     places: Mapping[str, Address | None] = field(default_factory=dict[str, Address | None])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Findings:
     """What a session's files show, and what was decided about it. Nothing of it is written yet.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -24,9 +23,10 @@ from daemon.engine.sender import Sender
 from daemon.engine.session import Session
 from daemon.engine.troubles import RECORD
 from schema.errors import FileBusyError, ReadDeadlineError, StorageError, UnusableFileError
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sent:
     """The outcomes of a destination's rows. `slow`: whether the place holds slots without accepting; None when unknown."""
 

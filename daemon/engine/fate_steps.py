@@ -6,7 +6,7 @@ Synchronous; the caller holds the session's lock. Functions that write must be c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from daemon.core.diagnosis import span
 from daemon.core.message_fate import (
@@ -24,12 +24,13 @@ from daemon.core.message_fate import (
 )
 from daemon.store import host_messages, messages, outbound
 from daemon.store.transitions import change_status, defer, record, void_ack
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Judged:
     """The messages and acks as `verdicts` will leave them. `suspect`: an ack looks older than its message."""
 

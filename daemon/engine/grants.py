@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from daemon.config.agents import Agent
 from daemon.core.destinations import AGENT_CHANNEL, DestinationSource, NamedPlace, destinations_of
 from daemon.core.routing import Route, RoutingTable
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Granted:
     """What an agent may write to, and what it was derived from."""
 

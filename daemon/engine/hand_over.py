@@ -10,9 +10,10 @@ from daemon.core.delivery_plan import (
     Send,
 )
 from daemon.core.trace import SpanStart
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """The outcome of one intended send. Not `sent`: it never began. `sent` without `error`: there is a receipt."""
 

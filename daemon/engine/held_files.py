@@ -9,7 +9,6 @@ first refusal and again for every report, so a report never names an outdated ho
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -28,13 +27,14 @@ from daemon.engine.sweep_schedule import Schedule
 from daemon.engine.troubles import WRITE
 from daemon.runtimes.members import Members, lock_holders, name_of
 from schema.errors import ClawbusError, FileBusyError, StorageError
+from schema.frozen import frozen
 from schema.os_faults import typed_host_errors
 
 _PROBE_MS: Final = 1000
 _LOOKUP_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holders:
     """The processes that hold a lock on a session's files. `own`: whether one belongs to its container; None: unknown."""
 

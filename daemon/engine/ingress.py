@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
@@ -46,6 +46,7 @@ from daemon.store.attachments import media_type, place_attachments
 from daemon.store.dead_letters import Operator, latest_requeue, requeue_message
 from daemon.store.questions import Asked
 from schema.errors import ClawbusError, FileBusyError
+from schema.frozen import frozen
 from schema.handles import Writer
 from schema.ids import check_message_id, check_name, check_session, new_id
 from schema.instants import to_text
@@ -340,7 +341,7 @@ def _default_expiry(agent: Agent, message: MessageIn, now: int) -> int | None:
     return wanted if wanted <= _LAST_INSTANT else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stored:
     """The result of storing. `known` is the message with the requested id, `effective` the one that the agent works on.
 

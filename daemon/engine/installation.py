@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import structlog
 from anyio import to_thread
@@ -26,6 +26,7 @@ from daemon.store.rebuild import agree_on_install_id, write_install_id
 from daemon.store.registry import Registry
 from daemon.store.session_files import SessionFiles
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.ids import new_id, session_path
 from schema.plain_file import ReadLimits
 
@@ -33,7 +34,7 @@ from schema.plain_file import ReadLimits
 Build = Callable[[str, str], ContainerRuntime]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Start:
     """What the check at start-up works on."""
 
@@ -91,7 +92,7 @@ async def _become_own(start: Start, found: Install, build: Build) -> str:
     return fresh
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Answer:
     """What the original's engine reports about the original's containers.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from daemon.channels.protocol import InDoubt, InlineChannel, Receiver
 from daemon.config.models import Delivery as DeliveryConfig
@@ -13,9 +13,10 @@ from daemon.core.delivery_plan import ChannelRules, HeadRule
 from daemon.engine.delivery_context import DeliveryContext
 from daemon.engine.send_slots import Lane, SendSlots, SlotLimits
 from daemon.engine.session import Session
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeliverySettings:
     """Settings of Delivery.
 

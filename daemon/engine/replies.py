@@ -8,7 +8,6 @@ session's lock.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, cast
 
 from daemon.core.answering import AnswersFrom, Person, may_answer, may_answer_plainly, plain_answer, rule_of
@@ -16,13 +15,14 @@ from daemon.core.errors import AnswerForbiddenError, AnswerRefusedError
 from daemon.store import messages, questions
 from daemon.store.questions import Asked
 from daemon.store.session_files import SessionFiles
+from schema.frozen import frozen
 from schema.rows import Address
 
 _MAX_BY: Final = 200
 _ID: Final = re.compile(r"q-[a-z2-7]{16}\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """An answer to a question. `text` is None when the person declined to answer."""
 

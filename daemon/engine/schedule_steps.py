@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from daemon.config.models import Config
@@ -33,6 +33,7 @@ from daemon.store import host_messages, messages, schedules
 from daemon.store.dead_letters import Operator
 from daemon.store.schedules import CONFIG, OPERATOR, Scheduled, ScheduleRow, ScheduleState
 from daemon.store.transitions import SESSION, record
+from schema.frozen import frozen
 from schema.handles import Writer
 from schema.instants import to_text
 from schema.rows import Address, Kind, MessageIn, MessageStatus
@@ -56,7 +57,7 @@ def configured(config: Config) -> dict[SessionKey, dict[str, Scheduled]]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fired:
     """What schedules did: the messages that they sent, and those that were paused because they keep failing."""
 

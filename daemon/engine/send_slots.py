@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from schema.frozen import frozen
+
 _S = TypeVar("_S")
 
 Lane = tuple[str, str]  # channel and place, for example webhook and a hook's name
@@ -19,7 +21,7 @@ SLOW_S: Final = 1.0  # seconds; a failure that took longer than this occupies sl
 _REMEMBERED: Final = 1000  # number of idle lanes whose last failure is remembered
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlotLimits:
     """The most sends under way over one channel, to one place, and from one session to one place."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -31,6 +30,7 @@ from daemon.store.session_rows import SessionRow
 from daemon.store.session_trash import finish_deletions
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, StorageError
 from schema.file_pool import FilePool
+from schema.frozen import frozen
 from schema.handles import once_more
 from schema.ids import session_path
 from schema.os_faults import in_own_folder, typed_host_errors
@@ -47,7 +47,7 @@ _LOST_WITH_IT: Final = (
 _KEPT: Final = 128  # file descriptors; well below the usual limit of 1,024 for a process
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionSettings:
     """Settings for work on sessions' files.
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.lifecycle import Settle
 from daemon.store import messages, outbound
 from daemon.store.transitions import change_status
 from daemon.store.turn_usage import with_usage
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.rows import Ack, AckStatus, MessageIn, MessageStatus
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claims:
     """Whether an incarnation has open claims: some that the host has recorded, and new ones."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from daemon.config.agents import Agent
 from daemon.config.models import Config
@@ -44,11 +44,12 @@ from daemon.store.folder_use import FolderUse, SessionLimits, check_folder
 from daemon.store.schedules import Scheduled
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import change_status, schedule_retry
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.rows import AckStatus, MessageIn, MessageStatus, ToolInFlight
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Swept:
     """What one sweep of a session did, and what is left to do. Times are epoch milliseconds.
 
@@ -83,7 +84,7 @@ class Swept:
     begun: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """The sweep's policy, the time zone of recurrences (an IANA name), and the limits of out/ and home/.
 
@@ -170,7 +171,7 @@ def sweep_files(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Found:
     """What a session's files show at a sweep, and the first verdicts about its messages. Nothing of this is written yet.
 

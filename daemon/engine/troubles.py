@@ -7,12 +7,13 @@ success. Without it, a blocked session would look like an idle one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from daemon.core.session_key import SessionKey
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError
+from schema.frozen import frozen
 from schema.instants import to_text
 
 SWEEP: Final = "sweep"
@@ -36,7 +37,7 @@ _LABELS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trouble:
     """One kind of work that fails. `since` and `last_at` are epoch ms; `code` and `reason` belong to the last failure.
 

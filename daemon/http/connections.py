@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -19,12 +18,14 @@ from uvicorn.protocols.http.h11_impl import RequestResponseCycle as H11Cycle
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle as HttptoolsCycle
 
+from schema.frozen import frozen
+
 TRUSTED: Final = "clawbus.trusted"  # key of a request's state: its sender has proved who it is
 
 _Cycle = H11Cycle | HttptoolsCycle
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConnectionLimits:
     """`max_connections` in all and `max_per_peer` from one address.
 

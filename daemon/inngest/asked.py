@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from sqlite3 import Row
 
 from daemon.inngest.values import run_key
+from schema.frozen import frozen
 from schema.handles import Reader
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Asked:
     """One question's runs: the ids in every form, and how a row's id is brought back to its run."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from daemon.inngest.reports import run_summary
 from daemon.inngest.rows import Run
 from daemon.inngest.truth import judge
 from daemon.inngest.values import Status, run_forms, run_key, status_of_finish
+from schema.frozen import frozen
 from schema.handles import Reader
 
 _REQUEST_S: Final = 15.0
@@ -29,7 +29,7 @@ _ANSWER_BYTES: Final = 64 * 1024
 POLL_S: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Waiting:
     """How to wait: seconds that never go back, and a sleep."""
 

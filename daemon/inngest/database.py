@@ -10,7 +10,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -25,6 +24,7 @@ from daemon.inngest.errors import (
 from schema.closed_wal import read_closed
 from schema.connect import open_foreign_reader, open_foreign_writer
 from schema.errors import ClawbusError, FileBusyError, ReadRaceError, UnusableFileError
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.lockfree import Patience, read_unlocked, uses_wal
 from schema.stamp import StrandedJournalError
@@ -55,7 +55,7 @@ _FOLDER: Final = (
 _KNOWN: Final = (*REQUIRED, "spans", "traces", "apps", "queue_snapshot_chunks", "worker_connections")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shape:
     """Which tables and columns this file has."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePath
 
+from schema.frozen import frozen
 from schema.stamp import lock_owner
 
 
@@ -24,7 +24,7 @@ class Queue(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holder:
     """A process that has the file open. `pid` is None for one of another pid namespace (a container's, seen from a pod).
 

@@ -7,7 +7,6 @@ for an event on purpose is none, and neither is one that did anything lately.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final
@@ -22,6 +21,7 @@ from daemon.inngest.rows import Function, Run, RunSpan
 from daemon.inngest.truth import Verdict, judge, listed_live, queue_lost
 from daemon.inngest.values import Status, run_key
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 
 MIN_AGE_MS: Final = 5 * 60_000
 DEFAULT_AGE_MS: Final = 30 * 60_000
@@ -39,7 +39,7 @@ class Unregistered(StrEnum):
     END = "end"  # its spans and its status in the list
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scope:
     """The scope of a sweep. `functions` are names, slugs, ids or patterns of them; none means all. `exclude` are run ids.
 
@@ -67,7 +67,7 @@ class Held(StrEnum):
     UNREGISTERED = "unregistered"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """A run to be ended, and what that takes. `status` is where the evidence says that it belongs."""
 
@@ -80,7 +80,7 @@ class Candidate:
     extend: tuple[RunSpan, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """Everything that is listed as running, sorted into what is swept and what is left alone."""
 

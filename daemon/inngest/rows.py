@@ -6,13 +6,13 @@ All times are epoch milliseconds; `*_text` is a column's own text, kept where a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from daemon.inngest.values import Status, status_of_code, ulid_ms
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Function:
     """A registered function. `app` is its app's name where the database has it."""
 
@@ -34,7 +34,7 @@ class Function:
         return frozenset(one for one in (self.name, self.slug, short, self.id) if one)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listed:
     """The run's row in `trace_runs`: what the list says (the last in the truth order)."""
 
@@ -49,7 +49,7 @@ class Listed:
         return status_of_code(self.code)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Registered:
     """The run's row in `function_runs`; raw values, because a history row repeats them."""
 
@@ -61,7 +61,7 @@ class Registered:
     batch_id: object
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ending:
     """A terminal history row. `swept`: a sweep of clawbus wrote it, so it is an opinion and no server's report."""
 
@@ -71,7 +71,7 @@ class Ending:
     swept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunSpan:
     """The root span group of a run (`executor.run` and its EXTEND rows): what servers since 1.16.3 list.
 
@@ -86,7 +86,7 @@ class RunSpan:
     swept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Activity:
     """What a run did last, by its history and spans."""
 
@@ -97,7 +97,7 @@ class Activity:
     errors: tuple[str, ...] = ()  # texts in which a step or the run says why it failed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LostWorker:
     """A worker in connect mode whose connection was lost. It may have been working on runs between these times."""
 
@@ -105,7 +105,7 @@ class LostWorker:
     lost_at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Run:
     """All there is about one run."""
 

@@ -8,7 +8,7 @@ has happened, after it there is nothing left to do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,7 @@ from daemon.inngest.verification import Verification, verify
 from daemon.inngest.writing import Mark, Written, write_finish, write_history, write_spans, write_status
 from daemon.maintenance.backup import Backup, back_up
 from schema.errors import ClawbusError, FileBusyError
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.lockfree import uses_wal
 from schema.stamp import StrandedJournalError
@@ -43,7 +44,7 @@ PURPOSE: Final = "pre-sweep"
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """A sweep that was asked for. `while_running`: although a process has the database open, in WAL mode."""
 
@@ -56,7 +57,7 @@ class Request:
     redis_uri: str | None = None  # the Redis that holds the server's queue, if it is there
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """What the database says."""
 
@@ -65,7 +66,7 @@ class Found:
     scheduled: int  # runs that are listed as queued
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """What a sweep found and did. `error` is why it did nothing, or what its verification found wrong."""
 

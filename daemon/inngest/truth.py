@@ -6,12 +6,12 @@ The truth order: the trace (its spans), then terminal history, then the finish r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from daemon.inngest.rows import Run
 from daemon.inngest.values import Status, instant
+from schema.frozen import frozen
 
 # The errors of a server that could not reach the application. The first two come from its dispatcher.
 _UNREACHABLE: Final = re.compile(r"unable to reach sdk url|eof writing request to sdk", re.IGNORECASE)
@@ -40,7 +40,7 @@ class Confidence(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """The truth about a run. `reasons` name why its list entry is not believed; empty when it is."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,14 @@ from daemon.inngest.rows import Run
 from daemon.inngest.truth import judge, listed_live
 from daemon.inngest.values import Status
 from daemon.maintenance.backup import Backup, read_contents
+from schema.frozen import frozen
 from schema.handles import Reader
 
 if TYPE_CHECKING:
     from daemon.inngest.writing import Written
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verification:
     """What was verified. `wrong` is empty if everything is correct."""
 

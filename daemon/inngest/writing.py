@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.inngest.database import Shape
@@ -27,6 +26,7 @@ from daemon.inngest.values import (
     run_forms,
     ulid_bytes,
 )
+from schema.frozen import frozen
 from schema.handles import Writer
 from schema.ids import new_id
 
@@ -45,7 +45,7 @@ _ATTRIBUTES: Final[Mapping[str, str]] = {
 _REPEATED: Final = ("trace_id", "parent_span_id", "account_id", "app_id", "function_id", "run_id", "env_id")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Written:
     """How many rows a sweep wrote."""
 
@@ -55,7 +55,7 @@ class Written:
     statuses: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mark:
     """Who sweeps, why, and when (epoch milliseconds). Goes into every row that can carry it."""
 

@@ -6,7 +6,6 @@ Read-only, from the host's own files alone.
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from daemon.inspect.across_sessions import read_across_sessions
 from daemon.inspect.bounds import BUDGET_S
 from daemon.inspect.row_values import place, values_of
 from daemon.inspect.trusted_files import open_inbound
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.layout import SessionFolder
 from schema.rows import DeliveryState
@@ -25,7 +25,7 @@ NOTABLE_WAIT_MS: Final = 60_000
 _OPEN: Final = "state IN ('queued', 'intended', 'retrying')"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnswersWanted:
     """Which open answers to read: one by its `identity`, those in a `state` as lists name it, those that came `since` (epoch ms)."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,12 +27,13 @@ from daemon.runtimes.protocol import ContainerRuntime
 from daemon.store.data_layout import Layout
 from daemon.store.install import Install, InstallFile, is_copied
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.os_faults import read_own_file
 
 PATIENCE_S: Final = 5.0  # a person waits for the answer at a terminal
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RuntimeSeen:
     """What the runtime reported. `containers` is None when it is unknown which containers run; then `error` says why.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from daemon.store.agent_words import agent_words
 from daemon.store.backlog import dead_answers, failed_messages
 from daemon.store.dead_letters import CLOSED_TABLE
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.instants import from_text
 from schema.layout import SessionFolder
@@ -41,7 +42,7 @@ _ONE_LINE: Final = 200
 _SAID: Final = 10  # lines of what the agent said besides its answers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """Which open dead letters to read. `oldest_first` is the order to work in; the default is the order to show."""
 

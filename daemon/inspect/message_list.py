@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from daemon.inspect.central_reading import Key, folder_of, read_central
 from daemon.inspect.row_values import CONTENT
 from daemon.inspect.session_detail import attempts_of
 from daemon.inspect.trusted_files import open_inbound
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.instants import from_text, to_text
 
@@ -23,7 +23,7 @@ BUDGET_S: Final = 60.0
 _TEXT: Final = 120
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageQuery:
     """What a list shows. `since`: accepted at or after this instant, epoch ms."""
 

@@ -17,6 +17,7 @@ from daemon.store.backlog import dead_answers, failed_messages, read_answers
 from daemon.store.dead_letters import CLOSED_TABLE
 from daemon.store.questions import Asked
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.instants import from_text, to_text
 from schema.layout import SessionFolder
@@ -39,7 +40,7 @@ UNFINISHED: Final = (
 _CRASHES: Final = 2  # a single one may have another cause: a restart of the host, a container that was killed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holder:
     """A message that waits for its next try, at `until` (epoch ms), and holds back the later ones of its session."""
 
@@ -197,7 +198,7 @@ def _count_questions(reader: Reader, queues: Queues) -> None:
         queues.question = next(iter(questions.open_ones(reader, 1)), None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Open:
     """An unfinished message, also of a file that lacks the newer columns."""
 

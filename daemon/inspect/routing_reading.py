@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +17,14 @@ from daemon.inspect.trusted_files import open_current
 from daemon.store import routes as store
 from daemon.store.data_layout import Layout
 from schema.errors import UnusableFileError
+from schema.frozen import frozen
 
 _DEFAULTS: Final[Mapping[str, Any]] = {
     name: one.default for name, one in RouteTable.model_fields.items() if not one.is_required()
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Routes:
     """Every route with its origin, and the faults of routes as (route name, fault)."""
 

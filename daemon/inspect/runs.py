@@ -6,7 +6,6 @@ A run is one message in one incarnation, `MESSAGE@INCARNATION`; an unclaimed run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from daemon.config.models import Config
@@ -21,12 +20,13 @@ from daemon.inspect.doctor import LookAtRuntime
 from daemon.inspect.finding import sessions_with, the_only
 from daemon.inspect.idle_check import IdleSessions
 from daemon.inspect.reading import RunsRead, read_newest_runs, read_runs_of
+from schema.frozen import frozen
 from schema.layout import SessionFolder
 
 BUDGET_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunQuery:
     """Which runs to list. `status` is the actual or the listed one; `since` (epoch ms) limits the last change."""
 
@@ -38,7 +38,7 @@ class RunQuery:
     limit: int = 50
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """One message's runs, and where they were found. `wanted` is the run that was asked for.
 

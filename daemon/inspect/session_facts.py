@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from daemon.core.facts import ClockFacts, Container, LiveRecord, RunFacts, SessionFacts
@@ -15,6 +15,7 @@ from daemon.inspect.queues import Queues, read_queues
 from daemon.inspect.reading import RunsRead
 from daemon.inspect.trusted_files import open_inbound, table_rows
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.instants import from_text
 from schema.layout import OUTBOUND_DB, SessionFolder
@@ -28,7 +29,7 @@ _OVERDUE: Final = (
 _BLOCKS: Final = " AND passed = 0"  # where the file has that column
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionSeen:
     """The facts, and what speaks for a jump of the clock."""
 

@@ -13,7 +13,6 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,13 @@ from daemon.inspect.queues import Queues, read_queues
 from daemon.inspect.session_detail import read_detail
 from daemon.store.rebuild import is_session
 from daemon.store.verified_idle import still_idle
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.layout import SessionFolder
 from schema.plain_file import ReadLimits
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Examined:
     """One session as a report found it: its rows in central.db, its state and its queues."""
 

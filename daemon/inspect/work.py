@@ -6,7 +6,6 @@ read now costs the tool's name and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.content import preview
@@ -15,6 +14,7 @@ from daemon.inspect.trusted_files import open_inbound
 from daemon.store import outbound
 from daemon.store.agent_words import agent_words
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.layout import SessionFolder
 from schema.outbound_copy import open_outbound_copy
 from schema.plain_file import ReadLimits
@@ -28,7 +28,7 @@ _OPEN: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Work:
     """The oldest open turn of a session. Times are epoch milliseconds; `messages` counts all that are claimed."""
 

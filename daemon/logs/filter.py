@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final, cast
 
+from schema.frozen import frozen
 from schema.instants import from_text
 
 LEVELS: Final[Mapping[str, int]] = MappingProxyType(
@@ -16,7 +16,7 @@ LEVELS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EventFilter:
     """`session` is AGENT/SESSION, `since` epoch ms, `events` patterns of names with `*` and `?`.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ from daemon.core.repair_errors import (
 from schema.connect import open_reader, open_still_reader
 from schema.database_copy import copy_database, overwrite_database
 from schema.errors import ClawbusError, FileBusyError
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.instants import file_stamp
 from schema.lockfree import Patience, copy_unlocked, uses_wal
@@ -38,7 +38,7 @@ _PATIENCE: Final = Patience(seconds=2.0)
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contents:
     """What a copy must have in common with its source. `tables` has the number of rows of each table, except virtual ones."""
 
@@ -57,7 +57,7 @@ class Contents:
 Copying = Callable[[Path, Path, Progress], Contents]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Backup:
     """A verified backup. `taken_at` is epoch milliseconds, `size` bytes."""
 
@@ -79,7 +79,7 @@ class Backup:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Restored:
     """A finished restore. `before` is a backup of the replaced content: restoring it undoes this restore."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import anyio
 
@@ -11,9 +10,10 @@ from daemon.core.errors import NotConfirmedError, RuntimeUnavailableError
 from daemon.core.facts import Container
 from daemon.runtimes.protocol import ContainerRuntime
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KilledAgent:
     """The result of killing one container. `error` says why its exit is not confirmed; None if it is."""
 

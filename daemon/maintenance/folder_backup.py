@@ -31,6 +31,7 @@ from schema.errors import (
     ReadRaceError,
     StorageError,
 )
+from schema.frozen import frozen
 from schema.ids import session_folder
 from schema.instants import to_text
 from schema.layout import INBOUND_DB, OUTBOUND_DB, SENT_FILES, SessionFolder
@@ -49,7 +50,7 @@ _SMALL: Final = 1024**2
 Tell = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FolderLimits:
     """Which of a container's files are copied.
 

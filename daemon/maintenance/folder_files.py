@@ -10,12 +10,13 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from schema.errors import StorageError
+from schema.frozen import frozen
 from schema.os_faults import host_error, is_exhausted
 
 _CHUNK: Final = 1024**2
@@ -26,7 +27,7 @@ _MAX_DEPTH: Final = 100
 _MAX_PATH: Final = 3000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Copied:
     """One file of a backup. Only a database has `rows`. `verified`: its content was checked as a database, or needs no check."""
 
@@ -44,7 +45,7 @@ class Copied:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CopiedFolder:
     """A folder below which files were copied, with the rights and the owner that it had."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -20,10 +19,11 @@ from daemon.core.zones import zone
 from daemon.maintenance import people_verbs
 from daemon.store import agent_usage, routes
 from daemon.store.routes import StoredRoute
+from schema.frozen import frozen
 from schema.handles import Writer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Configured:
     """The parts of the configuration that a verb must agree with."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from daemon.store.dead_letters import Operator
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import record, repair_status
 from schema.connect import open_still_reader
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.rows import MessageStatus
 
@@ -47,7 +47,7 @@ _GAINS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Swept:
     """What a sweep did to one session. `backup` None: there was nothing to do."""
 

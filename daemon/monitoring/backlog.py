@@ -23,12 +23,13 @@ from daemon.engine.sessions import Sessions
 from daemon.store.backlog import Backlog, read_backlog
 from daemon.store.session_rows import Totals
 from schema.errors import ClawbusError, StorageError
+from schema.frozen import frozen
 from schema.os_faults import typed_host_errors
 
 _AT_ONCE: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Disk:
     """The data folder's file system, in bytes."""
 

@@ -22,6 +22,7 @@ from daemon.engine.supervisor.supervisor import Supervisor
 from daemon.monitoring.backlog import BacklogWatch
 from daemon.monitoring.health import Health, State
 from daemon.systemd.watchdog import Pulse
+from schema.frozen import frozen
 
 # Always exported, 0 while all is well: an alert on a series that comes and goes is hard to write and easy to miss.
 DEGRADABLE: Final = ("registry", "storage", "disk", "runtime", "image")
@@ -30,7 +31,7 @@ Labels = tuple[str, ...]
 Series = Mapping[Labels, float]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sources:
     """The live objects that a snapshot reads. `degraded` is what `status` shows as degraded; `channel` makes a label."""
 

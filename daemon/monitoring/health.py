@@ -7,7 +7,7 @@ itself the finding. Being asked changes nothing.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import structlog
 from daemon.core.clock import Clock
 from daemon.monitoring.looplag import LoopLag
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 
 LATE_S: Final = 2.0
 PROBE_S: Final = 5.0
@@ -31,7 +32,7 @@ class State(StrEnum):
     FAILING = "failing"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Check:
     """The result of one check. `since` is epoch milliseconds, if known."""
 
@@ -41,7 +42,7 @@ class Check:
     since: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Views:
     """What the checks read. `problems`: (what, since epoch ms, why), as `status` shows them as degraded.
 

@@ -6,7 +6,6 @@ Only wiring: the other files of this folder measure, judge and render.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from daemon.monitoring.http import Exporter, run_listener, telemetry_routes
 from daemon.monitoring.looplag import LoopLag
 from daemon.systemd.watchdog import Pulse
 from daemon.telemetry.telemetry import Telemetry
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Watched:
     """The parts of a running daemon that are monitored. `problems` returns (what, since in epoch ms, why) of degraded parts."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 
 from daemon.config.models import Config
+from schema.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentImage:
     """An image that must be built by clawbus. `keys` are the configuration keys that name it, `agents` those that use it."""
 

@@ -12,18 +12,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 from daemon.config.addresses import docker_address_fault
 from daemon.core.errors import RuntimeUnavailableError
+from schema.frozen import frozen
 from schema.os_faults import hint_of, is_exhausted
 
 DEFAULT: Final = "unix:///var/run/docker.sock"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DockerHost:
     """An engine's address, and what named it. `tls` is a context's folder of ca.pem, cert.pem and key.pem.
 

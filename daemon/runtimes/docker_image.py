@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,6 +17,7 @@ from daemon.config.models import EngineKind
 from daemon.core.errors import ImageError, RuntimeUnavailableError
 from daemon.runtimes.docker_client import DockerClient
 from daemon.runtimes.spec import LABEL_SOURCE_DIGEST
+from schema.frozen import frozen
 
 _BUILD_HINT: Final = "Run `clawbus image build` (with --base IMAGE for another base)."
 _FOREIGN_HINT: Final = "Is docker.image (or the agent's image) the right name? Correct it, then `clawbus image build`."
@@ -32,7 +32,7 @@ ADD_PYTHON: Final = (
 _PROBE_WAIT_S: Final = 60
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UsableImage:
     """An image that passed the check. A container made from `id` is made from exactly what was checked."""
 

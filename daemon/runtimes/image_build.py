@@ -10,7 +10,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,6 +18,7 @@ from daemon.core.errors import ImageError
 from daemon.runtimes.image_source import package_folder, source_digest, source_files
 from daemon.runtimes.image_wheels import TargetPython, fetch_wheels, unpack_wheels
 from daemon.runtimes.spec import LABEL_SOURCE_DIGEST
+from schema.frozen import frozen
 
 DEFAULT_BASE: Final = "python:3.13-slim"
 OLDEST: Final = (3, 11)
@@ -77,7 +77,7 @@ class Builder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BuiltImage:
     """The result of a build: the image, and the base, Python version and source that it was built from."""
 

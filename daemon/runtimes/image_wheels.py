@@ -11,11 +11,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from daemon.core.errors import ImageError
+from schema.frozen import frozen
 
 _COMPLETE: Final = ".complete"
 _TIMEOUT_S: Final = 900
@@ -28,7 +28,7 @@ _OFFLINE_HINT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TargetPython:
     """The interpreter of a base image. `libc` is glibc or musl; `abi` e.g. cp311."""
 

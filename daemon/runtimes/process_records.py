@@ -10,19 +10,20 @@ import errno
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, cast
 
 from daemon.core.errors import RuntimeUnavailableError
 from daemon.runtimes.process_table import Leader
 from daemon.runtimes.protocol import Running
+from schema.frozen import frozen
 from schema.os_faults import hint_of, read_own_file
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """One container. `log_start` is where its output begins in the session's log, in bytes."""
 

@@ -10,11 +10,12 @@ import contextlib
 import os
 import signal
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import anyio
+
+from schema.frozen import frozen
 
 # Every process of a container inherits this variable, even one that the runner starts without any CLAWBUS_* variable.
 ENV_MARK: Final = "CONTAINER_INCARNATION"
@@ -24,7 +25,7 @@ _MACHINE_IDS: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")
 _DEAD: Final = frozenset("ZXx")  # states of proc(5): zombie, dead
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProcessStat:
     """One process. `session` is its Linux session, not a clawbus session. `start_ticks`: its start, in clock ticks since boot."""
 
@@ -40,7 +41,7 @@ class ProcessStat:
         return self.state not in _DEAD
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Leader:
     """The first process of a container. It leads a Linux session and process group of its own."""
 

@@ -6,12 +6,13 @@ A runtime knows nothing of messages, claims or sessions' files. The listing is t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from schema.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Mount:
     """A host folder seen in the container."""
 
@@ -20,7 +21,7 @@ class Mount:
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """What one container may use. Bytes; cores; processes."""
 
@@ -29,7 +30,7 @@ class Limits:
     pids: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerSpec:
     """Everything a runtime needs to start one incarnation. Built by `spec.build_spec`, which is pure.
 
@@ -53,7 +54,7 @@ class ContainerSpec:
     runner: tuple[str, ...] = ()  # a runner program of the operator's own; empty: clawbus's
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Running:
     """A container that was running when the runtime looked.
 
@@ -71,7 +72,7 @@ class Running:
     paused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Exit:
     """The confirmed end of one life.
 

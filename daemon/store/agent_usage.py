@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
 from daemon.core.budgets import AgentDay
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 
 _COLUMNS = "day, agent, turns, tokens, cost"
 Key = tuple[str, str]  # (day, agent)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentUsage:
     """What was used, and what had been used when the budget was refilled last, by day and agent."""
 

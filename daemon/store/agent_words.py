@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
 from typing import Final, cast
 
 from daemon.core.printable import one_line
+from schema.frozen import frozen
 from schema.instants import from_text
 from schema.layout import WORDS, WORDS_BEFORE, SessionFolder
 
@@ -20,7 +20,7 @@ _LONGEST: Final = 300
 _MAX: Final = 50
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentWords:
     """One line. `at` is epoch milliseconds, `kind` is `progress` or `stderr`."""
 

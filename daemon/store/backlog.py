@@ -5,10 +5,10 @@ It only reads. The cost depends on what is open, not on what was ever stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.store.messages import DUE
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.instants import to_text
 
@@ -21,7 +21,7 @@ NOT_CLOSED: Final = " AND NOT EXISTS (SELECT 1 FROM dead_letters_closed c WHERE 
 _CLAIMED: Final = "EXISTS (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.outcome IS NULL)"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Queued:
     """Answers of one channel that have no receipt yet: those that are due, and those that wait for a time of their own.
 
@@ -34,7 +34,7 @@ class Queued:
     scheduled: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Backlog:
     """What one session has open. `waiting` messages are due and unclaimed; `oldest_at` is when the first was due."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from daemon.core.user_commands import generation_name
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Generation:
     """A session's current generation, counted from 1, and when it began (epoch milliseconds)."""
 

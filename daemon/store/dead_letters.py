@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from daemon.core.errors import NotDeadLetterError, UnknownMessageError
 from daemon.store.messages import find, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.rows import DeliveryState, MessageIn, MessageStatus
@@ -29,7 +30,7 @@ EXPIRED: Final = "expired"
 BY_RULE: Final = "clawbus"  # recorded as the operator when a rule closed the letter
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operator:
     """Who asked for a repair, and why. It goes into the history."""
 
@@ -41,7 +42,7 @@ class Operator:
         return {"by": self.name, **({"reason": self.reason} if self.reason else {}), **more}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeadAnswer:
     """A dead row of delivery_attempts."""
 

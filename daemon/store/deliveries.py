@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.rows import DeliveryState, Kind, MessageIn, MessageOut, MessageStatus
@@ -24,7 +24,7 @@ _RECEIPT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tracked:
     """A row of delivery_attempts that is not dead. Times are epoch milliseconds."""
 

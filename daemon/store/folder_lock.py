@@ -12,13 +12,13 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
 from daemon.core.clock import Clock
 from daemon.core.errors import DataFolderError, DataFolderLockedError
 from daemon.store.data_layout import LOCK_NAME
+from schema.frozen import frozen
 from schema.instants import to_text
 from schema.os_faults import passes, read_own_file
 
@@ -26,7 +26,7 @@ from schema.os_faults import passes, read_own_file
 _NO_FOLDER_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSUP})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holder:
     """The process named in the lock file. `since` is a UTC time as text; `is_daemon` is false for a command on the files."""
 

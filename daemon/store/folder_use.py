@@ -10,12 +10,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from daemon.store.open_files import deleted_bytes
 from schema.errors import HostileFileError
+from schema.frozen import frozen
 from schema.os_faults import host_error
 
 _BLOCK: Final = 512  # the unit of st_blocks, whatever the file system's own is (stat(2))
@@ -26,7 +26,7 @@ _CLOSED: Final = frozenset({errno.EACCES, errno.EPERM})
 _MOVED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UseLimits:
     """Limits of one folder of a session: bytes on disk (holes are free), and the number of files and folders together.
 
@@ -40,7 +40,7 @@ class UseLimits:
     max_depth: int = 32
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionLimits:
     """The limits of both folders that a session's container writes. Programs nest their caches deep, so home/ may be deeper."""
 
@@ -48,7 +48,7 @@ class SessionLimits:
     home: UseLimits = UseLimits(name="home/", key="limits.max_home_folder", max_depth=100)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FolderUse:
     """What was counted.
 

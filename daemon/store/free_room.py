@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from daemon.core.printable import room
+from schema.frozen import frozen
 
 LOW_BYTES: Final = 64 * 1024**2  # less free space than this is reported as trouble, before writing fails
 LOW_INODES: Final = 1000  # fewer free inodes than this are reported; a new session needs about ten
 _SHARE: Final = 10  # of a small disk, less than a tenth: it could never have as much free
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FreeRoom:
     """The room that this user has left on a file system. `inodes` is None where the file system does not count them.
 

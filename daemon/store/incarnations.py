@@ -6,14 +6,14 @@ Functions that write must be called inside `Writer.transaction()`, except `prune
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from daemon.core.session_key import SessionKey
 from daemon.store.pruned import note
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IncarnationRow:
     """A row of incarnations."""
 

@@ -11,11 +11,12 @@ import ctypes
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 from schema.errors import StorageError
+from schema.frozen import frozen
 from schema.os_faults import read_own_file
 
 _AT_FDCWD: Final = -100
@@ -24,7 +25,7 @@ _STATX_BYTES: Final = 256
 _MAX_BYTES: Final = 65_536
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A folder's identity in the file system. `born` is its birth time in nanoseconds, None if the file system has none.
 
@@ -48,7 +49,7 @@ class Place:
         return self.device == other.device or (self.born is not None and self.path == other.path)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Engine:
     """What runs an installation's containers. `id` is its own (`docker info`), `host` how it was reached: for people."""
 
@@ -57,7 +58,7 @@ class Engine:
     host: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """What a folder was copied or restored from, and when it became a separate installation (epoch ms)."""
 
@@ -66,7 +67,7 @@ class Origin:
     at: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Install:
     """What `install.json` says. `place` is None in a restored folder that no daemon has started on.
 

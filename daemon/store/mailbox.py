@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from daemon.core.errors import CursorAheadError
 from schema.connect import holds_pages, make_whole, open_owner, open_reader
 from schema.errors import ReadRaceError, StorageError
 from schema.file_pool import FilePool
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.migrate import Role
 
@@ -34,7 +35,7 @@ _FINAL: Final = "final"  # an older file lacks this column: all its entries are 
 _FILES: Final = "files"  # an older file lacks this column: none of its entries has files
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MailboxEntry:
     """A row of the mailbox. `cursor` only grows; `content` is JSON text; `delivered_at` is epoch milliseconds.
 
@@ -56,7 +57,7 @@ class MailboxEntry:
     files: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewEntry:
     """An entry to store. `answers`: ids of further messages that it answers, of which MAX_ANSWERS count."""
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from daemon.core.message_fate import latest_moment
 from daemon.store.transitions import record
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.ids import MAX_ID
 from schema.instants import from_text, to_text
@@ -27,7 +27,7 @@ _CLOCK_SLACK_MS = 2_000  # two readings of one clock may differ, by as much as c
 WINDOW = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attempt:
     """An open attempt: a row of `attempts` that has not ended."""
 

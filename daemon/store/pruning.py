@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.store import deliveries, outbound
@@ -18,6 +17,7 @@ from daemon.store.messages import chunks, marks
 from daemon.store.pruned import note
 from daemon.store.session_files import SessionFiles
 from daemon.store.transitions import SESSION
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.instants import from_text
 from schema.rows import DeliveryState, MessageStatus
@@ -27,7 +27,7 @@ _OVER: Final = frozenset({MessageStatus.COMPLETED, MessageStatus.FAILED, Message
 _MAX_ON_THEIR_WAY: Final = 20_000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One step's result. `taken`: rows deleted. The next step begins after `position`; with `done` there is none."""
 

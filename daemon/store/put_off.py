@@ -6,11 +6,11 @@ history, or a column, says when each wait began. Synchronous; the caller holds t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from daemon.core.schedules import CLOCK_SLACK_MS
 from daemon.store.transitions import record
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.instants import from_text, to_text
 
@@ -29,7 +29,7 @@ SELECT message_out_id AS id, next_attempt_at, (SELECT at FROM message_history AS
 _QUESTIONS: Final = "SELECT id, asked_at, deadline FROM questions WHERE outcome IS NULL AND asked_at > ?"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Wait:
     """One wait: from when (the other clock's time) until when. Epoch milliseconds."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, cast
 
 from daemon.core.answering import Person
@@ -16,6 +16,7 @@ from daemon.core.errors import AnswerRefusedError, QuestionClosedError, UnknownQ
 from daemon.store.messages import chunks, free_id, insert, marks, next_even_seq
 from daemon.store.transitions import record
 from schema import questions
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.instants import to_text
 from schema.questions import Decision, Outcome, Question, QuestionError
@@ -25,7 +26,7 @@ MAX_OPEN: Final = 20  # the most open questions of one session
 _OPEN: Final = "SELECT * FROM questions WHERE outcome IS NULL"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Asked:
     """A recorded question. Times are epoch milliseconds; `decision` is None while it is open."""
 

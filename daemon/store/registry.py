@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +24,7 @@ from daemon.store.session_rows import SessionRow, Totals
 from daemon.store.verified_idle import Verified
 from schema.connect import open_owner
 from schema.file_pool import FilePool
+from schema.frozen import frozen
 from schema.handles import Writer
 from schema.ids import new_id
 from schema.migrate import Role
@@ -32,7 +32,7 @@ from schema.migrate import Role
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """What a running daemon knows about its registry without reading the file."""
 

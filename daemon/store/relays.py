@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from daemon.core.relays import Relay, from_text
 from daemon.store import host_messages, messages, pruned, reply_routes
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.rows import Address, MessageIn
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sent:
     """Why an agent sends a row. `answers`: the question of another agent that it answers; None: it is a question itself.
 

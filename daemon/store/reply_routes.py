@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from daemon.store.messages import chunks, marks
+from schema.frozen import frozen
 from schema.handles import Reader
 from schema.instants import from_text
 from schema.rows import Address, Cause
@@ -20,7 +20,7 @@ def routing(db: Reader) -> Address | None:
     return Address(row["channel_type"], row["platform_id"], row["thread_id"])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """A message that a row replies to: where it came from, and its cause for traces and metrics."""
 

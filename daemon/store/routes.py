@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from daemon.core.routing import Directory, Route, RoutingTable
 from daemon.store.people import read_people
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 
 MAX_REFUSED: Final = 5_000  # rows of refused_events; the ones that happened longest ago go first
@@ -16,7 +17,7 @@ MAX_MENTIONED: Final = 100_000
 _MAX_WHY: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredRoute:
     """A row of `routes`. `keys` are those of a [[routes]] table, unchecked."""
 
@@ -27,7 +28,7 @@ class StoredRoute:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RefusedKind:
     """What makes two refusals the same row."""
 

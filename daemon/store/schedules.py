@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
 from typing import Any, Final, cast
 
 from daemon.core.schedules import Times
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.rows import Address
 
@@ -37,7 +37,7 @@ class ScheduleState(StrEnum):
     OVER = "over"  # no occurrence is left
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scheduled:
     """What a schedule sends, when, and where the answers go. `content` is JSON text.
 
@@ -50,7 +50,7 @@ class Scheduled:
     check: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScheduleRow:
     """A row of schedules."""
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from daemon.core.session_key import SessionKey
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 
 _FIRST: Final = SessionKey("", "")  # before every session
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SessionRow:
     """A row of sessions. Times are epoch milliseconds."""
 
@@ -29,7 +30,7 @@ class SessionRow:
     last_spawn_error: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Totals:
     """What the registry knows without opening sessions: the quarantined ones, and open dead letters by session."""
 

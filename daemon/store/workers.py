@@ -6,7 +6,7 @@ A function with a Writer begins its own transaction, except `check_owner`. Times
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ from daemon.core.deploy_errors import DuplicateOwnershipError
 from daemon.core.ownership import AGENT
 from schema.connect import open_reader
 from schema.errors import ClawbusError
+from schema.frozen import frozen
 from schema.handles import Reader, Writer
 from schema.layout import CENTRAL_DB
 
@@ -21,7 +22,7 @@ _KEPT: Final = 20  # ended workers that stay on record
 Owned = frozenset[tuple[str, str]]  # (kind, id)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerRow:
     """A row of workers: one run of a daemon, from its start to its end.
 

@@ -7,7 +7,6 @@ from a plain timer: it is sent only while every registered loop has reported pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
@@ -15,11 +14,12 @@ import structlog
 
 from daemon.core.clock import Clock
 from daemon.systemd.notify import Notifier
+from schema.frozen import frozen
 
 DEFAULT_CHECK_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stall:
     """A loop that is late. `age_s`: seconds since its last progress."""
 

@@ -8,13 +8,14 @@ its end is known, even by a daemon that was restarted meanwhile.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from hashlib import sha256
 from typing import Final
 
 from daemon.core.trace import TraceContext
 from daemon.telemetry.context import decide
+from schema.frozen import frozen
 from schema.rows import TurnUsage
 
 Attributes = Mapping[str, str | int | bool]
@@ -32,7 +33,7 @@ class Role(StrEnum):
     INTERNAL = "internal"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     """Something that happened at one instant of a span. `at` is epoch milliseconds."""
 
@@ -41,7 +42,7 @@ class Event:
     attributes: Attributes = field(default_factory=dict[str, str | int | bool])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Span:
     """A finished span. `start` and `end` are epoch milliseconds. `error` is the status text, None for success."""
 

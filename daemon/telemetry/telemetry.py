@@ -5,8 +5,6 @@ Nothing is read back from it except the trace context of new work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from prometheus_client import CollectorRegistry
 
 from daemon.core.attempt_end import RETRIED, AttemptEnd
@@ -44,10 +42,11 @@ from daemon.telemetry.deploy_spans import deploy_spans
 from daemon.telemetry.metrics import CURRENCIES, NONE, OTHER, Metrics
 from daemon.telemetry.spans import EXECUTE_TOOL, Event, Role, Span, about, context_of_row, tool_facts, turn_facts
 from daemon.telemetry.tracing import NoTracer, Tracer
+from schema.frozen import frozen
 from schema.rows import Cause, TurnUsage
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Spawned:
     asked_at: int
     started_at: int

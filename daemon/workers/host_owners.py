@@ -11,12 +11,12 @@ import os
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from daemon.core.deploy_errors import DuplicateOwnershipError
+from schema.frozen import frozen
 from schema.os_faults import passes
 
 _PREFIX: Final = "clawbus-owner"
@@ -27,7 +27,7 @@ _FIELDS: Final = 8
 Id = tuple[str, str]  # (kind, name)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Owner:
     """A daemon that owns an id, or is about to (`state`). `digest` is the id's."""
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,7 @@ from daemon.core.release import (
 )
 from daemon.core.slots import SLOTS
 from daemon.runtimes.image_source import source_digest
+from schema.frozen import frozen
 from schema.os_faults import host_error, passes
 
 RELEASES: Final = "releases"
@@ -34,7 +34,7 @@ _FIRST_SLOT: Final = (
 _MAX_MANIFEST: Final = 1024**2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """Where this process comes from. `release` and `manifest` are None outside of a release."""
 

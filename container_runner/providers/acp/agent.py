@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar, cast
 
@@ -49,6 +48,7 @@ from container_runner.providers.protocol import ProviderContext
 from container_runner.shared.children import Children
 from container_runner.shared.errors import TurnFailedError
 from container_runner.shared.running_time import sleep_running
+from schema.frozen import frozen
 from schema.json_text import whole_text
 
 PROTOCOL_VERSION: Final = 1
@@ -62,7 +62,7 @@ _CAPABILITIES: Final[Mapping[str, object]] = {"fs": {"readTextFile": False, "wri
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Times:
     """Timeouts in seconds: how long an agent may take to answer, and how long it must be quiet after a replay.
 
@@ -76,7 +76,7 @@ class Times:
     close_s: float = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Opened:
     """A session that is ready for a prompt. `restored` False: a new one, although an earlier one was asked for."""
 

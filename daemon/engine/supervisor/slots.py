@@ -9,6 +9,7 @@ import anyio
 
 from daemon.core.errors import ClawbusError
 from daemon.engine.session import Session
+from schema.frozen import frozen
 
 
 class Phase(StrEnum):
@@ -49,7 +50,7 @@ class Slot:
     done: anyio.Event = field(default_factory=anyio.Event)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Timings:
     """The supervisor's internal intervals in seconds; those that an operator would change are in the configuration.
 
