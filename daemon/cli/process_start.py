@@ -2,15 +2,18 @@
 
 Importing takes longer than some signals take to come. Blocked, they stay pending in the kernel; `daemon.app.signals` takes
 them over once its handlers are there. What imports make stays, and the collector would walk it again and again: a tenth of
-the start. Imports next to nothing, because it runs before everything else.
+the start. Structlog would import rich, for tracebacks that the log renders itself: another tenth.
+
+Imports next to nothing for other commands, because it runs before everything else.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import signal
 import sys
-from typing import Final
+from typing import Final, cast
 
 _HELD: Final = (
     signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
@@ -18,10 +21,11 @@ _HELD: Final = (
 
 
 def hold() -> None:
-    """Block signals and stop collecting, if this process may become the daemon."""
+    """Block signals, stop collecting and leave out what only slows the start, if this process may become the daemon."""
     if _may_be_daemon():
         gc.disable()
         signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        _import_structlog_without_rich()
 
 
 def release() -> None:
@@ -41,6 +45,18 @@ def release_signals() -> None:
     """Let signals come: their handlers are installed."""
     if _may_be_daemon():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+def _import_structlog_without_rich() -> None:
+    """Import structlog while rich cannot be found. It can be imported again afterwards, for a command's report."""
+    if "rich" in sys.modules or "structlog" in sys.modules:
+        return
+    modules = cast(dict[str, object], sys.modules)
+    modules["rich"] = None
+    try:
+        importlib.import_module("structlog")
+    finally:
+        del modules["rich"]
 
 
 def _may_be_daemon() -> bool:

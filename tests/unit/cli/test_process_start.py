@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Generator
 
@@ -53,3 +54,15 @@ def test_a_command_that_only_names_the_daemons_start_runs_as_any_other(monkeypat
     process_start.hold()
     process_start.release()
     assert (gc.isenabled(), blocked()) == (True, False)
+
+
+@pytest.mark.parametrize(("word", "found"), [("serve", False), ("status", True)])
+def test_only_the_daemons_start_imports_structlog_without_rich_and_its_reports_still_have_it(
+    word: str, found: bool
+) -> None:
+    program = (
+        f"import sys; sys.argv = ['/opt/bin/clawbus', '{word}']; import daemon.cli, structlog.dev;"
+        "seen = structlog.dev.rich is not None; import rich.console; print(seen, rich.console.Console.__name__)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.split() == [str(found), "Console"]
