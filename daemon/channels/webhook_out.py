@@ -189,11 +189,12 @@ class WebhookOut:
         timestamp = self._clock.now_ms() // 1000
         return {"x-clawbus-timestamp": str(timestamp), "x-clawbus-signature": sign_at(key, timestamp, body)}
 
-    def _no_route(self, hook_name: str, hook: Hook | None) -> PermanentDeliveryError:
+    def _no_route(self, hook_name: str, hook: Hook | None) -> PermanentDeliveryError | TransientDeliveryError:
+        """Return why the answer cannot go. A hook whose table is gone had one when the message came, and may have one again."""
         key = f"channels.{self._name}.hooks.{hook_name}"
         if hook is None:
-            return PermanentDeliveryError(
-                f"there is no hook {hook_name!r}.", hint=f"Add a [{key}] table, restart and requeue."
+            return TransientDeliveryError(
+                f"there is no hook {hook_name!r}.", hint=f"Add a [{key}] table and reload; it is retried until then."
             )
         return PermanentDeliveryError(
             f"{key}.reply_url is not set, so its answers have nowhere to go.",

@@ -45,7 +45,9 @@ class SignatureRefusedError(RequestRefusedError):
     """401: the signature or its timestamp is missing, wrong, too old or used before."""
 
     code = "SIGNATURE_REFUSED"
-    default_hint = "Sign the raw bytes of the body with the hook's secret, as docs/channels.md shows."
+    default_hint = (
+        "Sign as docs/channels.md shows for this hook's signature: with its own secret, over the body's raw bytes."
+    )
 
 
 class BodyRefusedError(RequestRefusedError):

@@ -376,8 +376,12 @@ async def test_no_reply_url_says_which_key_to_set(channel: WebhookChannel) -> No
     with pytest.raises(PermanentDeliveryError, match=r"channels\.webhook\.hooks\.mute\.reply_url") as caught:
         await channel.deliver(outgoing("webhook", "mute"))
     assert "channels.webhook.hooks.mute.reply_url" in caught.value.hint
-    with pytest.raises(PermanentDeliveryError, match="no hook 'gone'"):
+
+
+async def test_an_answer_for_a_hook_whose_table_was_removed_waits_for_it(channel: WebhookChannel) -> None:
+    with pytest.raises(TransientDeliveryError, match="no hook 'gone'") as caught:
         await channel.deliver(outgoing("webhook", "gone"))
+    assert "channels.webhook.hooks.gone" in caught.value.hint
 
 
 async def test_neither_the_address_nor_a_secret_is_told(
