@@ -94,7 +94,8 @@ def data() -> str:
         for code in re.findall(r"[A-Z_]+", codes):
             before = found.setdefault(code, [sentence(what), sentence(hint)])
             if code not in classes and sentence(what) != before[0]:  # one code of answers and of events
-                found[code] = [f"{before[0]} Or: {sentence(what)}", before[1] or sentence(hint)]
+                hints = dict.fromkeys(text for text in (before[1], sentence(hint)) if text)
+                found[code] = [f"{before[0]} Or: {sentence(what)}", " Or: ".join(hints)]
     for state, what, hint in states((PAGE.parent / "reference.md").read_text(encoding="utf-8")):
         found.setdefault(state.upper(), [sentence(what), sentence(hint)])
     return json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n"
