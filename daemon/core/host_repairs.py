@@ -129,6 +129,12 @@ def restart_choice(host: HostFacts) -> Choice:
     return Choice("if it remains after its cause is repaired", host.restart)
 
 
+def restart_for(host: HostFacts, when: str) -> Choice:
+    """Return the restart that a changed configuration needs. Nothing starts a daemon again that no service runs."""
+    again = " (and start it again)" if host.unit is None and host.holder_pid is not None else ""
+    return Choice(f"{when}{again}", host.orderly_restart)
+
+
 def secret_repair(path: str, uid: int, owner: int | None) -> str:
     """Return the command for a secret file that cannot be used. `owner`: whose it is, if the user `uid` may not read it."""
     name = shlex.quote(path)

@@ -11,7 +11,15 @@ from typing import Final
 from daemon.core.command_words import one_word
 from daemon.core.diagnosis import Choice, Diagnosis, span
 from daemon.core.facts import DaemonState, HostFacts, Limit
-from daemon.core.host_repairs import BACKUPS, exhausted_repair, move_away, restart_choice, storage_repair, unlocking
+from daemon.core.host_repairs import (
+    BACKUPS,
+    exhausted_repair,
+    move_away,
+    restart_choice,
+    restart_for,
+    storage_repair,
+    unlocking,
+)
 from daemon.core.printable import room
 from daemon.core.slot_rules import slot_stuck, slots_unknown, standby_absent
 from schema.errors import HostTroubleError, UnusableFileError
@@ -344,9 +352,8 @@ def _channel_failing(host: HostFacts) -> Diagnosis | None:
     if held is not None:
         return Diagnosis("CHANNEL_FAILING", summary, (*evidence, *held.evidence), held.command)
     more = "Fix what the reason names: end the program that has taken its address, or correct its table in the configuration."
-    return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "ss -ltnp", choices=(
-        Choice("once its configuration is corrected", host.orderly_restart),
-    ))  # fmt: skip
+    choices = (restart_for(host, "once its configuration is corrected"),)
+    return Diagnosis("CHANNEL_FAILING", summary, (*evidence, more), "ss -ltnp", choices=choices)
 
 
 def _secret_unusable(host: HostFacts) -> Diagnosis | None:
@@ -363,7 +370,7 @@ def _budget_used_up(host: HostFacts) -> Diagnosis | None:
         *(f"{agent} has used {spent}." for agent, spent in host.budgets_used_up),
         "Their requests are answered with 429 until midnight.",
     )
-    choices = (Choice("once egress.budgets allows more", host.orderly_restart),)
+    choices = (restart_for(host, "once egress.budgets allows more"),)
     return Diagnosis("EGRESS_BUDGET", "The daily budget is used up.", evidence, "clawbus egress list", choices=choices)
 
 

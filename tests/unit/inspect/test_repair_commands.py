@@ -115,7 +115,11 @@ def test_the_daemon_s_repairs_fit_the_machine() -> None:
     assert [one.command for one in diagnose_host(silent)] == ["kill -KILL 4711"]
     answers = replace(silent, daemon=DaemonState.UP, budgets_used_up=(("a", "3 of 3 requests"),))
     [budget] = diagnose_host(answers)
-    assert [choice.command for choice in budget.choices] == ["kill -TERM 4711"], "a daemon that answers stops in order"
+    [choice] = budget.choices
+    assert choice.command == "kill -TERM 4711", "a daemon that answers stops in order"
+    assert choice.when.endswith("(and start it again)"), "nothing else does"
+    [budget] = diagnose_host(replace(answers, unit="second-bus"))
+    assert not budget.choices[0].when.endswith(")"), "systemd starts it"
     assert [one.command for one in diagnose_host(replace(silent, unit="second-bus"))] == [
         "systemctl restart second-bus"
     ]
