@@ -91,7 +91,8 @@ class DueMessages:
     def has_trigger(self, limit: int) -> bool:
         """Return whether a trigger is due. Runs the statements of `batch(limit)`, so that SQLite compiles them once."""
         self._find_first_held()
-        return any(row["wakes"] for row in self._oldest(limit)) or bool(self._first_trigger())
+        oldest = self._oldest(limit)
+        return any(row["wakes"] for row in oldest) or (len(oldest) == limit and bool(self._first_trigger()))
 
     def quiet_s(self) -> float:
         """Return the seconds for which time alone makes no row due. Files may change earlier."""
@@ -107,7 +108,7 @@ class DueMessages:
         self._find_first_held()
         oldest = self._oldest(limit)
         if not any(row["wakes"] for row in oldest):
-            triggers = self._first_trigger()
+            triggers = self._first_trigger() if len(oldest) == limit else ()  # fewer are all that is due
             if not triggers:
                 return ()
             before = triggers[0]["seq"]
@@ -137,7 +138,8 @@ class DueMessages:
     def _find_first_held(self) -> None:
         """Set `held_from`: a message with this seq or a higher one waits behind one that waits for its next try."""
         held = self._db.one(self._held_from, self._named)
-        unseen = self._db.one(self._unseen_later)
+        deferred = self._db.one("SELECT 1 FROM main.deferrals LIMIT 1")  # mostly none, and quicker to find out
+        unseen = self._db.one(self._unseen_later) if deferred is not None else None
         seqs = [row["seq"] for row in (held, unseen) if row is not None and row["seq"] is not None]
         self._named["held_from"] = min(seqs, default=_NO_SEQ)
 
