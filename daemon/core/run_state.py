@@ -261,8 +261,8 @@ def _lacks(seen: RunEvidence, words: Mapping[Source, RunStatus | None], status: 
     final = status in FINISHED
     if seen.latest and words[Source.HISTORY] is not status and (final or seen.outcome is None):
         missing.append(Source.HISTORY)
-    # The claim of a cancelled message is settled only when its container ends.
-    unsettled = status is RunStatus.CANCELLED and seen.life is Life.ALIVE
+    # The claim of a cancelled message is settled only when its container ends, and one whose life is unknown may work on it.
+    unsettled = status is RunStatus.CANCELLED and seen.life is not Life.GONE
     if seen.attempted and seen.outcome is None and not unsettled:
         missing.append(Source.FINISH)
     if seen.latest and final and words[Source.LIST] is not status:

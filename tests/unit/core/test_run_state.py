@@ -132,6 +132,15 @@ def test_a_finished_message_with_an_open_attempt_is_stale() -> None:
     assert verdict.reasons[0].code == "FINISH_MISSING"
 
 
+@pytest.mark.parametrize(("life", "lacks"), [(Life.GONE, (Source.FINISH,)), (Life.ALIVE, ()), (Life.UNKNOWN, ())])
+def test_a_cancelled_message_is_swept_only_once_its_container_is_known_to_be_gone(
+    life: Life, lacks: tuple[Source, ...]
+) -> None:
+    ended = (Ending(RunStatus.CANCELLED, OLD),)
+    verdict = judge(replace(RUNNING, listed=MessageStatus.CANCELLED, endings=ended, life=life))
+    assert (verdict.status, verdict.lacks) == (RunStatus.CANCELLED, lacks)
+
+
 def test_an_error_is_the_trace_before_the_history() -> None:
     seen = replace(DONE, answers=(ERROR,), ack=AckStatus.FAILED, outcome=None, listed=MessageStatus.PENDING)
     verdict = judge(seen)
