@@ -58,9 +58,14 @@ def new_id(now_ms: int, random: bytes | None = None) -> str:
 
 def check_name(what: str, name: str) -> str:
     """Return an agent's, channel's or hook's name if it is safe as a path component; raise InvalidNameError."""
-    if not _NAME.match(name):
+    if not is_name(name):
         raise InvalidNameError(f"{what} {name!r} is not a valid name.")
     return name
+
+
+def is_name(name: str) -> bool:
+    """Return whether an agent, a channel or a hook may have this name."""
+    return _NAME.match(name) is not None
 
 
 def check_session(name: str) -> str:

@@ -32,6 +32,7 @@ from daemon.core.sent_files import NONE
 from daemon.http.pool import HttpPool
 from daemon.http.resolver import Resolver
 from schema.errors import StorageError
+from schema.ids import is_name
 from schema.os_faults import typed_host_errors
 from schema.rows import Address
 
@@ -94,7 +95,7 @@ class WebhookOut:
         url = hook.reply_url if hook is not None else None
         key = self._keys[hook_name].reply if hook is not None else None
         if hook is None or url is None:
-            raise self._no_route(hook_name[:64], hook)
+            raise self._no_route(hook_name, hook)
         if self._pool is None:
             raise TransientDeliveryError(f"channel {self._name} is not running.")
         where = url.get_secret_value()
@@ -191,10 +192,12 @@ class WebhookOut:
 
     def _no_route(self, hook_name: str, hook: Hook | None) -> PermanentDeliveryError | TransientDeliveryError:
         """Return why the answer cannot go. A hook whose table is gone had one when the message came, and may have one again."""
-        key = f"channels.{self._name}.hooks.{hook_name}"
+        key = f"channels.{self._name}.hooks.{hook_name[:64]}"
+        if hook is None and not is_name(hook_name):
+            return PermanentDeliveryError(f"no hook can be named {hook_name[:64]!r}.")
         if hook is None:
             return TransientDeliveryError(
-                f"there is no hook {hook_name!r}.", hint=f"Add a [{key}] table and reload; it is retried until then."
+                f"there is no hook {hook_name!r}.", hint=f"Add a [{key}] table and restart; until then it is retried."
             )
         return PermanentDeliveryError(
             f"{key}.reply_url is not set, so its answers have nowhere to go.",

@@ -382,6 +382,8 @@ async def test_an_answer_for_a_hook_whose_table_was_removed_waits_for_it(channel
     with pytest.raises(TransientDeliveryError, match="no hook 'gone'") as caught:
         await channel.deliver(outgoing("webhook", "gone"))
     assert "channels.webhook.hooks.gone" in caught.value.hint
+    with pytest.raises(PermanentDeliveryError, match="no hook can be named"):
+        await channel.deliver(outgoing("webhook", "no such hook"))
 
 
 async def test_neither_the_address_nor_a_secret_is_told(
