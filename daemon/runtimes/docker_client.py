@@ -21,7 +21,7 @@ from daemon.config.models import Config, EngineKind
 from daemon.config.policies import engine_of
 from daemon.core.errors import ContainerTroubleError, RuntimeUnavailableError
 from daemon.runtimes import docker_podman
-from daemon.runtimes.docker_host import DockerHost, resolve, unavailable
+from daemon.runtimes.docker_host import DockerHost, resolve, unavailable, was_silent
 
 # What a stream that breaks in mid-answer raises. requests' own errors are OSErrors, these are not.
 _StreamError: Final[type[Exception]] = cast("Any", unixconn).urllib3.exceptions.HTTPError
@@ -71,13 +71,14 @@ class DockerClient:
         except RuntimeUnavailableError as error:
             if not self.answers_in_spite_of(error):
                 raise
-            raise ContainerTroubleError(
-                f"{self.name} answers, but failed at a container: {_why(cast('Exception', error.__cause__))}."
-            ) from error.__cause__
+            cause = error.__cause__
+            why = _why(cause) if isinstance(cause, APIError) else "no answer in time"
+            raise ContainerTroubleError(f"{self.name} answers, but failed at a container: {why}.") from cause
 
     def answers_in_spite_of(self, error: RuntimeUnavailableError) -> bool:
-        """Return whether this error was a 5xx about one thing: the engine answers a ping."""
-        if not isinstance(error.__cause__, APIError):
+        """Return whether this error, a 5xx or a silence, was about one thing: the engine answers a ping."""
+        cause = error.__cause__
+        if cause is None or not (isinstance(cause, APIError) or was_silent(cause)):
             return False
         try:
             self.call(lambda api: api.ping())

@@ -19,7 +19,9 @@ pytestmark = [pytest.mark.faults, pytest.mark.docker]
 @pytest.fixture
 def daemon(make_daemon: Make, image: str) -> RealDaemon:
     return make_daemon(
-        f'{ECHO}{PATIENT}\n[docker]\nimage = "{image}"\n', runtime="docker", runtime_keys="kill_confirm_s = 2.0"
+        f'{ECHO}{PATIENT}\n[docker]\nimage = "{image}"\ntimeout_s = 3\n',
+        runtime="docker",
+        runtime_keys="kill_confirm_s = 2.0",
     )
 
 
@@ -41,6 +43,11 @@ def first(daemon: RealDaemon) -> str:
     return container
 
 
+def relisted(proxy: EngineProxy, after: int) -> bool:
+    """Whether the daemon has compared its containers with the engine's list since."""
+    return any(call.startswith("GET /containers/json") for call in proxy.calls[after:])
+
+
 def kill(container: str) -> None:
     subprocess.run(["docker", "kill", container], check=True, capture_output=True, timeout=120)
 
@@ -57,10 +64,13 @@ def test_a_dead_container_that_cannot_be_removed_is_not_in_the_way(
     assert daemon.events("runtime_unavailable") == []
 
 
-def test_a_container_that_cannot_be_shown_hides_no_other(daemon: RealDaemon, proxy: EngineProxy) -> None:
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_container_that_cannot_be_shown_hides_no_other(daemon: RealDaemon, proxy: EngineProxy, silent: bool) -> None:
     container = first(daemon)
-    spoiled = proxy.spoil(f"GET /containers/{container}/json", answer(500))
+    spoiled = proxy.spoil(f"GET /containers/{container}/json", answer(500), hold=silent)
     eventually("it was asked for", spoiled.hit.is_set)
+    asked = len(proxy.calls)
+    eventually("that failed, and the containers are listed again", lambda: relisted(proxy, asked))
     assert daemon.ask("two", agent="echo", session="other", wait_s=60)["text"] == "two"
     kill(container)
     eventually("its end is seen in the listing", lambda: daemon.running("echo", "s") is None)
