@@ -151,7 +151,9 @@ def _build(environment: Environment, log: Logger, children: Children | None, env
         Identity(environment.agent, environment.session, environment.incarnation),
         store=Store(environment.in_folder, environment.out_folder, environment.incarnation, _now_ms),
         provider=InFolderProvider(
-            CheckedProvider(PROVIDERS[settings.provider](context), context), environment.agent_folder
+            CheckedProvider(PROVIDERS[settings.provider](context), context),
+            environment.agent_folder,
+            mounted=ENV_IN not in os.environ,
         ),
         heartbeat=Heartbeat(environment.out_folder, log),
         watch=InboundWatch(environment.in_folder, step_ms=settings.watch_step_ms, poll_s=settings.poll_s, log=log),

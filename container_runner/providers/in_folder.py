@@ -7,17 +7,22 @@ host decides when a container can start again.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from container_runner.providers.protocol import Answer, Progress, Provider, Turn
 from container_runner.shared.errors import CannotStartError, TurnFailedError, TurnStoppedError
 
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
 
 class InFolderProvider:
-    """A provider whose failures count only while its agent's folder is in place."""
+    """A provider whose failures count only while its agent's folder, and what else is mounted, is in place."""
 
-    def __init__(self, provider: Provider, folder: Path) -> None:
+    def __init__(self, provider: Provider, folder: Path, *, mounted: bool) -> None:
+        """`mounted`: this process has mounts of its own, so each of them is the agent's."""
         self._provider = provider
         self._folder = folder
+        self._mounted = mounted
         self._began_in = _identity(folder)
         self.accepts_follow_ups = provider.accepts_follow_ups
         self.silence = provider.silence
@@ -31,6 +36,8 @@ class InFolderProvider:
             raise
         except TurnFailedError:
             self._check()
+            if self._mounted and (lost := _removed_mount()) is not None:
+                raise CannotStartError(f"{lost} is gone: its folder on the host was removed.") from None
             raise
 
     async def close(self) -> None:
@@ -43,6 +50,16 @@ class InFolderProvider:
                 f"the agent's folder {self._folder} is gone, or another lies in its place.",
                 hint="Put it back, or mount its disk; the message waits meanwhile.",
             )
+
+
+def _removed_mount() -> str | None:
+    """Return a mounted folder that was removed on the host, which names it so (proc_pid_mountinfo(5)), or None."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    points = [fields[4] for fields in map(str.split, lines) if len(fields) > 4 and fields[3].endswith("//deleted")]
+    return next((point for point in points if Path(point).is_dir()), None)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

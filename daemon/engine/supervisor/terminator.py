@@ -186,12 +186,12 @@ class Terminator:
             text = f"the container exited (exit code {exit_.code}) before it claimed anything"
             if hung:
                 text = "the container ran, took none of its messages, and was ended for that"
-            said = await _last_words(slot)
-            text += f"; its runner said: {said}" if said is not None else ""
             hint = "Read the end of the container's log: `clawbus session show`."
             if cannot:
-                text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"
-                hint = f"Raise agents.{key.agent}.pids or memory_bytes, or end what uses up the machine's processes or memory."
+                text = f"a fresh container cannot start the agent's program (exit code {exit_.code})"
+                hint += f" If there is no room for a process: raise agents.{key.agent}.pids or memory_bytes, or free the machine."
+            said = await _last_words(slot)
+            text += f"; its runner said: {said}" if said is not None else ""
             limit_s = self._state.config.spawn_backoff_max_s
             await self._state.back_off(slot.session, SpawnError(text, hint=hint), limit_s, started=True)
         else:
