@@ -62,13 +62,33 @@ class AgentFolders:
                 continue
             if _holds_files(name, path):
                 now[str(path)] = where
-            elif (earlier := before.get(str(path))) and Path(earlier) not in {Path(where), *Path(where).parents}:
+            elif (earlier := before.get(str(path))) and _is_unmounted(earlier, where):
                 raise AgentFileError(
                     f"agents.{name}: {path} is empty: {earlier}, on which its files are, is not mounted.",
                     hint=f"mount {earlier}; the daemon tries again by itself. If {path} is to be empty, put any file into it.",
                 )
         if now != before:
             self._record(name, now)
+
+    def forget_others(self, names: Iterable[str]) -> None:
+        """Remove the records of agents that are not configured any more."""
+        kept = set(names)
+        with suppress(OSError):  # there may be none, and one that stays does no harm
+            for one in [one for one in self._records.iterdir() if one.name not in kept]:
+                one.unlink()
+
+    def away(self) -> list[str]:
+        """Return the agents whose folder held files and is gone, or is empty because its mount is gone. Raise OSError."""
+        names = sorted(one.name for one in self._records.iterdir()) if self._records.is_dir() else []
+        return [name for name in names if self._is_away(name)]
+
+    def _is_away(self, name: str) -> bool:
+        path = self.path(name)
+        earlier = self._recorded(name).get(str(path))
+        if earlier is None:
+            return False
+        where = mount_of(path)
+        return not path.is_dir() or (where is not None and _is_unmounted(earlier, where) and not any(path.iterdir()))
 
     def _recorded(self, name: str) -> Mapping[str, str]:
         try:
@@ -86,6 +106,10 @@ class AgentFolders:
         except OSError as error:
             draft.unlink(missing_ok=True)
             raise host_error(error, str(self._records)) from error
+
+
+def _is_unmounted(earlier: str, now: str) -> bool:
+    return Path(earlier) not in {Path(now), *Path(now).parents}
 
 
 def _holds_files(name: str, path: Path) -> bool:

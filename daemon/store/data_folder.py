@@ -90,11 +90,13 @@ class DataFolder(Layout):
 
     def make_agents(self, names: Iterable[str]) -> None:
         """Create each agent's folder, where an operator puts its program, before the agent's first message."""
-        for name in names:
+        wanted = tuple(names)
+        for name in wanted:
             try:
                 self.agent_folders.make_new(name)
             except OSError as error:
                 raise DataFolderError(f"{self.agent_folders.path(name)} cannot be made: {error.strerror}.") from error
+        self.agent_folders.forget_others(wanted)
 
     def retake_lock(self, clock: Clock) -> bool:
         """Lock a new `clawbus.lock`, or a folder put in the daemon's place; return whether that was needed.

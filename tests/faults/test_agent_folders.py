@@ -75,8 +75,11 @@ def test_a_folder_that_is_moved_away_below_a_container(daemon: RealDaemon) -> No
     put_back = away(daemon)
     message = daemon.post("say two", agent="prog", session="s")
     waits(daemon, message)
+    lacking = daemon.cli("backup", str(daemon.root / "lacking")).result["left_out"]
+    assert lacking == ["agents/prog (its folder is away, or its disk is not mounted)"]
     put_back()
     assert daemon.answer(message, agent="prog", session="s")["text"] == "two"
+    assert daemon.cli("backup", str(daemon.root / "whole")).result["left_out"] == []
 
 
 def test_a_turn_that_fails_because_its_folder_is_gone_does_not_count(daemon: RealDaemon) -> None:

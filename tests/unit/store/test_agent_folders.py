@@ -32,6 +32,9 @@ def test_one_that_held_files_is_not(folders: AgentFolders) -> None:
     folders.check("a", [folder])
     (folder / "program").unlink()
     folder.rmdir()
+    assert folders.away() == ["a"]
+    folders.forget_others(["a"])
+    assert folders.away() == ["a"]
     folders.make_new("a")
     assert not folder.exists()
     with pytest.raises(AgentFileError, match="is gone"):
@@ -39,6 +42,7 @@ def test_one_that_held_files_is_not(folders: AgentFolders) -> None:
     folder.mkdir()
     assert folders.make("a") == folder, "it was made by hand"
     folders.check("a", [folder])
+    assert folders.away() == []
 
 
 def test_a_mount_s_source_is_checked_as_well(
@@ -75,3 +79,13 @@ def test_a_broken_record_counts_as_none(folders: AgentFolders, tmp_path: Path) -
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "a").write_text("{")
     assert folders.make("a").is_dir()
+
+
+def test_an_agent_that_is_not_configured_any_more_is_forgotten(folders: AgentFolders) -> None:
+    folder = folders.make("a")
+    (folder / "program").touch()
+    folders.check("a", [folder])
+    (folder / "program").unlink()
+    folder.rmdir()
+    folders.forget_others(["b"])
+    assert folders.away() == []
