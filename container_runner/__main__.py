@@ -23,6 +23,7 @@ from container_runner.logs import Logger, build_logger
 from container_runner.loop import Identity, Runner, Upkeep
 from container_runner.providers import PROVIDERS
 from container_runner.providers.checked import CheckedProvider
+from container_runner.providers.in_folder import InFolderProvider
 from container_runner.providers.protocol import ProviderContext
 from container_runner.retention import Retention
 from container_runner.room import used_up
@@ -149,7 +150,11 @@ def _build(environment: Environment, log: Logger, children: Children | None, env
         settings,
         Identity(environment.agent, environment.session, environment.incarnation),
         store=Store(environment.in_folder, environment.out_folder, environment.incarnation, _now_ms),
-        provider=CheckedProvider(PROVIDERS[settings.provider](context), context),
+        provider=InFolderProvider(
+            CheckedProvider(PROVIDERS[settings.provider](context), context),
+            environment.agent_folder,
+            mounted=ENV_IN not in os.environ,
+        ),
         heartbeat=Heartbeat(environment.out_folder, log),
         watch=InboundWatch(environment.in_folder, step_ms=settings.watch_step_ms, poll_s=settings.poll_s, log=log),
         log=log,

@@ -289,6 +289,13 @@ class RuntimeUnavailableError(ClawbusError):
         self.command = command  # the command that repairs or examines it
 
 
+class ContainerTroubleError(RuntimeUnavailableError):
+    """The engine answers, but fails at a call about one container. What became of that one is unknown; others go on."""
+
+    code = "CONTAINER_TROUBLE"
+    default_hint = "Read the engine's own log (`journalctl -u docker -n 50`); the daemon tries again. Restarting the engine often helps."
+
+
 class EngineChangedError(RuntimeUnavailableError):
     """The engine that answers is not the one that the containers run on, so it cannot say which of them run."""
 

@@ -22,6 +22,7 @@ ACCEPT: Final = "accept"
 WRITE: Final = "write"
 RECORD: Final = "record"
 EXIT: Final = "exit"
+END: Final = "end"
 POLL: Final = "poll"
 _LONGEST: Final = 500
 _LABELS: Final[Mapping[str, str]] = MappingProxyType(
@@ -33,6 +34,7 @@ _LABELS: Final[Mapping[str, str]] = MappingProxyType(
         RECORD: "Recording what became of its answers",
         POLL: "Looking for its answers in time",
         EXIT: "Settling the end of its container",
+        END: "Ending its container",
     }
 )
 

@@ -16,13 +16,14 @@ from daemon.inspect.central_reading import CentralSeen, folder_of
 from daemon.inspect.containers import RuntimeSeen
 from daemon.inspect.egress_reading import budgets_used_up, secret_errors
 from daemon.inspect.lock_owners import foreign_holders
-from daemon.inspect.open_files import access_repair, limits_of, machine_files, mount_of, open_files_used_up
+from daemon.inspect.open_files import access_repair, limits_of, machine_files, open_files_used_up
 from daemon.inspect.session_facts import oldest_claim
 from daemon.inspect.slots_reading import slot_facts
 from daemon.inspect.trusted_files import open_current
 from daemon.store.data_layout import VERSION_NAME, Layout
 from daemon.store.folder_lock import live_holder
 from daemon.store.free_room import LOW_BYTES, FreeRoom, free_room
+from daemon.store.mount_points import mount_of
 from daemon.systemd.service import unit_of
 from schema.errors import ClawbusError, FileBusyError, HostTroubleError, StorageError
 

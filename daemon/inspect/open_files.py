@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import resource
 import shlex
 import stat
@@ -14,7 +13,6 @@ from typing import Final
 from daemon.core.facts import Limit, UsedUp
 
 _PROC: Final = Path("/proc")
-_MOUNT_POINT: Final = 4  # the field of mountinfo, from 0
 _OPTIONS: Final[Mapping[str, int]] = {
     "nofile": resource.RLIMIT_NOFILE,
     "as": resource.RLIMIT_AS,
@@ -54,23 +52,6 @@ def machine_files() -> int:
         return int((_PROC / "sys/fs/file-max").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
-
-
-def mount_of(folder: Path) -> str | None:
-    """Return the mount point of a folder, or None if unknown. A bind mount has its parent's device number."""
-    try:
-        lines = (_PROC / "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return None
-    path = folder.resolve()
-    points = [Path(_unescaped(fields[4])) for line in lines if len(fields := line.split()) > _MOUNT_POINT]
-    found = [point for point in points if path.is_relative_to(point)]
-    return str(max(found, key=lambda point: len(point.parts))) if found else None
-
-
-def _unescaped(text: str) -> str:
-    """Return the path that proc(5) writes with octal escapes for white space and backslashes."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), text)
 
 
 def access_repair(folder: Path, pid: int) -> str | None:

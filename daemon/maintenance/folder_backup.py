@@ -19,6 +19,7 @@ from daemon.core.repair_errors import BackupFailedError, BackupNotVerifiedError
 from daemon.core.session_key import SessionKey
 from daemon.maintenance.backup import copy_verified
 from daemon.maintenance.folder_files import Copied, CopiedFolder, Found, copy_plain, copy_tree, described
+from daemon.store.agent_folders import AgentFolders
 from daemon.store.data_layout import INSTALL_NAME, INSTALL_RECORD, VERSION_NAME, Layout
 from daemon.store.rebuild import found_sessions
 from schema.connect import open_owner
@@ -145,6 +146,8 @@ def _copies(
     for agent in sorted(layout.agents_dir.iterdir()) if layout.agents_dir.is_dir() else ():
         relative = f"agents/{agent.name}"
         yield from copy_tree(agent, into / relative, relative, max_bytes=limits.max_bytes, max_files=limits.max_files)
+    away = AgentFolders(layout.agents_dir, layout.run_dir / "agents").away()
+    yield from (f"agents/{name} (its folder is away, or its disk is not mounted)" for name in away)
     keys = sorted(found_sessions(layout.sessions_dir)) if layout.sessions_dir.is_dir() else []
     for number, key in enumerate(keys):
         tell(str(key), number, len(keys))

@@ -7,6 +7,7 @@ Never kills a container in order to start another.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -19,13 +20,27 @@ from anyio import to_thread
 from docker.errors import APIError, NotFound
 
 from daemon.config.models import EngineKind
-from daemon.core.errors import ContainerGoneError, EngineChangedError, NotConfirmedError, RuntimeUnavailableError
+from daemon.core.errors import (
+    ContainerGoneError,
+    ContainerTroubleError,
+    EngineChangedError,
+    NotConfirmedError,
+    RuntimeUnavailableError,
+)
 from daemon.runtimes import output_log
 from daemon.runtimes.answering import answering
 from daemon.runtimes.docker_client import DockerClient
 from daemon.runtimes.docker_events import ExitEvents
 from daemon.runtimes.docker_image import UsableImage, usable_image
-from daemon.runtimes.docker_spawn import Spawner, labels_of, restarts_by_itself, running_of, started_ms
+from daemon.runtimes.docker_spawn import (
+    ENDED,
+    Spawner,
+    details_of,
+    labels_of,
+    restarts_by_itself,
+    running_of,
+    started_ms,
+)
 from daemon.runtimes.protocol import ContainerSpec, Exit, Running
 from daemon.runtimes.spec import LABEL_INCARNATION, LABEL_INSTALL, LABEL_STDERR_LOG
 
@@ -64,7 +79,7 @@ class DockerRuntime:
         self._poll_s = poll_s
         self._client = DockerClient(base_url=base_url, timeout_s=timeout_s, engine=engine)
         self._events = ExitEvents(self._client, install_id)
-        self._spawner = Spawner(self._client, install_id, forget=self._forget)
+        self._spawner = Spawner(self._client, install_id, forget=partial(self._forget, at_last=True))
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._log = structlog.get_logger(runtime=self.name)
 
@@ -184,24 +199,35 @@ class DockerRuntime:
                 f"the {self._client.name} engine at {self.address} is {found}, and the containers of this installation run on {pinned}."
             )
 
-    def _may_live(self, incarnation: str) -> bool:
-        filters = {"label": f"{LABEL_INCARNATION}={incarnation}"}
+    def _is_listed_as_ended(self, container_id: str) -> bool:
+        listed = self._listed({"id": container_id}, all=True)
+        if not listed:
+            self._believe()
+        return all(one.get("State") in ENDED for one in listed)
+
+    def _listed(self, filters: dict[str, Any], *, all: bool = False) -> list[dict[str, Any]]:  # noqa: A002 - docker-py's name
+        """Return the summaries of containers. Raise RuntimeUnavailableError."""
         try:
-            found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(all=True, filters=filters))
+            found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(all=all, filters=filters))
         except APIError as error:
             raise RuntimeUnavailableError(
                 f"{self._client.name} did not list containers: {error.explanation}."
             ) from error
-        return any(one.get("State") not in {"exited", "dead"} for one in found)
+        return found
+
+    def _may_live(self, incarnation: str) -> bool:
+        found = self._listed({"label": f"{LABEL_INCARNATION}={incarnation}"}, all=True)
+        return any(one.get("State") not in ENDED for one in found)
 
     def _spawn(self, spec: ContainerSpec, cancelled: threading.Event) -> Running:
         self._believe()
         return self._spawner.spawn(spec, self._usable(spec.image, own_runner=bool(spec.runner)), cancelled)
 
     def _signal(self, container_id: str, signal: str) -> None:
-        self._forbid_restart(container_id)
+        with contextlib.suppress(ContainerTroubleError):  # what cannot be shown may be ended all the same
+            self._forbid_restart(container_id)
         try:
-            self._client.call(lambda api: api.kill(container_id, signal=signal))
+            self._client.call_about(lambda api: api.kill(container_id, signal=signal))
         except APIError as error:
             if error.status_code not in _GONE:
                 raise RuntimeUnavailableError(
@@ -209,7 +235,11 @@ class DockerRuntime:
                 ) from error
 
     def _exit_of(self, container_id: str, started_at: int | None) -> Exit | None:
-        details = self._inspect(container_id)
+        try:
+            details = self._inspect(container_id)
+        except ContainerTroubleError:
+            # What cannot be shown is listed all the same.
+            return Exit(code=None) if self._is_listed_as_ended(container_id) else None
         if details is None:
             self._believe()
             return Exit(code=None)
@@ -230,7 +260,7 @@ class DockerRuntime:
             return
         self._log.warning("container_restart_policy_removed", container_id=container_id)
         try:
-            self._client.call(lambda api: api.update_container(container_id, restart_policy={"Name": "no"}))
+            self._client.call_about(lambda api: api.update_container(container_id, restart_policy={"Name": "no"}))
         except APIError as error:
             if error.status_code not in _GONE:
                 raise RuntimeUnavailableError(
@@ -239,7 +269,7 @@ class DockerRuntime:
 
     def _inspect(self, container_id: str) -> dict[str, Any] | None:
         try:
-            return self._client.call(lambda api: api.inspect_container(container_id))
+            return self._client.call_about(lambda api: api.inspect_container(container_id))
         except NotFound:
             return None
         except APIError as error:
@@ -248,16 +278,12 @@ class DockerRuntime:
             ) from error
 
     def _list_running(self) -> list[Running]:
-        filters = {"label": f"{LABEL_INSTALL}={self._install_id}"}
-        try:
-            found: list[dict[str, Any]] = self._client.call(lambda api: api.containers(filters=filters))
-        except APIError as error:
-            raise RuntimeUnavailableError(
-                f"{self._client.name} did not list containers: {error.explanation}."
-            ) from error
         result: list[Running] = []
-        for summary in found:
-            details = self._inspect(summary["Id"])  # the summary has no start time
+        for summary in self._listed({"label": f"{LABEL_INSTALL}={self._install_id}"}):
+            try:
+                details = self._inspect(summary["Id"])  # the summary has no start time
+            except ContainerTroubleError:
+                details = details_of(summary)  # one that cannot be shown must not hide the others
             if details is None or not details["State"]["Running"]:
                 continue
             running = running_of(details)
@@ -270,15 +296,7 @@ class DockerRuntime:
 
     def _find_or_cancel_spawn(self, incarnation: str) -> Running | None:
         wanted = [f"{LABEL_INSTALL}={self._install_id}", f"{LABEL_INCARNATION}={incarnation}"]
-        try:
-            found: list[dict[str, Any]] = self._client.call(
-                lambda api: api.containers(all=True, filters={"label": wanted})
-            )
-        except APIError as error:
-            raise RuntimeUnavailableError(
-                f"{self._client.name} did not list containers: {error.explanation}."
-            ) from error
-        for summary in found:
+        for summary in self._listed({"label": wanted}, all=True):
             details = self._inspect(summary["Id"])
             if details is None:
                 continue
@@ -292,7 +310,7 @@ class DockerRuntime:
     def _withdraw(self, container_id: str) -> None:
         """Remove a container that was not started. Docker locks it while it starts: it is either removed here, or running."""
         try:
-            self._client.call(lambda api: api.remove_container(container_id, v=True, force=False))
+            self._client.call_about(lambda api: api.remove_container(container_id, v=True, force=False))
         except NotFound:
             return
         except APIError as error:
@@ -302,7 +320,7 @@ class DockerRuntime:
 
     def _output(self, container_id: str) -> bytes:
         try:
-            return self._client.call(
+            return self._client.call_about(
                 lambda api: api.logs(container_id, stdout=True, stderr=True, stream=False, tail=_LOG_LINES)
             )
         except NotFound as error:
@@ -319,8 +337,11 @@ class DockerRuntime:
             raise NotConfirmedError(f"container {container_id} still runs.", hint="Stop or kill it first.")
         self._forget(details)
 
-    def _forget(self, details: dict[str, Any]) -> None:
-        """Keep a dead container's output in the session's log, then remove it."""
+    def _forget(self, details: dict[str, Any], *, at_last: bool = False) -> None:
+        """Keep a dead container's output in the session's log, then remove it.
+
+        With `at_last`, remove it also when the engine fails to give the output: the session's next container waits for that.
+        """
         container_id = details["Id"]
         kept_in = labels_of(details).get(LABEL_STDERR_LOG)
         if kept_in:
@@ -328,8 +349,12 @@ class DockerRuntime:
                 output_log.append(Path(kept_in), self._output(container_id))
             except (OSError, ContainerGoneError) as error:
                 self._log.warning("container_output_not_kept", container_id=container_id, error=str(error))
+            except ContainerTroubleError as error:
+                if not at_last:
+                    raise
+                self._log.warning("container_output_not_kept", container_id=container_id, error=str(error))
         try:
-            self._client.call(lambda api: api.remove_container(container_id, v=True, force=False))
+            self._client.call_about(lambda api: api.remove_container(container_id, v=True, force=False))
         except APIError as error:
             if error.status_code == 409 and "already in progress" not in str(error.explanation):
                 raise NotConfirmedError(f"container {container_id} is not removable: {error.explanation}.") from error

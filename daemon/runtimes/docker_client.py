@@ -19,9 +19,9 @@ from docker.transport import unixconn
 from daemon.config.addresses import docker_address_fault
 from daemon.config.models import Config, EngineKind
 from daemon.config.policies import engine_of
-from daemon.core.errors import RuntimeUnavailableError
+from daemon.core.errors import ContainerTroubleError, RuntimeUnavailableError
 from daemon.runtimes import docker_podman
-from daemon.runtimes.docker_host import DockerHost, resolve, unavailable
+from daemon.runtimes.docker_host import DockerHost, resolve, unavailable, was_silent
 
 # What a stream that breaks in mid-answer raises. requests' own errors are OSErrors, these are not.
 _StreamError: Final[type[Exception]] = cast("Any", unixconn).urllib3.exceptions.HTTPError
@@ -63,6 +63,28 @@ class DockerClient:
         except (DockerException, OSError, _StreamError, ValueError) as error:
             self._drop(client)
             raise unavailable(self.host, error, tls=bool(os.environ.get("DOCKER_TLS_VERIFY"))) from error
+
+    def call_about(self, use: Callable[[Any], T]) -> T:
+        """As `call`, for a call about one container. Raise ContainerTroubleError if the engine fails at this one alone."""
+        try:
+            return self.call(use)
+        except RuntimeUnavailableError as error:
+            if not self.answers_in_spite_of(error):
+                raise
+            cause = error.__cause__
+            why = _why(cause) if isinstance(cause, APIError) else "no answer in time"
+            raise ContainerTroubleError(f"{self.name} answers, but failed at a container: {why}.") from cause
+
+    def answers_in_spite_of(self, error: RuntimeUnavailableError) -> bool:
+        """Return whether this error, a 5xx or a silence, was about one thing: the engine answers a ping."""
+        cause = error.__cause__
+        if cause is None or not (isinstance(cause, APIError) or was_silent(cause)):
+            return False
+        try:
+            self.call(lambda api: api.ping())
+        except (RuntimeUnavailableError, APIError):
+            return False
+        return True
 
     def close(self) -> None:
         """Close the idle connections. A later call makes new ones."""

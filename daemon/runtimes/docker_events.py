@@ -107,8 +107,9 @@ class ExitEvents:
         delay = _RECONNECT_S
         while not self._stop.is_set():
             try:
-                self._client.call(self._read)
-                delay = _RECONNECT_S
+                # Each end has every waiter look: something in between that ends streams at once must not make that a loop.
+                heard = self._client.call(self._read)
+                delay = _RECONNECT_S if heard else min(delay * 2, _RECONNECT_MAX_S)
             except ClawbusError as error:
                 self._log.debug("docker_events_lost", error=str(error))
                 delay = min(delay * 2, _RECONNECT_MAX_S)
@@ -118,7 +119,9 @@ class ExitEvents:
             self._ring(None)
             self._stop.wait(delay)
 
-    def _read(self, api: Any) -> None:
+    def _read(self, api: Any) -> bool:
+        """Wake waiters until the stream ends. Return whether it brought any event."""
+        heard = False
         stream = api.events(filters=self._filters, decode=True)
         with self._lock:
             self._stream = stream
@@ -126,11 +129,13 @@ class ExitEvents:
             if not self._stop.is_set():
                 self._ring(None)  # whatever ended before the stream was there
                 for event in stream:
+                    heard = True
                     self._ring(_container_of(event))
         finally:
             with self._lock:
                 self._stream = None
             stream._response.close()  # noqa: SLF001 - docker-py has no other way to give the connection back
+        return heard
 
     def _ring(self, container_id: str | None) -> None:
         with self._lock:

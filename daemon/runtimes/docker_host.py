@@ -111,11 +111,16 @@ def _judged(host: DockerHost, error: BaseException, *, tls: bool) -> tuple[str, 
     return _plain(error), start, host.start
 
 
+def was_silent(error: BaseException) -> bool:
+    """Return whether the engine took the call and did not answer in time."""
+    return any(isinstance(one, TimeoutError) or "timed out" in str(one).lower() for one in _causes(error))
+
+
 def _plain(error: BaseException) -> str:
     """Return a sentence without a Python exception's name."""
+    if was_silent(error):
+        return "no answer in time"
     for one in _causes(error):
-        if isinstance(one, TimeoutError) or "timed out" in str(one).lower():
-            return "no answer in time"
         text = getattr(one, "strerror", None)
         if text:
             return str(text).rstrip(".")

@@ -16,7 +16,7 @@ from docker.types import LogConfig
 from docker.types import Mount as DockerMount
 
 from daemon.core.command_words import two_words
-from daemon.core.errors import ClawbusError, ImageError, RuntimeUnavailableError, SpawnError
+from daemon.core.errors import ClawbusError, ContainerTroubleError, ImageError, RuntimeUnavailableError, SpawnError
 from daemon.runtimes.docker_client import DockerClient
 from daemon.runtimes.docker_image import UsableImage
 from daemon.runtimes.protocol import ContainerSpec, Running
@@ -30,10 +30,11 @@ from daemon.runtimes.spec import (
 )
 from schema.errors import InvalidNameError
 from schema.ids import check_name, check_session
-from schema.instants import from_text
+from schema.instants import from_text, to_text
 from schema.layout import CONTAINER_AGENT, CONTAINER_HOME, CONTAINER_OUT, HEARTBEAT, OUTBOUND_DB
 from schema.os_faults import host_error, passes
 
+ENDED: Final = frozenset({"exited", "dead"})  # states in the engine's listing
 _TMP_BYTES_MAX: Final = 256 * 1024**2
 _LOG_MAX_SIZE: Final = "5m"
 _LOG_MAX_FILES: Final = "3"
@@ -69,7 +70,13 @@ class Spawner:
             spec, lambda api: api.containers(all=True, filters={"label": labelled})
         )
         for summary in found:
-            self._clear(spec, summary["Id"])
+            try:
+                self._clear(spec, summary["Id"])
+            except ContainerTroubleError as error:
+                if summary.get("State") not in ENDED:
+                    raise
+                if f"/{spec.name}" in (summary.get("Names") or ()):
+                    self._move_aside(spec, summary["Id"], error)
         self._clear(spec, spec.name)
 
     def _clear(self, spec: ContainerSpec, id_or_name: str) -> None:
@@ -91,9 +98,19 @@ class Spawner:
             )
         self._forget(details)
 
+    def _move_aside(self, spec: ContainerSpec, container_id: str, why: ContainerTroubleError) -> None:
+        """Rename a dead container that the engine cannot show or remove, so that its name is free for the session's next one."""
+        try:
+            self._client.call_about(lambda api: api.rename(container_id, f"{spec.name}-{container_id[:12]}"))
+        except (APIError, ContainerTroubleError) as error:
+            raise SpawnError(
+                f"the dead container {container_id[:12]} is in the way: {why}",
+                hint=f"docker rm -f {container_id[:12]}; if that fails as well, restart {self._client.name}.",
+            ) from error
+
     def _asked(self, spec: ContainerSpec, call: Callable[[Any], Any]) -> Any:
         try:
-            return self._client.call(call)
+            return self._client.call_about(call)
         except NotFound:
             raise
         except APIError as error:
@@ -151,9 +168,7 @@ class Spawner:
         cause = error.__cause__
         if not isinstance(cause, APIError):
             return error
-        try:
-            self._client.call(lambda api: api.ping())
-        except (RuntimeUnavailableError, APIError):
+        if not self._client.answers_in_spite_of(error):
             return error
         return SpawnError(f"{self._client.name} failed to start {spec.name}: {cause.explanation}.")
 
@@ -204,6 +219,16 @@ def _hand_over(spec: ContainerSpec) -> None:
 def labels_of(details: dict[str, Any]) -> dict[str, str]:
     """Return the labels from `docker inspect`. Docker writes null when there are none."""
     return cast("dict[str, str]", details["Config"].get("Labels") or {})
+
+
+def details_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what the listing says about a running container in the form of `docker inspect`, which failed at it.
+
+    It was created just before its start, and a restart policy is not listed.
+    """
+    started = to_text(int(summary.get("Created") or 0) * 1000)
+    state = {"Running": True, "Paused": summary.get("State") == "paused", "StartedAt": started}
+    return {"Id": summary["Id"], "Config": {"Labels": summary.get("Labels")}, "State": state, "HostConfig": {}}
 
 
 def running_of(details: dict[str, Any]) -> Running | None:

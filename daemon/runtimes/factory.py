@@ -24,6 +24,7 @@ from daemon.runtimes.spec import build_spec
 from daemon.runtimes.users import container_uid_gid, user_mounts
 from daemon.runtimes.workspace import ensure_workspace, folder_error
 from daemon.store import destinations
+from daemon.store.agent_folders import AgentFolders
 from daemon.store.data_folder import DataFolder
 from daemon.store.data_layout import Layout
 from daemon.store.session_files import SessionFiles
@@ -99,6 +100,7 @@ class SpecMaker:
         if agent is None:
             raise UnknownAgentError(f"there is no agent {key.agent!r} in the configuration any more.")
         uid, gid = self._user
+        agent_folder = self._ready_folder(key.agent, agent)
         gate = self._gate.folder(key.agent, key.session) if self._gate is not None else None
         return build_spec(
             install_id=self._install_id,
@@ -116,7 +118,7 @@ class SpecMaker:
             limits=_limits(agent, config),
             user=f"{uid}:{gid}",
             folder=SessionFolder(session_path(folder.sessions_dir, key.agent, key.session)),
-            agent_folder=_agent_folder(folder.agents_dir / key.agent, self.owner),
+            agent_folder=agent_folder,
             own_runner=agent.runner,
             workspace=ensure_workspace(self._links) if agent.runner and self._in_container else None,
             extra_mounts=(
@@ -124,6 +126,13 @@ class SpecMaker:
                 *((Mount(gate, CONTAINER_GATE, read_only=True),) if gate is not None else ()),
             ),
         )
+
+    def _ready_folder(self, name: str, agent: Agent) -> Path:
+        """Return the agent's folder, if it and the folders to mount lie where they lay. Raise as `make` does."""
+        path = _agent_folder(self._folder.agent_folders, name, self.owner)
+        mounted = [Path(one.source) for one in agent.mounts] if self._in_container else []
+        self._folder.agent_folders.check(name, (path, *mounted))
+        return path
 
     def named_files(self, agent: str) -> tuple[str, ...]:
         """Return the files and folders of the host that the agent's table names. Does no I/O."""
@@ -220,11 +229,11 @@ def _limits(agent: Agent, config: Config) -> Limits:
     )
 
 
-def _agent_folder(path: Path, owner: tuple[int, int] | None) -> Path:
+def _agent_folder(folders: AgentFolders, name: str, owner: tuple[int, int] | None) -> Path:
     try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path = folders.make(name)
         if owner is not None:
             os.chown(path, *owner, follow_symlinks=False)
     except OSError as error:
-        raise folder_error(path, error) from error
+        raise folder_error(folders.path(name), error) from error
     return path

@@ -16,6 +16,7 @@ from typing import Final, Self
 
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import DataFolderError
+from daemon.store.agent_folders import AgentFolders
 from daemon.store.data_layout import VERSION_NAME, Layout, restoring
 from daemon.store.folder_lock import is_locked, lies_at, lock_folder, take_lock, write_holder
 from schema.errors import SchemaTooNewError
@@ -41,6 +42,7 @@ class DataFolder(Layout):
         self._lock: int | None = lock
         self._folder_lock = folder_lock
         self.was_open: tuple[str, ...] = ()
+        self.agent_folders = AgentFolders(self.agents_dir, self.run_dir / "agents")
 
     @classmethod
     def open(cls, path: Path, clock: Clock | None = None, *, is_daemon: bool = False) -> Self:
@@ -88,12 +90,13 @@ class DataFolder(Layout):
 
     def make_agents(self, names: Iterable[str]) -> None:
         """Create each agent's folder, where an operator puts its program, before the agent's first message."""
-        for name in names:
-            path = self.agents_dir / name
+        wanted = tuple(names)
+        for name in wanted:
             try:
-                path.mkdir(mode=0o755, exist_ok=True)
+                self.agent_folders.make_new(name)
             except OSError as error:
-                raise DataFolderError(f"{path} cannot be made: {error.strerror}.") from error
+                raise DataFolderError(f"{self.agent_folders.path(name)} cannot be made: {error.strerror}.") from error
+        self.agent_folders.forget_others(wanted)
 
     def retake_lock(self, clock: Clock) -> bool:
         """Lock a new `clawbus.lock`, or a folder put in the daemon's place; return whether that was needed.

@@ -4,8 +4,10 @@ The dockerd's death is tried only with CLAWBUS_FAULTS_DOCKERD=1 and as root: a s
 """
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +153,29 @@ def test_random_deaths_of_dockerd_too(image: str, private: PrivateDockerd) -> No
     report = docker_chaos(seed=8, seconds=30.0, image=image, dockerd=private, sessions=3)
     assert not report.failures(), "\n".join(report.failures())
     assert report.dockerd_restarts >= 1
+
+
+def test_folders_that_are_put_anew_below_a_container_fail_no_message(make_daemon: Make, image: str) -> None:
+    """As a deploy of the agent does that removes its folder first. The container keeps the removed ones."""
+    reads = command_agent("reads", ("/bin/sh", "-c", "cat words /srv/data/words"))
+    daemon = make_daemon(runtime="docker")
+    source = daemon.root / "data"
+    mount = f'[[agents.reads.mounts]]\nsource = "{source}"\ntarget = "/srv/data"\n'
+    daemon.configure(daemon.config.read_text().partition("\n")[2] + f'{reads}{mount}\n[docker]\nimage = "{image}"\n')
+    folder = daemon.data / "agents" / "reads"
+    put_anew((folder, source), "old")
+    for path in (daemon.data, folder.parent):
+        path.chmod(0o700)
+    daemon.start()
+    assert daemon.ask("go", agent="reads", session="s")["text"].split() == ["old", "old"]
+    for one in (folder, source):
+        put_anew((one,), "new")
+        assert "new" in daemon.ask("go", agent="reads", session="s")["text"]
+    assert daemon.ask("go", agent="reads", session="s")["text"].split() == ["new", "new"]
+
+
+def put_anew(folders: tuple[Path, ...], words: str) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "words").write_text(f"{words} ")

@@ -10,7 +10,12 @@ from daemon.runtimes import output_log
 
 _TAIL: Final = 16 * 1024
 _LONGEST: Final = 300
-_EVENTS: Final = frozenset({"runner_refused", "runner_superseded", "runner_crashed", "start_failed", "poll_failed"})
+_EVENTS: Final = frozenset(
+    {
+        *("runner_refused", "runner_superseded", "runner_crashed", "start_failed", "poll_failed"),
+        *("runner_cannot_begin", "runner_cannot_start_programs"),
+    }
+)
 
 
 def last_words(log: Path) -> str | None:

@@ -30,8 +30,8 @@ class Slot:
 
     `started_at` is when the runtime started it; None before that is known, and after others restarted the container: then any
     exit counts. `exited`: its exit is confirmed. `done`: the exit has been settled. `forced`: it is being killed. `overdue`: it
-    was killed, but its exit is still not confirmed. `unsettled`: why settling its exit failed the last time. `draining`: it is
-    being stopped between two turns, because its agent's budget is used up.
+    was killed, but its exit is still not confirmed. `unsettled`: why settling its exit failed the last time. `refusal`: why
+    the last signal could not be sent. `draining`: it is being stopped between two turns, because its agent's budget is used up.
     """
 
     session: Session
@@ -45,6 +45,7 @@ class Slot:
     forced: bool = False
     overdue: bool = False
     unsettled: ClawbusError | None = None
+    refusal: ClawbusError | None = None
     draining: bool = False
     exited: anyio.Event = field(default_factory=anyio.Event)
     done: anyio.Event = field(default_factory=anyio.Event)

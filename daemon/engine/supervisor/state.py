@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from daemon.config.models import Runtime as RuntimeConfig
 from daemon.core.clock import Clock
-from daemon.core.errors import ImageError
+from daemon.core.errors import ContainerTroubleError, ImageError
 from daemon.core.events import SpawnFailed
 from daemon.core.schedules import CLOCK_SLACK_MS
 from daemon.core.session_key import SessionKey
@@ -131,7 +131,13 @@ class SupervisorState:
         self.changed.set()
 
     def set_unavailable(self, error: ClawbusError) -> None:
-        """Record that the runtime does not answer. Log it once, and let the dispatch loop probe it."""
+        """Record that the runtime does not answer. Log it once, and let the dispatch loop probe it.
+
+        A runtime that fails at one container alone goes on serving the others.
+        """
+        if isinstance(error, ContainerTroubleError):
+            self.log.warning("container_call_failed", code=error.code, error=str(error), hint=error.hint)
+            return
         if self.unavailable is None:
             self.unavailable = (self.clock.now_ms(), str(error))
             self.log.error("runtime_unavailable", runtime=self.runtime.name, error=str(error), hint=error.hint)

@@ -18,6 +18,7 @@ from daemon.core.session_key import SessionKey
 from daemon.engine.supervisor.last_words import last_words
 from daemon.engine.supervisor.slots import Phase, Slot
 from daemon.engine.supervisor.state import SupervisorState
+from daemon.engine.troubles import END
 from daemon.runtimes.protocol import Exit, Running
 from daemon.runtimes.spec import STDERR_LOG
 from schema.errors import ClawbusError, StorageError
@@ -84,6 +85,7 @@ class Terminator:
         exit_ = await self._final_exit(slot)
         slot.exit_code = exit_.code
         slot.exited.set()
+        self._state.sessions.troubles.healed(slot.session.key, END)
         self._state.changed.set()
         await self._ended(slot, exit_)
 
@@ -184,12 +186,12 @@ class Terminator:
             text = f"the container exited (exit code {exit_.code}) before it claimed anything"
             if hung:
                 text = "the container ran, took none of its messages, and was ended for that"
-            said = await _last_words(slot)
-            text += f"; its runner said: {said}" if said is not None else ""
             hint = "Read the end of the container's log: `clawbus session show`."
             if cannot:
-                text = f"a fresh container cannot start the agent's program (exit code {exit_.code}): no room for a process"
-                hint = f"Raise agents.{key.agent}.pids or memory_bytes, or end what uses up the machine's processes or memory."
+                text = f"a fresh container cannot start the agent's program (exit code {exit_.code})"
+                hint += f" If there is no room for a process: raise agents.{key.agent}.pids or memory_bytes, or free the machine."
+            said = await _last_words(slot)
+            text += f"; its runner said: {said}" if said is not None else ""
             limit_s = self._state.config.spawn_backoff_max_s
             await self._state.back_off(slot.session, SpawnError(text, hint=hint), limit_s, started=True)
         else:
@@ -212,10 +214,18 @@ class Terminator:
             with anyio.move_on_after(self._state.config.kill_confirm_s) as scope:
                 await slot.exited.wait()
             if scope.cancelled_caught:
-                slot.overdue = True
-                self._state.changed.set()
-                self._log.error("exit_not_confirmed", agent=slot.session.key.agent, session=slot.session.key.session,
-                                container=slot.container_id)  # fmt: skip
+                self._is_overdue(slot)
+
+    def _is_overdue(self, slot: Slot) -> None:
+        """Say that a container was killed and does not end. While the runtime is away, that alone is said."""
+        key = slot.session.key
+        slot.overdue = True
+        self._state.changed.set()
+        self._log.error("exit_not_confirmed", agent=key.agent, session=key.session, container=slot.container_id)
+        if self._state.unavailable is None:
+            why = f" {slot.refusal}" if slot.refusal is not None else ""
+            error = NotConfirmedError(f"container {slot.container_id} was killed and still runs.{why}")
+            self._state.sessions.troubles.failed(key, END, error, self._state.clock.now_ms())
 
     async def _signal(self, slot: Slot, send: Callable[[str], Awaitable[None]]) -> bool:
         if slot.container_id is None:
@@ -223,10 +233,12 @@ class Terminator:
         try:
             await send(slot.container_id)
         except RuntimeUnavailableError as error:
+            slot.refusal = error
             self._state.set_unavailable(error)
         except Exception:  # noqa: BLE001 - the signal is sent again until the exit is confirmed
             self._log.error("signal_raised", container=slot.container_id, exc_info=True)
         else:
+            slot.refusal = None
             return True
         await anyio.sleep(self._state.timings.retry_s)
         return False
