@@ -146,7 +146,7 @@ def _copies(
     for agent in sorted(layout.agents_dir.iterdir()) if layout.agents_dir.is_dir() else ():
         relative = f"agents/{agent.name}"
         yield from copy_tree(agent, into / relative, relative, max_bytes=limits.max_bytes, max_files=limits.max_files)
-    away = AgentFolders(layout.agents_dir, layout.run_dir / "agents").away()
+    away = AgentFolders.of(layout).away()
     yield from (f"agents/{name} (its folder is away, or its disk is not mounted)" for name in away)
     keys = sorted(found_sessions(layout.sessions_dir)) if layout.sessions_dir.is_dir() else []
     for number, key in enumerate(keys):

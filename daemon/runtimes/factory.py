@@ -25,7 +25,6 @@ from daemon.runtimes.users import container_uid_gid, user_mounts
 from daemon.runtimes.workspace import ensure_workspace, folder_error
 from daemon.store import destinations
 from daemon.store.agent_folders import AgentFolders
-from daemon.store.data_folder import DataFolder
 from daemon.store.data_layout import Layout
 from daemon.store.session_files import SessionFiles
 from schema.ids import session_path
@@ -68,7 +67,7 @@ class SpecMaker:
     def __init__(
         self,
         config: Config,
-        folder: DataFolder,
+        folder: Layout,
         agents: Mapping[str, Agent],
         install_id: str,
         gate: WayOut | None = None,
@@ -80,6 +79,7 @@ class SpecMaker:
         self._elsewhere = elsewhere  # agents of another role's daemons, with that role
         self._gate = gate
         self._folder = folder
+        self._agent_folders = AgentFolders.of(folder)
         self._agents = agents
         self._install_id = install_id
         self._in_container = config.runtime.kind != "process"
@@ -129,9 +129,9 @@ class SpecMaker:
 
     def _ready_folder(self, name: str, agent: Agent) -> Path:
         """Return the agent's folder, if it and the folders to mount lie where they lay. Raise as `make` does."""
-        path = _agent_folder(self._folder.agent_folders, name, self.owner)
+        path = _agent_folder(self._agent_folders, name, self.owner)
         mounted = [Path(one.source) for one in agent.mounts] if self._in_container else []
-        self._folder.agent_folders.check(name, (path, *mounted))
+        self._agent_folders.check(name, (path, *mounted))
         return path
 
     def named_files(self, agent: str) -> tuple[str, ...]:

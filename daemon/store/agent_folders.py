@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from daemon.core.errors import AgentFileError
+from daemon.store.data_layout import Layout
 from daemon.store.mount_points import mount_of
 from schema.os_faults import host_error, passes
 
@@ -24,6 +25,11 @@ class AgentFolders:
     def __init__(self, agents: Path, records: Path) -> None:
         self._agents = agents
         self._records = records
+
+    @classmethod
+    def of(cls, layout: Layout) -> Self:
+        """Return those of a data folder."""
+        return cls(layout.agents_dir, layout.run_dir / "agents")
 
     def path(self, name: str) -> Path:
         """Return where the agent's folder lies."""

@@ -42,7 +42,6 @@ class DataFolder(Layout):
         self._lock: int | None = lock
         self._folder_lock = folder_lock
         self.was_open: tuple[str, ...] = ()
-        self.agent_folders = AgentFolders(self.agents_dir, self.run_dir / "agents")
 
     @classmethod
     def open(cls, path: Path, clock: Clock | None = None, *, is_daemon: bool = False) -> Self:
@@ -90,13 +89,13 @@ class DataFolder(Layout):
 
     def make_agents(self, names: Iterable[str]) -> None:
         """Create each agent's folder, where an operator puts its program, before the agent's first message."""
-        wanted = tuple(names)
+        wanted, folders = tuple(names), AgentFolders.of(self)
         for name in wanted:
             try:
-                self.agent_folders.make_new(name)
+                folders.make_new(name)
             except OSError as error:
-                raise DataFolderError(f"{self.agent_folders.path(name)} cannot be made: {error.strerror}.") from error
-        self.agent_folders.forget_others(wanted)
+                raise DataFolderError(f"{folders.path(name)} cannot be made: {error.strerror}.") from error
+        folders.forget_others(wanted)
 
     def retake_lock(self, clock: Clock) -> bool:
         """Lock a new `clawbus.lock`, or a folder put in the daemon's place; return whether that was needed.

@@ -115,7 +115,10 @@ def load_session(root: Path, *, hostile: bool) -> SessionRows:
 
 
 def _put_aside(root: Path) -> tuple[list[Row], dict[str, Row]]:
-    """What resets have put aside, as far as it can be read: one that was discarded may be no database at all."""
+    """What resets have put aside, as far as it can be read: one that was discarded may be no database at all.
+
+    An ack that finished its message counts before others: a clock that was set back mixes up the order of the names.
+    """
     before: list[Row] = []
     acked: dict[str, Row] = {}
     for path in sorted(root.glob("out.reset-*/outbound.db")):
@@ -124,7 +127,9 @@ def _put_aside(root: Path) -> tuple[list[Row], dict[str, Row]]:
                 db.row_factory = sqlite3.Row
                 try:
                     before += [dict(row) for row in db.execute("SELECT * FROM messages_out ORDER BY seq")]
-                    acked |= {row["message_id"]: dict(row) for row in db.execute("SELECT * FROM processing_ack")}
+                    for row in db.execute("SELECT * FROM processing_ack"):
+                        if acked.get(row["message_id"], {}).get("status") != AckStatus.COMPLETED:
+                            acked[row["message_id"]] = dict(row)
                 except sqlite3.Error:
                     continue
     return before, acked
