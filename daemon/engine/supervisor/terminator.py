@@ -214,10 +214,10 @@ class Terminator:
             with anyio.move_on_after(self._state.config.kill_confirm_s) as scope:
                 await slot.exited.wait()
             if scope.cancelled_caught:
-                self._is_overdue(slot)
+                self._tell_overdue(slot)
 
-    def _is_overdue(self, slot: Slot) -> None:
-        """Say that a container was killed and does not end. While the runtime is away, that alone is said."""
+    def _tell_overdue(self, slot: Slot) -> None:
+        """Log, and have `doctor` say, that a killed container does not end. While the runtime is away, that alone is said."""
         key = slot.session.key
         slot.overdue = True
         self._state.changed.set()
