@@ -7,12 +7,10 @@ host decides when a container can start again.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from container_runner.providers.protocol import Answer, Progress, Provider, Turn
 from container_runner.shared.errors import CannotStartError, TurnFailedError, TurnStoppedError
-
-_MOUNTS: Final = Path("/proc/self/mountinfo")
+from schema.mounts import mount_points
 
 
 class InFolderProvider:
@@ -52,14 +50,9 @@ class InFolderProvider:
             )
 
 
-def _removed_mount() -> str | None:
-    """Return a mounted folder that was removed on the host, which names it so (proc_pid_mountinfo(5)), or None."""
-    try:
-        lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return None
-    points = [fields[4] for fields in map(str.split, lines) if len(fields) > 4 and fields[3].endswith("//deleted")]
-    return next((point for point in points if Path(point).is_dir()), None)
+def _removed_mount() -> Path | None:
+    """Return a mounted folder that was removed on the host. A file that was replaced there, as secrets are, does not count."""
+    return next((one.path for one in mount_points() if one.removed and one.path.is_dir()), None)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 Importing takes longer than some signals take to come. Blocked, they stay pending in the kernel; `daemon.app.signals` takes
 them over once its handlers are there. What imports make stays, and the collector would walk it again and again: a tenth of
-the start. Structlog would import rich, for tracebacks that the log renders itself: another tenth.
+the start. Structlog imports rich for tracebacks, which the log renders itself: another tenth.
 
 Imports next to nothing for other commands, because it runs before everything else.
 """

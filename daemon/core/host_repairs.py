@@ -130,7 +130,7 @@ def restart_choice(host: HostFacts) -> Choice:
 
 
 def restart_for(host: HostFacts, when: str) -> Choice:
-    """Return the restart that a changed configuration needs. Nothing starts a daemon again that no service runs."""
+    """Return the restart that a changed configuration needs. A daemon that no service runs is started again by hand."""
     again = " (and start it again)" if host.unit is None and host.holder_pid is not None else ""
     return Choice(f"{when}{again}", host.orderly_restart)
 

@@ -107,7 +107,7 @@ class ExitEvents:
         delay = _RECONNECT_S
         while not self._stop.is_set():
             try:
-                # Each end has every waiter look: something in between that ends streams at once must not make that a loop.
+                # Each end makes every waiter look. Where a proxy ends each stream at once, they must not look all the time.
                 heard = self._client.call(self._read)
                 delay = _RECONNECT_S if heard else min(delay * 2, _RECONNECT_MAX_S)
             except ClawbusError as error:

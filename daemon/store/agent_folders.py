@@ -43,7 +43,7 @@ class AgentFolders:
         if not path.exists() and str(path) in self._recorded(name):
             raise AgentFileError(
                 f"agents.{name}: {path} is gone, and it held the agent's files.",
-                hint=f"Put it back, or mount its disk; the daemon tries again by itself. To begin anew: mkdir {path}",
+                hint=f"Put it back, or mount its disk; the daemon tries again by itself. For an empty one: mkdir {path}",
             )
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         return path

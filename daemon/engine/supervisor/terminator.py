@@ -189,7 +189,7 @@ class Terminator:
             hint = "Read the end of the container's log: `clawbus session show`."
             if cannot:
                 text = f"a fresh container cannot start the agent's program (exit code {exit_.code})"
-                hint += f" If there is no room for a process: raise agents.{key.agent}.pids or memory_bytes, or free the machine."
+                hint += f" If it has no room for a process: raise agents.{key.agent}.pids or memory_bytes, or end other programs of this machine."
             said = await _last_words(slot)
             text += f"; its runner said: {said}" if said is not None else ""
             limit_s = self._state.config.spawn_backoff_max_s

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from container_runner.providers import in_folder
 from container_runner.providers.in_folder import InFolderProvider
 from container_runner.providers.protocol import Answer, DeclaredTimeout, Progress, Turn
 from container_runner.shared.errors import CannotStartError, CommandExitError, TurnFailedError
+from schema import mounts
 from tests.integration.runner.test_command import TURN, Recorder
 
 MOUNT = "93 76 254:0 {root} {point} rw,relatime - ext4 /dev/vda rw\n"
@@ -52,11 +52,16 @@ async def test_a_folder_that_is_gone_or_another_is_noticed_before_the_turn(tmp_p
 async def test_a_mounted_folder_that_was_removed_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(MOUNT.format(root="/srv/data//deleted", point=tmp_path))
-    monkeypatch.setattr(in_folder, "_MOUNTS", table)
+    monkeypatch.setattr(mounts, "_TABLE", table)
     with pytest.raises(CannotStartError, match="its folder on the host was removed"):
         await run(tmp_path)
     with pytest.raises(TurnFailedError):
         await run(tmp_path, mounted=False)
+    spaced = tmp_path / "my data"
+    spaced.mkdir()
+    table.write_text(MOUNT.format(root="/srv/data//deleted", point=str(spaced).replace(" ", r"\040")))
+    with pytest.raises(CannotStartError, match="my data is gone"):
+        await run(tmp_path)
     key = tmp_path / "key"
     key.touch()
     table.write_text(MOUNT.format(root="/srv/key//deleted", point=key))
